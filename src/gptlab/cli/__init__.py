@@ -1,0 +1,34 @@
+"""The command line: a thin face over the functions of the package, one file a group of commands.
+
+Commands import what they need when they run, so that `gptlab --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gptlab.cli.data import app as data_app
+from gptlab.cli.tokenizer import app as tokenizer_app
+
+app = typer.Typer(
+    name="gptlab",
+    help="A laboratory for GPT pre-training research on a small budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(tokenizer_app, name="tokenizer", help="Train, import, inspect and grow tokenizers.")
+app.add_typer(data_app, name="data", help="Turn text into token shards, and check them.")
+
+
+def main() -> None:
+    """Entry point of `gptlab`: run the command; a user's mistake is one line on standard error and exit code 2."""
+    from gptlab.errors import GptlabError
+
+    try:
+        app()
+    except GptlabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

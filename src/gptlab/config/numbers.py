@@ -1,0 +1,32 @@
+"""Numbers as people write them: `6e-4`, `1e9`, `2M`, `1.5B`, `100_000`."""
+
+from __future__ import annotations
+
+import re
+
+_SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
+_NUMBER = re.compile(r"([+-]?(?:\d[\d_]*)(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+(?:[eE][+-]?\d+)?)([KMBGT]?)", re.I)
+
+
+def parse_number(text: str) -> int | float:
+    """`text` as a number; whole values are `int`. K, M, B (or G) and T stand for powers of 1,000.
+
+    Raises ValueError where `text` is no number.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a number; write it like 1000, 2M, 1.5B or 6e-4")
+    digits, suffix = match[1].replace("_", ""), match[2].upper()
+    scale = _SUFFIX[suffix]
+    if re.fullmatch(r"[+-]?\d+", digits):
+        return int(digits) * scale
+    value = float(digits) * scale
+    return int(value) if (suffix or "e" in digits.lower()) and value.is_integer() else value
+
+
+def format_count(value: float) -> str:
+    """A count for people: 999, 1.2K, 3.4M, 124.4M, 1.5B."""
+    for scale, suffix in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if abs(value) >= scale:
+            return f"{value / scale:.4g}{suffix}"
+    return f"{value:.4g}"
