@@ -1,0 +1,272 @@
+"""Batches as a pure function of (seed, step).
+
+B rows of T+1 tokens a step, whoever asks: world size, micro-batch size, worker count and restarts play no
+part.
+
+- A data set of M tokens has N = (M - T) // T windows of T+1 tokens an epoch. Each epoch shifts them by its
+  own phase in [0, T), so that rows do not begin at the same places again, and goes through them in its own
+  shuffled order (`permutation`).
+- A data set's sample number n is window number shuffle(n mod N) of epoch n // N.
+- Row r of the run (row b of step s is r = s B + b) goes to a data set by a golden-ratio sequence laid
+  against the cumulated weights: the sequence is of low discrepancy (Kuipers and Niederreiter, "Uniform
+  Distribution of Sequences", 1974, section 2.3), so shares are kept within a few rows all the time, not on
+  average only. The row's sample number is the count of earlier rows that went to the same data set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptlab.config.numbers import format_count
+from gptlab.console import say
+from gptlab.data.dataset import TokenDataset
+from gptlab.data.permutation import hash64, permute
+from gptlab.errors import DataError
+
+IGNORE = -1
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd
+_PHASE, _ORDER, _SHARE = 1, 2, 3  # what a hash of the seed is used for
+
+Mix = Callable[[float], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one step.
+
+    Attributes:
+        inputs: (B, T) int64 token ids.
+        targets: (B, T) int64, the token after each input; IGNORE where nothing is to be predicted.
+        documents: (B, T) int32, number of the document that each input belongs to, from 0 in every row. An
+            end-of-text token opens its document. All 0 where the data set does not know its end-of-text id.
+        global_targets: targets other than IGNORE in the whole global batch, over all ranks: what the loss
+            sum is to be divided by.
+    """
+
+    inputs: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    documents: NDArray[np.int32]
+    global_targets: int
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows `start` … `stop - 1`, of the same global batch."""
+        part = slice(start, stop)
+        return Batch(self.inputs[part], self.targets[part], self.documents[part], self.global_targets)
+
+
+def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
+    """Cut a batch into slices of at most `rows` rows, in order."""
+    for start in range(0, len(batch.inputs), rows):
+        yield batch.rows(start, start + rows)
+
+
+class BatchStream:
+    """The training batches of a run.
+
+    Args:
+        datasets: (name, data set) of each source.
+        mix: weights of the sources at a progress in [0, 1], (len(datasets),): see `gptlab.data.mixture`.
+        sequence_length: T.
+        batch_rows: B, rows of the global batch.
+        seed: decides shuffles, phases and which row goes to which source.
+        total_steps: steps of the whole run; progress of step s is s / total_steps.
+        epochs: how often a data set may be read at most; None for as often as it takes (which is said).
+
+    Raises DataError where a data set is shorter than a sequence, or the run needs more epochs than allowed.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[tuple[str, TokenDataset]],
+        mix: Mix,
+        *,
+        sequence_length: int,
+        batch_rows: int,
+        seed: int,
+        total_steps: int,
+        epochs: int | None,
+    ) -> None:
+        self.names = [name for name, _ in datasets]
+        self.datasets = [dataset for _, dataset in datasets]
+        self.sequence_length, self.batch_rows, self.seed, self.total_steps = (
+            sequence_length,
+            batch_rows,
+            seed,
+            total_steps,
+        )
+        self.windows = [self._count_windows(name, dataset) for name, dataset in datasets]
+        self._mix = mix
+        self._before = self._count_rows()
+        self.epochs_needed: dict[str, float] = {
+            name: float(rows / windows)
+            for name, rows, windows in zip(self.names, self._before[-1], self.windows, strict=True)
+        }
+        self._check_epochs(epochs)
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The rows of `step`'s global batch that are `rank`'s: slice rank of world_size, contiguous.
+
+        Raises DataError where the data holds an id outside of its vocabulary.
+        """
+        if not 0 <= step < self.total_steps:
+            raise IndexError(f"step {step} of a run of {self.total_steps}")
+        first, last = _share(self.batch_rows, rank, world_size)
+        sources = self._sources(step)
+        ids = np.empty((last - first, self.sequence_length + 1), dtype=np.int64)
+        documents = np.zeros((last - first, self.sequence_length), dtype=np.int32)
+        for number, dataset in enumerate(self.datasets):
+            rows = np.flatnonzero(sources == number)
+            samples = self._before[step, number] + np.arange(len(rows))
+            mine = (rows >= first) & (rows < last)
+            for row, start in zip(rows[mine] - first, self._starts(number, samples[mine]), strict=True):
+                dataset.read_into(int(start), ids[row])
+            _check_ids(dataset, ids[rows[mine] - first])
+            documents[rows[mine] - first] = _documents(ids[rows[mine] - first, :-1], dataset.end_of_text)
+        return Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), documents, self.batch_rows * self.sequence_length)
+
+    def sources(self, step: int) -> list[str]:
+        """The name of the data set that each row of `step`'s global batch comes from."""
+        return [self.names[number] for number in self._sources(step)]
+
+    def _count_windows(self, name: str, dataset: TokenDataset) -> int:
+        windows = (dataset.tokens - self.sequence_length) // self.sequence_length
+        if windows < 1:
+            raise DataError(
+                f"data set {name!r} ({dataset.path}) holds {dataset.tokens} tokens; sequences of"
+                f" {self.sequence_length} need at least {2 * self.sequence_length}: shorten them or"
+                f" prepare more text"
+            )
+        return windows
+
+    def _sources(self, step: int) -> NDArray[np.int64]:
+        """Number of the data set of each row of a step: (B,)."""
+        sources: NDArray[np.int64] = self._sources_of(np.array([step]))[0]
+        return sources
+
+    def _sources_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number of the data set of each row of each of `steps`: (steps, B)."""
+        B, n = self.batch_rows, len(self.datasets)
+        if n == 1:
+            return np.zeros((len(steps), B), dtype=np.int64)
+        weights = np.stack([self._mix(float(step) / self.total_steps) for step in steps])
+        # Thresholds in 64-bit fixed point, so that every machine decides alike; 2^64 itself does not fit.
+        limits = np.minimum(np.cumsum(weights, axis=1)[:, :-1] * 2.0**64, 2.0**64 - 2.0**11).astype(np.uint64)
+        rows = steps.astype(np.uint64)[:, None] * np.uint64(B) + np.arange(B, dtype=np.uint64)
+        points = rows * _GOLDEN + np.uint64(hash64(self.seed, _SHARE))
+        sources = np.zeros(points.shape, dtype=np.int64)
+        for column in limits.T:
+            sources += points >= column[:, None]
+        return sources
+
+    def _count_rows(self) -> NDArray[np.int64]:
+        """Rows that each data set has given before each step: (total_steps + 1, datasets)."""
+        n = len(self.datasets)
+        counts = np.zeros((self.total_steps + 1, n), dtype=np.int64)
+        chunk = max(1, (1 << 20) // self.batch_rows)  # bounds the memory of the count, not of the run
+        for start in range(0, self.total_steps, chunk):
+            sources = self._sources_of(np.arange(start, min(start + chunk, self.total_steps)))
+            for number in range(n):
+                counts[start + 1 : start + 1 + len(sources), number] = (sources == number).sum(axis=1)
+        return np.cumsum(counts, axis=0)
+
+    def _starts(self, number: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token position where each sample of data set `number` begins."""
+        T, N = self.sequence_length, self.windows[number]
+        starts = np.empty(len(samples), dtype=np.int64)
+        epochs = samples // N
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            phase = hash64(self.seed, _PHASE, int(epoch)) % T
+            order = permute(samples[chosen] % N, N, hash64(self.seed, _ORDER, int(epoch)))
+            starts[chosen] = phase + order * T
+        return starts
+
+    def _check_epochs(self, allowed: int | None) -> None:
+        for name, dataset in zip(self.names, self.datasets, strict=True):
+            needed = self.epochs_needed[name]
+            if allowed is not None and needed > allowed:
+                raise DataError(
+                    f"data set {name!r} ({dataset.path}) holds {format_count(dataset.tokens)} tokens; the"
+                    f" run needs"
+                    f" {needed:.2f} epochs of it and data.epochs allows {allowed}: train for fewer"
+                    f" tokens, prepare"
+                    " more text, or raise data.epochs"
+                )
+            if needed > 1:
+                say(
+                    f"data set {name!r} is read {needed:.2f} times ({math.ceil(needed)} epochs, each"
+                    f" shuffled anew)"
+                )
+
+
+def validation_batches(
+    dataset: TokenDataset,
+    sequence_length: int,
+    rows: int,
+    tokens: int | None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[Batch]:
+    """Batches that predict the first `tokens` tokens after the very first (all of them for None) once each,
+    in order.
+
+    All batches have the same shape: places after the end hold targets IGNORE (and inputs 0).
+
+    Args:
+        rows: rows of the global batch; rank gets its contiguous slice, as in training.
+
+    Raises DataError where the data set has no token to predict, fewer than asked for, or ids outside its
+    vocabulary.
+    """
+    available = dataset.tokens - 1
+    targets = available if tokens is None else tokens
+    if not 0 < targets <= available:
+        raise DataError(
+            f"{dataset.path}: {targets} validation tokens asked for; its {dataset.split} split can give 1"
+            f" to {available}"
+        )
+    windows = -(-targets // sequence_length)
+    first, last = _share(rows, rank, world_size)
+    for begin in range(0, windows, rows):
+        in_batch = min(targets - begin * sequence_length, rows * sequence_length)
+        start = (begin + first) * sequence_length
+        mine = max(0, min(targets - start, (last - first) * sequence_length))
+        inputs = np.zeros((last - first, sequence_length), dtype=np.int64)
+        expected = np.full((last - first, sequence_length), IGNORE, dtype=np.int64)
+        if mine:
+            ids = dataset.read(start, mine + 1)
+            _check_ids(dataset, ids)
+            inputs.reshape(-1)[:mine] = ids[:-1]
+            expected.reshape(-1)[:mine] = ids[1:]
+        yield Batch(inputs, expected, _documents(inputs, dataset.end_of_text), in_batch)
+
+
+def _share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    return rows * rank // world_size, rows * (rank + 1) // world_size
+
+
+def _documents(inputs: NDArray[np.int64], end_of_text: int | None) -> NDArray[np.int32]:
+    if end_of_text is None or not inputs.size:
+        return np.zeros(inputs.shape, dtype=np.int32)
+    opened = np.cumsum(inputs == end_of_text, axis=1, dtype=np.int32)
+    documents: NDArray[np.int32] = opened - opened[:, :1]
+    return documents
+
+
+def _check_ids(dataset: TokenDataset, ids: NDArray[np.int64]) -> None:
+    """Raise DataError where `ids`, just read from `dataset`, leave its vocabulary."""
+    if dataset.vocab_size is None or not ids.size or int(ids.max()) < dataset.vocab_size:
+        return
+    for shard in dataset.shards:
+        largest = int(shard.map().max())
+        if largest >= dataset.vocab_size:
+            raise DataError(
+                f"{shard.path}: holds token id {largest}, the vocabulary has {dataset.vocab_size} (0 to"
+                f" {dataset.vocab_size - 1}); the shard is damaged or was made with another tokenizer"
+            )
