@@ -1,0 +1,377 @@
+"""The `Tokenizer` class and the engines inside it.
+
+A tokenizer is data (`Tokenizer.tokens`, `pattern`, `special_tokens`) and an engine chosen by its kind:
+
+* `bpe`: tiktoken. A token's id is its merge rank; ids of special tokens are gaps in the ranks, which tiktoken
+  allows.
+* `byte`, `char`: NumPy look-ups.
+* `hf`: Hugging Face's `tokenizers`, for a `tokenizer.json` that tiktoken cannot express (see `formats`).
+
+Special tokens are never handed to an engine: where they are asked for, the text is cut at them first
+(leftmost, longest), so all kinds treat them alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gptlab.errors import DataError
+from gptlab.tokenizer.patterns import cut_long_whitespace
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = "<|endoftext|>"
+"""The document separator, in GPT-2's spelling."""
+
+Ids = npt.NDArray[np.uint32]
+_Result = TypeVar("_Result")
+
+
+class Engine(Protocol):
+    """Turns ordinary text (no special tokens) into ids, and any ids into bytes."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_array(self, text: str) -> npt.NDArray[Any]: ...
+
+    def decode_bytes(self, ids: list[int]) -> bytes: ...
+
+
+class Tokenizer:
+    """Text to ids and back; ids are `0..vocab_size-1`.
+
+    Made by `load_tokenizer`, `training`, `byte_tokenizer` or `char_tokenizer` rather than by calling the
+    class.
+
+    Attributes:
+        name: what the tokenizer is called; does not influence `hash`.
+        kind: "bpe", "byte", "char" or "hf".
+        vocab_size: number of ids, special tokens included.
+        special_tokens: text of each special token → its id.
+        end_of_text: id of the document separator.
+        pattern: the split pattern of a "bpe" tokenizer, otherwise None.
+        trained_on: what is known of where it came from (goes to `meta.json`, does not influence `hash`).
+        hash: 16 hex digits of SHA-256 over what decides the ids.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        tokens: Sequence[bytes],
+        special_tokens: dict[str, int],
+        *,
+        end_of_text: str = END_OF_TEXT,
+        pattern: str | None = None,
+        hf_json: str | None = None,
+        trained_on: dict[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.vocab_size = len(tokens)
+        self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
+        self.end_of_text_token = end_of_text
+        self.end_of_text = special_tokens[end_of_text]
+        self.pattern = pattern
+        self.hf_json = hf_json
+        self.trained_on = trained_on or {}
+        self._tokens = list(tokens)
+        self.hash = self._content_hash()
+        self._engine = self._make_engine()
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special_splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    def __repr__(self) -> str:
+        return (
+            f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
+        )
+
+    def _content_hash(self) -> str:
+        decides = {
+            "kind": self.kind,
+            "pattern": self.pattern,
+            "specials": self.special_tokens,
+            "end_of_text": self.end_of_text_token,
+            "tokens": [token.hex() for token in self._tokens],
+            "hf": self.hf_json,
+        }
+        canonical = json.dumps(decides, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
+
+    def _make_engine(self) -> Engine:
+        if self.kind == "bpe":
+            assert self.pattern is not None
+            return _BpeEngine(self._tokens, self.special_tokens, self.pattern)
+        if self.kind == "hf":
+            assert self.hf_json is not None
+            return _HuggingFaceEngine(self.hf_json)
+        if self.kind == "byte":
+            return _ByteEngine(self._tokens, self.special_tokens)
+        return _CharEngine(self._tokens, self.special_tokens)
+
+    # Text to ids
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of `text`. Special-token text is ordinary text unless `allow_special`.
+
+        Raises DataError where `text` is not valid Unicode, or holds a character that a char tokenizer does
+        not know.
+        """
+        if not allow_special:
+            return _guarded(self._engine.encode, text)
+        ids: list[int] = []
+        for part in self._special_splitter.split(text):
+            if part in self.special_tokens:
+                ids.append(self.special_tokens[part])
+            elif part:
+                ids.extend(_guarded(self._engine.encode, part))
+        return ids
+
+    def encode_documents(self, texts: Sequence[str], *, threads: int = 1) -> list[npt.NDArray[Any]]:
+        """The ids of each document, as `uint16` where the vocabulary fits and `uint32` where not.
+
+        Never parses special tokens and adds no separators. `threads` run in parallel (the engines of "bpe"
+        and "hf" release the interpreter lock). Raises DataError as `encode` does.
+        """
+        dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+
+        def encode_one(text: str) -> npt.NDArray[Any]:
+            return _guarded(self._engine.encode_array, text).astype(dtype)
+
+        if threads <= 1 or len(texts) <= 1:
+            return [encode_one(text) for text in texts]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(encode_one, texts))
+
+    # Ids to text
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `ids` stand for; special tokens appear as their text. Raises DataError for an id
+        outside."""
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]
+        if listed and not (min(listed) >= 0 and max(listed) < self.vocab_size):
+            bad = next(token for token in listed if not 0 <= token < self.vocab_size)
+            raise DataError(
+                f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}"
+            )
+        return self._engine.decode_bytes(listed)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `ids` stand for; bytes that are no UTF-8 (half a character, say) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    # Looking inside
+
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, by id; `b""` for special tokens.
+
+        For kind "hf" without byte-level tokens these are the bytes of the token as it is written inside a
+        text.
+        """
+        return list(self._tokens)
+
+    def pieces(self, text: str) -> list[tuple[int, bytes]]:
+        """`text` as (id, bytes of that token), in order; special-token text is ordinary text."""
+        return [(token, self._tokens[token]) for token in self.encode(text)]
+
+    # On disk
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's folder (`tokenizer.json`, `merges.txt`, `meta.json`) in one atomic step.
+
+        A folder that is there already is replaced. Raises DataError where the tokenizer cannot be written so
+        that `transformers` reads the same ids.
+        """
+        from gptlab.tokenizer.formats import save_tokenizer
+
+        save_tokenizer(self, folder)
+
+
+def byte_tokenizer(*, name: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:
+    """The 256 bytes, then END_OF_TEXT, then `special_tokens`."""
+    return with_specials(name, "byte", [bytes([value]) for value in range(256)], special_tokens)
+
+
+def char_tokenizer(characters: Iterable[str], *, name: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
+    """The distinct `characters` in order of their code points, then END_OF_TEXT, then `special_tokens`.
+
+    Raises DataError where there are none, or one is half of a surrogate pair.
+    """
+    distinct = sorted(set(characters))
+    if not distinct:
+        raise DataError("a char tokenizer needs at least one character: the training text is empty")
+    return with_specials(name, "char", [_utf8(character) for character in distinct], special_tokens)
+
+
+def with_specials(
+    name: str,
+    kind: str,
+    tokens: Sequence[bytes],
+    special_tokens: Sequence[str],
+    *,
+    pattern: str | None = None,
+    trained_on: dict[str, Any] | None = None,
+) -> Tokenizer:
+    """A tokenizer of `tokens` followed by END_OF_TEXT and `special_tokens`, in that order."""
+    specials = check_specials(special_tokens)
+    ids = {text: len(tokens) + index for index, text in enumerate(specials)}
+    return Tokenizer(
+        name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on
+    )
+
+
+def check_specials(special_tokens: Sequence[str]) -> list[str]:
+    """END_OF_TEXT and then `special_tokens`. Raises DataError for an empty or repeated one."""
+    specials = [END_OF_TEXT, *(text for text in special_tokens if text != END_OF_TEXT)]
+    for index, text in enumerate(specials):
+        if not text.strip():
+            raise DataError("a special token cannot be empty or blank; write it like --special '<|user|>'")
+        if text in specials[:index]:
+            raise DataError(f"special token {text!r} is given twice")
+        _utf8(text)
+    return specials
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _surrogate_error(text, error) from None
+
+
+def _surrogate_error(text: str, error: UnicodeEncodeError) -> DataError:
+    return DataError(
+        f"the text is not valid Unicode: half a surrogate pair, U+{ord(text[error.start]):04X}, at character"
+        f" {error.start:,}; read the file as UTF-8 with errors='replace'"
+    )
+
+
+def _guarded(encode: Callable[[str], _Result], text: str) -> _Result:
+    """`encode(text)`, with what an engine cannot take turned into an error for people."""
+    try:
+        return encode(text)
+    except UnicodeEncodeError:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise _surrogate_error(text, error) from None
+        raise
+
+
+def is_rust_panic(error: BaseException) -> bool:
+    """Whether `error` is a panic inside a Rust extension: pyo3 makes it a BaseException of a class nobody
+    exports."""
+    return type(error).__name__ == "PanicException"
+
+
+class _BpeEngine:
+    def __init__(self, tokens: list[bytes], special_tokens: dict[str, int], pattern: str) -> None:
+        import tiktoken
+
+        specials = set(special_tokens.values())
+        ranks = {token: index for index, token in enumerate(tokens) if index not in specials}
+        self._encoding = tiktoken.Encoding(
+            "gptlab", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
+        )
+        self.decode_bytes = self._encoding.decode_bytes
+
+    def encode(self, text: str) -> list[int]:
+        pieces = cut_long_whitespace(text)
+        if len(pieces) == 1:
+            return list(self.encode_array(text).tolist())
+        return [token for piece in pieces for token in self.encode(piece)]
+
+    def encode_array(self, text: str) -> npt.NDArray[Any]:
+        pieces = cut_long_whitespace(text)
+        if len(pieces) > 1:
+            return np.concatenate([self.encode_array(piece) for piece in pieces])
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except BaseException as error:
+            if not is_rust_panic(error):
+                raise
+            raise DataError(
+                f"the split pattern gives up on a text of {len(text):,} characters that starts {text[:40]!r}:"
+                f" {error}; cut the text, or use a pattern with less backtracking"
+            ) from None
+
+
+class _ByteEngine:
+    def __init__(self, tokens: list[bytes], special_tokens: dict[str, int]) -> None:
+        self._table = list(tokens)
+        for text, index in special_tokens.items():
+            self._table[index] = text.encode("utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def encode_array(self, text: str) -> npt.NDArray[Any]:
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        if max(ids, default=0) < 256:
+            return bytes(ids)
+        return b"".join(map(self._table.__getitem__, ids))
+
+
+class _CharEngine:
+    def __init__(self, tokens: list[bytes], special_tokens: dict[str, int]) -> None:
+        self._table = list(tokens)
+        for text, index in special_tokens.items():
+            self._table[index] = text.encode("utf-8")
+        specials = set(special_tokens.values())
+        characters = [token.decode("utf-8") for i, token in enumerate(tokens) if i not in specials]
+        codes = np.array([ord(character) for character in characters], dtype=np.int64)
+        self._ids = np.full(int(codes.max()) + 1, -1, dtype=np.int64)
+        self._ids[codes] = [i for i in range(len(tokens)) if i not in specials]
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.encode_array(text).tolist())
+
+    def encode_array(self, text: str) -> npt.NDArray[Any]:
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        inside = codes < len(self._ids)
+        ids = self._ids[np.where(inside, codes, 0)]
+        unknown = ~inside | (ids < 0)
+        if unknown.any():
+            position = int(unknown.argmax())
+            character = text[position]
+            raise DataError(
+                f"character {character!r} (U+{ord(character):04X}) at position {position:,} is not in the"
+                " char tokenizer; train it on text that has it, or use a bpe or byte tokenizer"
+            )
+        return ids
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        return b"".join(map(self._table.__getitem__, ids))
+
+
+class _HuggingFaceEngine:
+    def __init__(self, hf_json: str) -> None:
+        import tokenizers
+
+        self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(hf_json)
+        self._tokenizer.encode_special_tokens = True  # special-token text in a document is text
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def encode(self, text: str) -> list[int]:
+        text.encode("utf-8")  # raises where the engine would only say TypeError
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_array(self, text: str) -> npt.NDArray[Any]:
+        return np.array(self.encode(text), dtype=np.uint32)
+
+    def decode_bytes(self, ids: list[int]) -> bytes:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text.encode("utf-8")

@@ -1,0 +1,86 @@
+"""Split patterns: how text is cut into pre-tokens before byte-pair encoding. Merges never cross a cut.
+
+A pattern is read by four regular-expression engines (rustbpe and tiktoken use Rust's fancy-regex,
+`tokenizers` uses Oniguruma, growing uses Python's `regex`), so the two of the house are written in the
+dialect in which all four agree: no `$` (a line end in Oniguruma), no `{1,3}+` (possessive in two of them, a
+nested repeat in Oniguruma), no `(?i:…)` (the engines fold different sets of characters).
+"""
+
+from __future__ import annotations
+
+import re
+
+from gptlab.errors import DataError
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""The pattern of GPT-2 (Radford et al., 2019), as in OpenAI's `encoder.py`."""
+
+GPT4 = (
+    r"'(?:[sSſdDmMtT]|[lL]{2}|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""The cuts of GPT-4 (`cl100k_base` in tiktoken): contractions in either case (ſ is what `(?i:s)` also
+matches), at most three digits, punctuation with the line ends that follow it."""
+
+NAMES = {"gpt4": GPT4, "gpt2": GPT2}
+
+LONGEST_WHITESPACE_RUN = 100_000
+"""Longer runs of whitespace are cut: fancy-regex keeps a state a character for `\\s+(?!\\S)` and gives up at
+a million."""
+
+_LONG_RUN = re.compile(rf"(\s{{{LONGEST_WHITESPACE_RUN}}})")
+_STRIDE = LONGEST_WHITESPACE_RUN // 2
+
+
+def resolve_pattern(pattern: str) -> str:
+    """The pattern called `pattern` (`gpt4`, `gpt2`), or `pattern` itself where it is a regular expression
+    that works.
+
+    A pattern works when fancy-regex and Oniguruma accept it, it never matches the empty string, and every
+    character of Unicode is matched by it, alone and between letters: what a pattern leaves out would vanish
+    from the text.
+
+    Raises DataError naming what is wrong with it.
+    """
+    if pattern in NAMES:
+        return NAMES[pattern]
+    if not re.search(r"[\\\[\].+*?|(){}^]", pattern):
+        raise DataError(
+            f"--pattern {pattern!r} is neither a name ({', '.join(NAMES)}) nor a regular expression"
+        )
+    import regex  # type: ignore[import-untyped]
+    import tiktoken
+    from tokenizers import Regex
+
+    byte_ranks = {bytes([value]): value for value in range(256)}
+    try:
+        Regex(pattern)
+        compiled = regex.compile(pattern)
+        probe = tiktoken.Encoding("probe", pat_str=pattern, mergeable_ranks=byte_ranks, special_tokens={})
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"--pattern {pattern!r} does not compile: {first_line}") from error
+    if compiled.match("") is not None:
+        raise DataError(f"--pattern {pattern!r} matches the empty string; replace a * by + so that it cannot")
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    for text in ("\n".join(characters), "a".join(characters), "".join(characters)):
+        if probe.decode(probe.encode_ordinary(text)) != text:
+            lost = next((c for c in characters if not probe.encode_ordinary(c)), "")
+            which = f"it skips {lost!r} (U+{ord(lost):04X})" if lost else "it skips characters inside words"
+            raise DataError(f"--pattern {pattern!r} does not match all text: {which}; end it with |[\\s\\S]")
+    return pattern
+
+
+def cut_long_whitespace(text: str) -> list[str]:
+    """`text` in pieces such that no run of whitespace exceeds `LONGEST_WHITESPACE_RUN` characters: usually
+    `[text]`.
+
+    Looking at one character in every half run is enough to rule a long run out, so the common case costs
+    nothing.
+    """
+    if len(text) < LONGEST_WHITESPACE_RUN:
+        return [text]
+    for position in range(0, len(text), _STRIDE):
+        if text[position].isspace() and text[position : position + _STRIDE].isspace():
+            return [piece for piece in _LONG_RUN.split(text) if piece]
+    return [text]
