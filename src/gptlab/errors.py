@@ -34,7 +34,8 @@ class TrainingError(GptlabError):
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A hint to append to an error: the closest valid name, or the list of them when nothing is close."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {by_lower[close[0]]!r}?"
     return f"valid: {', '.join(names)}" if names else "nothing is valid here"

@@ -1,1 +1,6 @@
-"""."""
+"""The model: GPT and its parts, each a slot."""
+
+from gptlab.model.build import build_model
+from gptlab.model.transformer import GPT, Block
+
+__all__ = ["GPT", "Block", "build_model"]

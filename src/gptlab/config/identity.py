@@ -1,0 +1,81 @@
+"""What makes two runs the same run: a hash over everything that changes results, and nothing else.
+
+Left out are the name, the seed (it is spelled out in the folder's name), the sections `system`, `checkpoint` and
+`log`, how often validation happens, and every path; what a path leads to (the tokens, the source of a component)
+takes its place, so that moving files changes nothing and editing them changes the hash.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptlab.config.schema import RunConfig
+from gptlab.config.slots import Slot, used_files
+
+UNHASHED = (
+    "name",
+    "seed",
+    "system",
+    "checkpoint",
+    "log",
+    "eval.every",
+    "data.path",
+    "data.sources",
+    "data.tokenizer",
+    "data.epochs",
+)
+"""Dotted keys outside the hash. `data.sources` and `data.tokenizer` enter as fingerprints of what they lead to."""
+
+
+def component_files(config: RunConfig) -> dict[str, Path]:
+    """Every user file that the config's slots reach, by the text it is named with."""
+    slots = [config.model, config.loss, config.optimizer, config.schedule, config.data.mix]
+    found: dict[str, Path] = {}
+    for slot in slots:
+        if isinstance(slot, Slot):
+            found |= used_files(slot)
+    return found
+
+
+def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
+    """The nested dictionary that is hashed. `data`: fingerprint of each data set, by source name."""
+    values = copy.deepcopy(config.plain())
+    for dotted in UNHASHED:
+        *parents, last = dotted.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section.pop(last, None)
+    values["data"]["fingerprints"] = dict(sorted(data.items()))
+    digests = {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name, path in component_files(config).items()
+    }
+    replaced: dict[str, Any] = _replace_files(values, digests)
+    return replaced
+
+
+def _replace_files(value: Any, digests: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace_files(item, digests) for key, item in value.items()}
+    if isinstance(value, str):
+        file, colon, name = value.rpartition(":")
+        if colon and file in digests:
+            return f"{digests[file]}:{name}"
+    return value
+
+
+def config_hash(config: RunConfig, data: Mapping[str, str]) -> str:
+    """Eight hex digits of SHA-256 over `hashed_values`."""
+    text = json.dumps(hashed_values(config, data), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_name(config: RunConfig, data: Mapping[str, str]) -> str:
+    """The name of the run's folder: NAME-HASH-seedN."""
+    return f"{config.name}-{config_hash(config, data)}-seed{config.seed}"

@@ -1,0 +1,214 @@
+"""From files and `--set` to a checked `RunConfig`; and between configs, what differs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from gptlab.config.schema import RunConfig, Section, SlotError
+from gptlab.config.slots import SLOTS, explain, menu, signature
+from gptlab.config.yamlfile import KeyPath, Origin, parse_yaml, read_yaml
+from gptlab.errors import ConfigError, did_you_mean
+
+_COMPONENT_FILE = re.compile(r"[^:\s]+\.py:[A-Za-z_]\w*")
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in `source` (a YAML file, or a run folder that holds config.yaml), with `a.b=c` overrides applied.
+
+    A file may name a `base:` (a path relative to it) and then says only what differs. `name` is not inherited: it
+    is the file's own, or its stem. Raises ConfigError naming file and line.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    values: dict[str, Any] = {}
+    origins: dict[KeyPath, Origin] = {}
+    config = RunConfig()
+    for file, layer, places in _layers(path):
+        layer.setdefault("name", file.parent.name if file.name == "config.yaml" else file.stem)
+        values, origins = merge(values, layer), origins | places
+        config = _validate(values, origins)
+        # Resolved before the next layer, so that every `use` is written out and a diff that changes one is seen.
+        values = config.plain()
+    for text in overrides:
+        values = merge(values, parse_override(text, origins))
+    return _validate(values, origins) if overrides else config
+
+
+def config_from(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """A config from nested dictionaries instead of a file. Raises ConfigError."""
+    origins: dict[KeyPath, Origin] = {}
+    merged = _validate(_absolute(dict(values), Path.cwd()), origins).plain()
+    for text in overrides:
+        merged = merge(merged, parse_override(text, origins))
+    return _validate(merged, origins)
+
+
+def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin]]]:
+    """The chain of `base:` files, the most basic first."""
+    chain: list[tuple[Path, dict[str, Any], dict[KeyPath, Origin]]] = []
+    seen: list[Path] = []
+    while True:
+        if path.resolve() in seen:
+            raise ConfigError(
+                f"{chain[-1][0]}: `base` goes in a circle: {' -> '.join(str(p.name) for p in seen)}"
+            )
+        seen.append(path.resolve())
+        values, origins = read_yaml(path)
+        base = values.pop("base", None)
+        chain.append((path, _absolute(values, path.parent), origins))
+        if base is None:
+            return chain[::-1]
+        if not isinstance(base, str):
+            raise ConfigError(f"{origins[('base',)]}: `base` must be the path of one YAML file")
+        target = path.parent / base
+        if not target.is_file():
+            raise ConfigError(
+                f"{origins[('base',)]}: no base config at {target}; the path is relative to this file"
+            )
+        path = target
+
+
+def _absolute(value: Any, folder: Path) -> Any:
+    """`./idea.py:Name` is relative to the YAML that names it; make it independent of the working folder."""
+    if isinstance(value, dict):
+        return {key: _absolute(item, folder) for key, item in value.items()}
+    if isinstance(value, str) and _COMPONENT_FILE.fullmatch(value):
+        file, _, name = value.rpartition(":")
+        return f"{(folder / file).resolve()}:{name}"
+    return value
+
+
+def merge(base: Any, diff: Any) -> Any:
+    """`diff` laid over `base`: mappings merge deeply, everything else is replaced.
+
+    A slot is replaced whole where `diff` changes its `use`: the old component's arguments mean nothing to the new.
+    """
+    if isinstance(diff, str) and isinstance(base, dict) and "use" in base:
+        diff = {"use": diff}
+    if not isinstance(base, dict) or not isinstance(diff, dict):
+        return diff
+    if "use" in diff and "use" in base and diff["use"] != base["use"]:
+        return diff
+    return {**base, **{key: merge(base.get(key), value) for key, value in diff.items()}}
+
+
+def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
+    """`a.b=c` as {"a": {"b": c}}; the value is read as YAML. Records where it came from in `origins`."""
+    key, equals, value_text = text.partition("=")
+    path = tuple(key.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.tokens=2M")
+    value, _ = parse_yaml(value_text, f"--set {text}")
+    value = _absolute({} if value == {} and not value_text.strip() else value, Path.cwd())
+    origins[path] = Origin(f"--set {text}")
+    for part in reversed(path):
+        value = {part: value}
+    result: dict[str, Any] = value
+    return result
+
+
+def _validate(values: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except SlotError as error:
+        path, message = error.path, error.message
+    except pydantic.ValidationError as error:
+        unknown = next((p for p in error.errors(include_url=False) if p["type"] == "extra_forbidden"), None)
+        if unknown is not None:
+            path = tuple(str(part) for part in unknown["loc"])
+            message = f"unknown key {path[-1]!r}; {did_you_mean(path[-1], _keys_at(path[:-1]))}"
+        else:
+            path, message = explain(error)
+            if isinstance(error.errors()[0]["input"], dict) and "does not fit" in message:
+                message = message[
+                    message.index("expected ") + len("expected ") :
+                ]  # a rule over several fields
+    where = next((str(origins[path[:n]]) for n in range(len(path), 0, -1) if path[:n] in origins), None)
+    if where is None and path:  # an unknown section: the place of the first key inside it
+        where = next((str(place) for key, place in origins.items() if key[: len(path)] == path), None)
+    raise ConfigError(": ".join(part for part in (where, ".".join(path), message) if part)) from None
+
+
+def _keys_at(path: Iterable[str]) -> list[str]:
+    """The keys that the section at `path` knows."""
+    section: Any = RunConfig
+    for part in path:
+        field = section.model_fields.get(part)
+        section = field.annotation if field is not None else None
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return []
+    keys = list(section.model_fields)
+    return [*keys, "base"] if section is RunConfig else keys
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two resolved configs differ, as (dotted key, value in a, value in b); absent values are None.
+
+    A slot whose `use` differs is one difference: its arguments cannot be compared one by one.
+    """
+    if prefix and "use" in a and "use" in b and a["use"] != b["use"]:
+        return [(prefix.rstrip("."), dict(a), dict(b))]
+    found: list[tuple[str, Any, Any]] = []
+    for key in [*a, *(key for key in b if key not in a)]:
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += difference(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append((f"{prefix}{key}", left, right))
+    return found
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a config file, for editors: completion, types and descriptions, components included."""
+    schema = RunConfig.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    for kind in SLOTS:
+        choices: list[dict[str, Any]] = [
+            {"type": "string", "anyOf": [{"enum": menu(kind)}, {"pattern": ":"}]},
+            *(_component_schema(kind, name) for name in menu(kind)),
+            {
+                "type": "object",
+                "required": ["use"],
+                "properties": {"use": {"type": "string", "pattern": ":"}},
+            },
+            {"type": "null"},
+        ]
+        definitions[f"slot:{kind}"] = {"title": f"slot {kind}", "anyOf": choices}
+    _link_slots(schema)
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "a config that this one is a diff against",
+    }
+    definitions["Seed"] = {"anyOf": [{"type": "integer"}, definitions["Seed"]]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "gptlab config"}
+
+
+def _link_slots(value: Any) -> None:
+    """Turn the fields' {"slot": KIND} into references; pydantic cannot be given a definition it did not make."""
+    if isinstance(value, dict):
+        if isinstance(kind := value.pop("slot", None), str):
+            value.pop("default", None)
+            value["$ref"] = f"#/$defs/slot:{kind}"
+        for item in value.values():
+            _link_slots(item)
+
+
+def _component_schema(kind: str, name: str) -> dict[str, Any]:
+    found = signature(kind, name)
+    schema = found.schema.model_json_schema()
+    properties = schema.get("properties", {})
+    for parameter, nested in found.nested.items():
+        properties[parameter] = {"$ref": f"#/$defs/slot:{nested}"}
+    # `use` is not required: every slot of a run has a default component
+    return {
+        "type": "object",
+        "title": name,
+        "additionalProperties": False,
+        "properties": {"use": {"const": name}, **properties},
+    }

@@ -1,0 +1,233 @@
+"""What a run is: every field of a config, its type, its default and its meaning.
+
+Two principles decide where a field goes. Batch and duration are in tokens, so that one config means one
+optimization on any number of devices. And the sections `system`, `checkpoint` and `log` hold what does not change
+results: they are outside the run's hash (`gptlab.config.identity`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field
+
+from gptlab.config.slots import Slot, SlotError, validate_slot
+from gptlab.config.types import Boolean, Integer, Number, Text
+
+PositiveInteger = Annotated[Integer, Field(gt=0)]
+NonNegativeInteger = Annotated[Integer, Field(ge=0)]
+
+
+class Section(pydantic.BaseModel):
+    """A section of the config: closed (no unknown keys) and frozen."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+
+def _slot(kind: str, default: str | None, *prefix: str) -> Any:
+    """The type of a field that holds a slot value. `prefix`: the keys above it, for error messages."""
+
+    def check(value: Any) -> Slot | None:
+        if value is None and default is None:
+            return None
+        try:
+            return validate_slot(kind, value, default=default)
+        except SlotError as error:
+            raise SlotError((*prefix, kind, *error.path), error.message) from None
+
+    type_ = Slot if default is not None else Slot | None
+    return Annotated[type_, pydantic.BeforeValidator(check), pydantic.WithJsonSchema({"slot": kind})]
+
+
+if TYPE_CHECKING:
+    ModelSlot = LossSlot = OptimizerSlot = ScheduleSlot = Slot
+    MixSlot = Slot | None
+else:
+    ModelSlot = _slot("model", "GPT")
+    LossSlot = _slot("loss", "CrossEntropy")
+    OptimizerSlot = _slot("optimizer", "AdamW")
+    ScheduleSlot = _slot("schedule", "Cosine")
+    MixSlot = _slot("mix", None, "data")
+
+
+class Seed(Section):
+    """Where randomness comes from. Write one number for all three, or vary them separately."""
+
+    init: NonNegativeInteger = Field(1, description="seed of the initial weights")
+    data: NonNegativeInteger = Field(1, description="seed of the order of the data")
+    dropout: NonNegativeInteger = Field(1, description="seed of dropout")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _one_number(cls, value: Any) -> Any:
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            return {"init": value, "data": value, "dropout": value}
+        return value
+
+    def __str__(self) -> str:
+        parts = (self.init, self.data, self.dropout)
+        return str(self.init) if len(set(parts)) == 1 else "-".join(map(str, parts))
+
+
+class Data(Section):
+    """Which tokens the run reads."""
+
+    path: Text | None = Field(
+        None, description="a data set made by `gptlab data prepare` (or foreign .bin shards)"
+    )
+    sources: dict[str, Text] | None = Field(None, description="several data sets by name, for a mixture")
+    mix: MixSlot = Field(None, description="how the sources are mixed (slot); needs `sources`")
+    tokenizer: Text | None = Field(
+        None, description="name or folder; null: the one that the data set carries"
+    )
+    epochs: PositiveInteger | None = Field(
+        None, description="most passes over the data allowed; null: any number"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _path_or_sources(self) -> Data:
+        if self.path is not None and self.sources is not None:
+            raise ValueError("`path` and `sources` exclude each other; set one of them to null")
+        if self.mix is not None and not self.sources:
+            raise ValueError("`mix` needs `sources`, the data sets to mix, by name")
+        if self.sources and len(self.sources) > 1 and self.mix is None:
+            raise ValueError(
+                "several `sources` need `mix`, for example {use: Weights, weights: {a: 0.5, b: 0.5}}"
+            )
+        return self
+
+
+class Train(Section):
+    """How long, in what pieces, and at what precision."""
+
+    tokens: PositiveInteger = Field(
+        2_000_000, description="length of the run, in tokens (rounded up to whole steps)"
+    )
+    batch_tokens: PositiveInteger = Field(8192, description="tokens of one optimizer step, over all devices")
+    sequence_length: PositiveInteger = Field(256, description="T: tokens of one training sequence")
+    gradient_clip: Number | None = Field(
+        1.0, description="largest norm of the whole gradient; null: no clipping"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="precision of the matrix products; auto: bfloat16 where the hardware is fast at it",
+    )
+    bad_step: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what a loss that is not finite, or a spike, does to the run (skip costs a sync a step)",
+    )
+    spike: Number | None = Field(
+        2.0, description="a spike: this many nats above the median of the last 50 steps"
+    )
+
+
+class Evaluate(Section):
+    """Validation while training."""
+
+    every: NonNegativeInteger = Field(200, description="steps between validations; 0: only at the end")
+    tokens: PositiveInteger | None = Field(
+        None, description="validation tokens, from the start; null: the whole split"
+    )
+
+
+class Checkpoint(Section):
+    """What is saved so that a run can go on."""
+
+    every: NonNegativeInteger = Field(
+        0, description="steps between checkpoints; 0: only where the run ends or stops"
+    )
+    keep: PositiveInteger = Field(2, description="how many of the newest to keep")
+    best: Boolean = Field(
+        False, description="also save at each validation and keep the best by validation loss"
+    )
+
+
+class System(Section):
+    """What the run is computed on. Nothing here changes results beyond rounding."""
+
+    device: Text = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    micro_batch: Literal["auto"] | PositiveInteger = Field(
+        "auto", description="sequences a device handles at once; auto: the largest power of two that fits"
+    )
+    compile: Literal["auto"] | Boolean = Field("auto", description="torch.compile; auto: on CUDA")
+    threads: PositiveInteger | None = Field(None, description="CPU threads; null: torch's own choice")
+
+
+class Log(Section):
+    """Where numbers go beside metrics.jsonl and metrics.csv."""
+
+    every: PositiveInteger = Field(1, description="steps between rows of metrics.jsonl")
+    tensorboard: Boolean = Field(False, description="write TensorBoard events to RUN/tensorboard")
+    wandb: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases")
+    wandb_project: Text = Field("gptlab", description="project name at Weights & Biases")
+
+
+class RunConfig(Section):
+    """A whole run. `gptlab config show` prints one with every default written out."""
+
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        "run", description="runs/NAME-…"
+    )
+    seed: Seed = Seed()
+    data: Data = Data()
+    model: ModelSlot = Field(default="GPT", validate_default=True)
+    loss: LossSlot = Field(default="CrossEntropy", validate_default=True)
+    optimizer: OptimizerSlot = Field(default="AdamW", validate_default=True)
+    schedule: ScheduleSlot = Field(default="Cosine", validate_default=True)
+    train: Train = Train()
+    eval: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    system: System = System()
+    log: Log = Log()
+
+    @property
+    def batch_rows(self) -> int:
+        """B: sequences of one optimizer step, over all devices."""
+        return self.train.batch_tokens // self.train.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run: train.tokens, rounded up to whole batches."""
+        return -(-self.train.tokens // self.train.batch_tokens)
+
+    @pydantic.model_validator(mode="after")
+    def _batch_is_whole_sequences(self) -> RunConfig:
+        train = self.train
+        if train.batch_tokens % train.sequence_length:
+            lower = max(1, train.batch_tokens // train.sequence_length) * train.sequence_length
+            raise ValueError(
+                f"train.batch_tokens: {train.batch_tokens} is not a multiple of train.sequence_length "
+                f"({train.sequence_length}); use {lower}"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As nested dictionaries with every default written out, ready for YAML."""
+        return _plain(self)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
+    if isinstance(value, Slot):
+        return value.plain()
+    if isinstance(value, tuple):
+        return list(value)
+    return value
+
+
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Evaluate",
+    "Log",
+    "RunConfig",
+    "Seed",
+    "Slot",
+    "SlotError",
+    "System",
+    "Train",
+]

@@ -1,0 +1,144 @@
+"""YAML as configs need it: safe, with the numbers people write, and with the line each key stands on.
+
+Scalars resolve as YAML 1.2's core schema says, not as PyYAML's 1.1: `6e-4` is a number, and `no`, `on` and
+`12:30` are text. A key given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptlab.errors import ConfigError
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: a file and a line (counted from 1), or the command line (line 0)."""
+
+    file: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the YAML 1.2 core schema."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+_FLOAT = r"[-+]?(?:(?:\d[\d_]*)?\.\d+|\d[\d_]*\.?)(?:[eE][-+]?\d+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+for _tag, _pattern, _first in [
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?\d[\d_]*", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+]:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(str(node.value).replace("_", ""))  # decimal always: 0123 is 123, not octal
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
+def _record(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Origin]) -> None:
+    """Note the line of every mapping key below `node`, and refuse keys given twice."""
+    origins[path] = origins.get(path, Origin(file, node.start_mark.line + 1))
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _record(item, file, (*path, str(index)), origins)
+        return
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key_node, value_node in node.value:
+        line, key = key_node.start_mark.line + 1, key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{file}:{line}: a key must be a word; found {key_node.tag}")
+        if key in seen:
+            raise ConfigError(f"{file}:{line}: key {key!r} is given twice; keep one of them")
+        seen.add(key)
+        origins[(*path, key)] = Origin(file, line)
+        _record(value_node, file, (*path, key), origins)
+
+
+def parse_yaml(text: str, file: str) -> tuple[Any, dict[KeyPath, Origin]]:
+    """The value in `text` and the origin of every key. Raises ConfigError on anything that is not plain YAML."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return {}, {}
+            origins: dict[KeyPath, Origin] = {}
+            _record(node, file, (), origins)
+            return loader.construct_document(node), origins
+        finally:
+            loader.dispose()  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(f"{file}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
+    """A YAML file that holds a mapping. Raises ConfigError where it is missing, unreadable or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"no config file at {path}; check the path (shipped ones are in configs/)"
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path} is a folder; name a YAML file, or a run folder that holds config.yaml"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+    value, origins = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{path}:1: a config is a mapping of `key: value` lines, found {type(value).__name__}"
+        )
+    return value, origins
+
+
+def dump_yaml(value: Any) -> str:
+    """`value` as YAML that this module reads back unchanged; keys keep their order."""
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def represent_float(dumper: yaml.SafeDumper, number: float) -> yaml.ScalarNode:
+        text = repr(number).replace("inf", ".inf").replace("nan", ".nan")
+        if "e" in text and "." not in text:
+            text = text.replace("e", ".0e")  # 1e-10 is text to YAML 1.1 readers, 1.0e-10 is not
+        return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+    def represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        # PyYAML quotes what YAML 1.1 would not read as text; 1.2 has a few more numbers (1e5).
+        is_text = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
+
+    Dumper.add_representer(float, represent_float)
+    Dumper.add_representer(str, represent_str)
+    return str(
+        yaml.dump(
+            value, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110
+        )
+    )

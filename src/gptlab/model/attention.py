@@ -1,0 +1,123 @@
+"""Attention: the layer in which positions exchange information, (B, T, D) → (B, T, D).
+
+Letters: B batch, T sequence, S keys seen (T plus what a cache holds), D width, H query heads, K key-value heads,
+C head width.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.config import Slot, build
+from gptlab.errors import ConfigError
+from gptlab.model.position import Rotary, rotate
+
+
+class Cache(Protocol):
+    """What attention needs of a key-value cache (the real one is in `gptlab.inference.cache`)."""
+
+    def positions(self, length: int) -> Tensor:
+        """Positions of the next `length` tokens, (T,) or (B, T)."""
+
+    def mask(self, length: int) -> Tensor | None:
+        """Which keys the next `length` queries may see, (B, 1, T, S); None: all that the cache and causality allow."""
+
+    def update(self, layer_index: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values; return all of the layer's so far, each (B, K, S, C)."""
+
+
+class Context:
+    """What all layers share in one forward pass: rotation, document boundaries, the cache."""
+
+    def __init__(
+        self, rotary: Rotary | None, documents_BT: Tensor | None = None, cache: Cache | None = None
+    ) -> None:
+        self.rotary, self.documents, self.cache = rotary, documents_BT, cache
+        self._document_mask: Tensor | None = None
+
+    def mask(self, length: int, *, documents: bool) -> tuple[Tensor | None, bool]:
+        """(mask or None, causal): what `length` queries may see, in the form that SDPA is fastest with."""
+        if self.cache is not None:
+            mask = self.cache.mask(length)
+            return mask, mask is None and length > 1
+        if not documents or self.documents is None:
+            return None, True
+        if self._document_mask is None:
+            self._document_mask = document_mask(self.documents)
+        return self._document_mask, False
+
+
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """Causal and within one document: True where query t may see key s. (B, T) → (B, 1, T, T)"""
+    length = documents_BT.shape[1]
+    same = documents_BT[:, :, None] == documents_BT[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
+    return (same & causal)[:, None]
+
+
+class Attention(nn.Module):
+    """Causal softmax attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1) with H query and K key-value heads.
+
+    `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), 1 is multi-query
+    (Shazeer 2019, arXiv:1911.02150). `qk_norm` normalizes queries and keys of each head before the rotation
+    (Dehghani et al. 2023, arXiv:2302.05442). `document_mask` keeps attention inside a packed document.
+    """
+
+    slot = "attention"
+
+    def __init__(
+        self,
+        dim: int,
+        layer_index: int,
+        heads: int,
+        head_dim: int,
+        dropout: float,
+        *,
+        kv_heads: int | None = None,
+        qk_norm: Annotated[Slot | None, "norm"] = None,
+        bias: bool = False,
+        document_mask: bool = False,
+    ) -> None:
+        super().__init__()
+        kv_heads = kv_heads or heads
+        if heads % kv_heads:
+            raise ConfigError(
+                f"model.block.attention.kv_heads: {kv_heads} does not divide the {heads} heads; "
+                f"choose one of {', '.join(str(k) for k in range(1, heads + 1) if heads % k == 0)}"
+            )
+        self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        self.out = nn.Linear(heads * head_dim, dim, bias=bias)
+        self.out.writes_residual = True
+        self.q_norm = build("norm", qk_norm, dim=head_dim) if qk_norm is not None else None
+        self.k_norm = build("norm", qk_norm, dim=head_dim) if qk_norm is not None else None
+        self.dropout, self.document_mask = dropout, document_mask
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        B, T, _ = x_BTD.shape
+        H, K, C = self.heads, self.kv_heads, self.head_dim
+        q, k, v = (
+            self.qkv(x_BTD).view(B, T, H + 2 * K, C).transpose(1, 2).split((H, K, K), dim=1)
+        )  # (B, ·, T, C)
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.rotary is not None:
+            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        mask, causal = context.mask(T, documents=self.document_mask)
+        if context.cache is not None:
+            k, v = context.cache.update(self.layer_index, k, v)
+        y_BHTC = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=causal,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=K != H,
+        )
+        return self.out(y_BHTC.transpose(1, 2).reshape(B, T, H * C))

@@ -1,0 +1,91 @@
+"""Initial weights, drawn parameter by parameter.
+
+Every parameter draws from its own generator, seeded by the run's seed and the parameter's *name*. So two models that
+differ in one part start equal in all others, and the difference between two arms of an experiment is not the
+accident of which random numbers came next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_generator(seed: int, name: str) -> torch.Generator:
+    """The source of randomness of one parameter: a function of (seed, name) alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear and embedding layers by name; a weight shared by two layers (a tied head) is met once."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            yield name, module
+
+
+@torch.no_grad()
+def _fill(parameter: Tensor, draw: Tensor) -> None:
+    parameter.copy_(draw.to(parameter.dtype))
+
+
+class GPT2Init:
+    """Normal(0, std) matrices and embeddings, zero biases (Radford et al. 2019, section 2.3).
+
+    Matrices that write to the residual stream are, by `residual`: *scaled*, by 1/√(2L) as in GPT-2; *plain*; or *zero*,
+    so that every block starts as the identity (as muP and the modded-nanogpt records do).
+    `position_std`: another std for learned positions (OpenAI's code uses 0.01); null: the same.
+    """
+
+    slot = "initialization"
+
+    def __init__(
+        self,
+        layers: int,
+        *,
+        std: float = 0.02,
+        residual: Literal["scaled", "plain", "zero"] = "scaled",
+        position_std: float | None = None,
+    ) -> None:
+        self.std, self.position_std = std, position_std
+        self.residual_scale = {"scaled": 1 / math.sqrt(2 * layers), "plain": 1.0, "zero": 0.0}[residual]
+
+    def __call__(self, model: nn.Module, seed: int) -> None:
+        """Draw the weights of every linear and embedding layer of `model` in place."""
+        for name, module in _layers(model):
+            std = self.std * (self.residual_scale if getattr(module, "writes_residual", False) else 1.0)
+            if self.position_std is not None and name.startswith("position."):
+                std = self.position_std
+            generator = parameter_generator(seed, f"{name}.weight")
+            _fill(module.weight, torch.randn(module.weight.shape, generator=generator) * std)
+            if getattr(module, "bias", None) is not None:
+                _fill(module.bias, torch.zeros(module.bias.shape))
+
+
+class PyTorchInit:
+    """What `nn.Linear` and `nn.Embedding` do by themselves: uniform in ±1/√fan_in, and Normal(0, 1) embeddings."""
+
+    slot = "initialization"
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, model: nn.Module, seed: int) -> None:
+        """Draw the weights of every linear and embedding layer of `model` in place."""
+        for name, module in _layers(model):
+            generator = parameter_generator(seed, f"{name}.weight")
+            if isinstance(module, nn.Embedding):
+                _fill(module.weight, torch.randn(module.weight.shape, generator=generator))
+                continue
+            bound = 1 / math.sqrt(module.in_features)
+            _fill(module.weight, (torch.rand(module.weight.shape, generator=generator) * 2 - 1) * bound)
+            if module.bias is not None:
+                generator = parameter_generator(seed, f"{name}.bias")
+                _fill(module.bias, (torch.rand(module.bias.shape, generator=generator) * 2 - 1) * bound)

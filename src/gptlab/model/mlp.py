@@ -1,0 +1,96 @@
+"""The MLPs: position-wise layers of a block, (B, T, D) → (B, T, F) → (B, T, D).
+
+A plain MLP has two matrices, 2·D·F weights; a gated one has three. `hidden` sets F; otherwise F is `ratio` · D
+rounded up to a multiple of `multiple_of` (the gated default of 8/3 keeps the weights of a plain MLP of ratio 4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int) -> int:
+    """F, from the arguments that every MLP has."""
+    return hidden if hidden is not None else multiple_of * math.ceil(round(ratio * dim, 3) / multiple_of)
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))) (Hendrycks and Gimpel 2016, arXiv:1606.08415); `tanh` is the approximation that GPT-2 uses."""
+
+    slot = "mlp"
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 4.0,
+        hidden: int | None = None,
+        multiple_of: int = 1,
+        bias: bool = False,
+        approximate: Literal["none", "tanh"] = "tanh",
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
+        self.up = nn.Linear(dim, self.hidden, bias=bias)
+        self.down = nn.Linear(self.hidden, dim, bias=bias)
+        self.down.writes_residual = True
+        self.approximate = approximate
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        return self.down(F.gelu(self.up(x_BTD), approximate=self.approximate))
+
+
+class ReLU2(nn.Module):
+    """down(relu(up(x))²) (So et al. 2021, Primer, arXiv:2109.08668)."""
+
+    slot = "mlp"
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 4.0,
+        hidden: int | None = None,
+        multiple_of: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
+        self.up = nn.Linear(dim, self.hidden, bias=bias)
+        self.down = nn.Linear(self.hidden, dim, bias=bias)
+        self.down.writes_residual = True
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        return self.down(F.relu(self.up(x_BTD)).square())
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
+
+    slot = "mlp"
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        ratio: float = 2.6666666666666665,
+        hidden: int | None = None,
+        multiple_of: int = 64,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
+        self.gate = nn.Linear(dim, self.hidden, bias=bias)
+        self.up = nn.Linear(dim, self.hidden, bias=bias)
+        self.down = nn.Linear(self.hidden, dim, bias=bias)
+        self.down.writes_residual = True
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))

@@ -1,0 +1,244 @@
+"""Optimizers and schedules.
+
+An optimizer is built from `(named_parameters)` and sorts them by what they do: the *embedding* tables, the *head*,
+*matrices* inside blocks, and *scalars* (every bias, gain and other parameter with fewer than two dimensions). Weight
+decay applies to what has two dimensions. Each kind may have a learning rate of its own.
+
+A schedule is built from `(total_steps)` and maps a step to a multiplier of every group's rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gptlab.errors import ConfigError
+
+NamedParameters = Iterable[tuple[str, Tensor]]
+KINDS = ("embedding", "head", "matrix", "scalar")
+
+
+def parameter_kind(name: str, parameter: Tensor) -> str:
+    """What a parameter does, one of KINDS. A tied head is an embedding."""
+    if parameter.ndim < 2:
+        return "scalar"
+    if name.startswith("head."):
+        return "head"
+    return "embedding" if "embedding" in name.split(".") else "matrix"
+
+
+def parameter_groups(
+    named_parameters: NamedParameters, *, rates: dict[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """One group a kind, in the order of KINDS: `rates` by kind, decay for what has two dimensions."""
+    members: dict[str, list[tuple[str, Tensor]]] = {kind: [] for kind in KINDS}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            members[parameter_kind(name, parameter)].append((name, parameter))
+    return [
+        {
+            "kind": kind,
+            "params": [parameter for _, parameter in members[kind]],
+            "lr": rates[kind],
+            "base_lr": rates[kind],
+            "weight_decay": 0.0 if kind == "scalar" else weight_decay,
+        }
+        for kind in KINDS
+        if members[kind]
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
+    """Give every group `multiplier` times its own base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * multiplier
+
+
+def _rates(
+    lr: float, embedding_lr: float | None, head_lr: float | None, scalar_lr: float | None
+) -> dict[str, float]:
+    given = {"embedding": embedding_lr, "head": head_lr, "matrix": None, "scalar": scalar_lr}
+    rates = {kind: lr if rate is None else rate for kind, rate in given.items()}
+    if any(rate < 0 for rate in rates.values()):
+        raise ConfigError("optimizer: a learning rate is negative; make it 0 or more")
+    return rates
+
+
+def _can_fuse(groups: list[dict[str, Any]]) -> bool:
+    parameters = [p for group in groups for p in group["params"]]
+    return all(p.device.type in ("cpu", "cuda", "mps") and p.is_floating_point() for p in parameters)
+
+
+class AdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), fused."""
+
+    slot = "optimizer"
+
+    def __init__(
+        self,
+        named_parameters: NamedParameters,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        embedding_lr: float | None = None,
+        head_lr: float | None = None,
+        scalar_lr: float | None = None,
+    ) -> None:
+        rates = _rates(lr, embedding_lr, head_lr, scalar_lr)
+        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay)
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(groups))
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the matrices inside blocks, AdamW for embeddings, head and scalars (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/): momentum, orthogonalized by a Newton–Schulz iteration.
+
+    `lr` is the matrices' rate, `adamw_lr` that of everything else unless a kind has its own. `adjust_lr`:
+    *original* scales the rate by √max(1, rows/columns), *match_rms_adamw* by 0.2·√max(rows, columns), so that a rate
+    tuned for AdamW fits (Liu et al. 2025, arXiv:2502.16982, section 2.2). Both algorithms are torch's own.
+    """
+
+    slot = "optimizer"
+
+    def __init__(
+        self,
+        named_parameters: NamedParameters,
+        *,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        adjust_lr: Literal["original", "match_rms_adamw"] = "original",
+        weight_decay: float = 0.0,
+        adamw_lr: float = 1e-3,
+        embedding_lr: float | None = None,
+        head_lr: float | None = None,
+        scalar_lr: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
+        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay)
+        matrices = [group for group in groups if group["kind"] == "matrix"]
+        others = [group for group in groups if group["kind"] != "matrix"]
+        wrong = [p for group in matrices for p in group["params"] if p.ndim != 2]
+        if wrong:
+            raise ConfigError(
+                f"optimizer: Muon orthogonalizes matrices, but a parameter has shape {tuple(wrong[0].shape)}; use AdamW"
+            )
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(
+                matrices,
+                lr=lr,
+                momentum=momentum,
+                nesterov=nesterov,
+                ns_steps=ns_steps,
+                adjust_lr_fn=adjust_lr,
+            )
+            self._parts.append(muon)
+        if others:
+            self._parts.append(
+                torch.optim.AdamW(others, lr=adamw_lr, betas=betas, eps=eps, fused=_can_fuse(others))
+            )
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this optimizer's own groups and state, so that it saves and loads as one."""
+        matrices = [group for group in self.param_groups if group["kind"] == "matrix"]
+        others = [group for group in self.param_groups if group["kind"] != "matrix"]
+        for part, groups in zip(self._parts, [g for g in (matrices, others) if g], strict=True):
+            part.param_groups, part.state = groups, self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # load_state_dict ends here, with groups and state replaced
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of both parts."""
+        loss = closure() if closure is not None else None
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+class _Schedule:
+    """Linear warmup over the first `warmup` of the run, then the shape of a subclass, down to `final`."""
+
+    def __init__(self, total_steps: int, *, warmup: float = 0.02, final: float = 0.1) -> None:
+        if not 0 <= warmup <= 1:
+            raise ConfigError(
+                f"schedule.warmup: {warmup} is not a fraction of the run; it must be from 0 to 1"
+            )
+        self.total, self.warmup, self.final = total_steps, round(warmup * total_steps), final
+
+    def __call__(self, step: int) -> float:
+        """The multiplier of the learning rate at `step`, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        return self.final + (1 - self.final) * self.shape(min(1.0, progress))
+
+    def shape(self, progress: float) -> float:
+        """From 1 at progress 0 to 0 at progress 1."""
+        raise NotImplementedError
+
+
+class Cosine(_Schedule):
+    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
+
+    slot = "schedule"
+
+    def shape(self, progress: float) -> float:
+        """½(1 + cos π·progress)"""
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Linear(_Schedule):
+    """A straight line from 1 to `final`."""
+
+    slot = "schedule"
+
+    def shape(self, progress: float) -> float:
+        """1 − progress"""
+        return 1 - progress
+
+
+class WSD(_Schedule):
+    """Warmup, a plateau, and a linear decay over the last `decay` of the run (Hu et al. 2024, arXiv:2404.06395)."""
+
+    slot = "schedule"
+
+    def __init__(
+        self, total_steps: int, *, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0
+    ) -> None:
+        super().__init__(total_steps, warmup=warmup, final=final)
+        if not 0 <= decay <= 1:
+            raise ConfigError(f"schedule.decay: {decay} is not a fraction of the run; it must be from 0 to 1")
+        self.decay_steps = max(1, round(decay * total_steps))
+
+    def shape(self, progress: float) -> float:
+        """1 until the decay begins, then a straight line to 0."""
+        remaining = (1 - progress) * max(1, self.total - self.warmup)
+        return min(1.0, remaining / self.decay_steps)
+
+
+class Constant(_Schedule):
+    """Warmup, then no change."""
+
+    slot = "schedule"
+
+    def __init__(self, total_steps: int, *, warmup: float = 0.02) -> None:
+        super().__init__(total_steps, warmup=warmup, final=1.0)
+
+    def shape(self, progress: float) -> float:
+        """1"""
+        return 1.0
