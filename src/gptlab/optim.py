@@ -58,9 +58,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> No
         group["lr"] = group.setdefault("base_lr", group["lr"]) * multiplier
 
 
-def _rates(
-    lr: float, embedding_lr: float | None, head_lr: float | None, scalar_lr: float | None
-) -> dict[str, float]:
+def _rates(lr: float, embedding_lr: float | None, head_lr: float | None, scalar_lr: float | None) -> dict[str, float]:
     given = {"embedding": embedding_lr, "head": head_lr, "matrix": None, "scalar": scalar_lr}
     rates = {kind: lr if rate is None else rate for kind, rate in given.items()}
     if any(rate < 0 for rate in rates.values()):
@@ -144,9 +142,7 @@ class Muon(torch.optim.Optimizer):
             )
             self._parts.append(muon)
         if others:
-            self._parts.append(
-                torch.optim.AdamW(others, lr=adamw_lr, betas=betas, eps=eps, fused=_can_fuse(others))
-            )
+            self._parts.append(torch.optim.AdamW(others, lr=adamw_lr, betas=betas, eps=eps, fused=_can_fuse(others)))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()
 
@@ -175,9 +171,7 @@ class _Schedule:
 
     def __init__(self, total_steps: int, *, warmup: float = 0.02, final: float = 0.1) -> None:
         if not 0 <= warmup <= 1:
-            raise ConfigError(
-                f"schedule.warmup: {warmup} is not a fraction of the run; it must be from 0 to 1"
-            )
+            raise ConfigError(f"schedule.warmup: {warmup} is not a fraction of the run; it must be from 0 to 1")
         self.total, self.warmup, self.final = total_steps, round(warmup * total_steps), final
 
     def __call__(self, step: int) -> float:
@@ -217,9 +211,7 @@ class WSD(_Schedule):
 
     slot = "schedule"
 
-    def __init__(
-        self, total_steps: int, *, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0
-    ) -> None:
+    def __init__(self, total_steps: int, *, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0) -> None:
         super().__init__(total_steps, warmup=warmup, final=final)
         if not 0 <= decay <= 1:
             raise ConfigError(f"schedule.decay: {decay} is not a fraction of the run; it must be from 0 to 1")

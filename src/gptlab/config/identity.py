@@ -53,8 +53,7 @@ def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
         section.pop(last, None)
     values["data"]["fingerprints"] = dict(sorted(data.items()))
     digests = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for name, path in component_files(config).items()
+        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in component_files(config).items()
     }
     replaced: dict[str, Any] = _replace_files(values, digests)
     return replaced

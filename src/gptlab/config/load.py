@@ -55,9 +55,7 @@ def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin
     seen: list[Path] = []
     while True:
         if path.resolve() in seen:
-            raise ConfigError(
-                f"{chain[-1][0]}: `base` goes in a circle: {' -> '.join(str(p.name) for p in seen)}"
-            )
+            raise ConfigError(f"{chain[-1][0]}: `base` goes in a circle: {' -> '.join(str(p.name) for p in seen)}")
         seen.append(path.resolve())
         values, origins = read_yaml(path)
         base = values.pop("base", None)
@@ -68,9 +66,7 @@ def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin
             raise ConfigError(f"{origins[('base',)]}: `base` must be the path of one YAML file")
         target = path.parent / base
         if not target.is_file():
-            raise ConfigError(
-                f"{origins[('base',)]}: no base config at {target}; the path is relative to this file"
-            )
+            raise ConfigError(f"{origins[('base',)]}: no base config at {target}; the path is relative to this file")
         path = target
 
 
@@ -126,9 +122,7 @@ def _validate(values: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> RunC
         else:
             path, message = explain(error)
             if isinstance(error.errors()[0]["input"], dict) and "does not fit" in message:
-                message = message[
-                    message.index("expected ") + len("expected ") :
-                ]  # a rule over several fields
+                message = message[message.index("expected ") + len("expected ") :]  # a rule over several fields
     where = next((str(origins[path[:n]]) for n in range(len(path), 0, -1) if path[:n] in origins), None)
     if where is None and path:  # an unknown section: the place of the first key inside it
         where = next((str(place) for key, place in origins.items() if key[: len(path)] == path), None)

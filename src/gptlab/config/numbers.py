@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
-_NUMBER = re.compile(
-    r"([+-]?(?:\d[\d_]*)(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+(?:[eE][+-]?\d+)?)([KMBGT]?)", re.I
-)
+_NUMBER = re.compile(r"([+-]?(?:\d[\d_]*)(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+(?:[eE][+-]?\d+)?)([KMBGT]?)", re.I)
 
 
 def parse_number(text: str) -> int | float:

@@ -22,9 +22,7 @@ NonNegativeInteger = Annotated[Integer, Field(ge=0)]
 class Section(pydantic.BaseModel):
     """A section of the config: closed (no unknown keys) and frozen."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
 
 def _slot(kind: str, default: str | None, *prefix: str) -> Any:
@@ -43,7 +41,10 @@ def _slot(kind: str, default: str | None, *prefix: str) -> Any:
 
 
 if TYPE_CHECKING:
-    ModelSlot = LossSlot = OptimizerSlot = ScheduleSlot = Slot
+    ModelSlot = Slot
+    LossSlot = Slot
+    OptimizerSlot = Slot
+    ScheduleSlot = Slot
     MixSlot = Slot | None
 else:
     ModelSlot = _slot("model", "GPT")
@@ -75,17 +76,11 @@ class Seed(Section):
 class Data(Section):
     """Which tokens the run reads."""
 
-    path: Text | None = Field(
-        None, description="a data set made by `gptlab data prepare` (or foreign .bin shards)"
-    )
+    path: Text | None = Field(None, description="a data set made by `gptlab data prepare` (or foreign .bin shards)")
     sources: dict[str, Text] | None = Field(None, description="several data sets by name, for a mixture")
     mix: MixSlot = Field(None, description="how the sources are mixed (slot); needs `sources`")
-    tokenizer: Text | None = Field(
-        None, description="name or folder; null: the one that the data set carries"
-    )
-    epochs: PositiveInteger | None = Field(
-        None, description="most passes over the data allowed; null: any number"
-    )
+    tokenizer: Text | None = Field(None, description="name or folder; null: the one that the data set carries")
+    epochs: PositiveInteger | None = Field(None, description="most passes over the data allowed; null: any number")
 
     @pydantic.model_validator(mode="after")
     def _path_or_sources(self) -> Data:
@@ -94,23 +89,17 @@ class Data(Section):
         if self.mix is not None and not self.sources:
             raise ValueError("`mix` needs `sources`, the data sets to mix, by name")
         if self.sources and len(self.sources) > 1 and self.mix is None:
-            raise ValueError(
-                "several `sources` need `mix`, for example {use: Weights, weights: {a: 0.5, b: 0.5}}"
-            )
+            raise ValueError("several `sources` need `mix`, for example {use: Weights, weights: {a: 0.5, b: 0.5}}")
         return self
 
 
 class Train(Section):
     """How long, in what pieces, and at what precision."""
 
-    tokens: PositiveInteger = Field(
-        2_000_000, description="length of the run, in tokens (rounded up to whole steps)"
-    )
+    tokens: PositiveInteger = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
     batch_tokens: PositiveInteger = Field(8192, description="tokens of one optimizer step, over all devices")
     sequence_length: PositiveInteger = Field(256, description="T: tokens of one training sequence")
-    gradient_clip: Number | None = Field(
-        1.0, description="largest norm of the whole gradient; null: no clipping"
-    )
+    gradient_clip: Number | None = Field(1.0, description="largest norm of the whole gradient; null: no clipping")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="precision of the matrix products; auto: bfloat16 where the hardware is fast at it",
@@ -119,30 +108,22 @@ class Train(Section):
         "stop",
         description="what a loss that is not finite, or a spike, does to the run (skip costs a sync a step)",
     )
-    spike: Number | None = Field(
-        2.0, description="a spike: this many nats above the median of the last 50 steps"
-    )
+    spike: Number | None = Field(2.0, description="a spike: this many nats above the median of the last 50 steps")
 
 
 class Evaluate(Section):
     """Validation while training."""
 
     every: NonNegativeInteger = Field(200, description="steps between validations; 0: only at the end")
-    tokens: PositiveInteger | None = Field(
-        None, description="validation tokens, from the start; null: the whole split"
-    )
+    tokens: PositiveInteger | None = Field(None, description="validation tokens, from the start; null: the whole split")
 
 
 class Checkpoint(Section):
     """What is saved so that a run can go on."""
 
-    every: NonNegativeInteger = Field(
-        0, description="steps between checkpoints; 0: only where the run ends or stops"
-    )
+    every: NonNegativeInteger = Field(0, description="steps between checkpoints; 0: only where the run ends or stops")
     keep: PositiveInteger = Field(2, description="how many of the newest to keep")
-    best: Boolean = Field(
-        False, description="also save at each validation and keep the best by validation loss"
-    )
+    best: Boolean = Field(False, description="also save at each validation and keep the best by validation loss")
 
 
 class System(Section):
@@ -168,9 +149,7 @@ class Log(Section):
 class RunConfig(Section):
     """A whole run. `gptlab config show` prints one with every default written out."""
 
-    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        "run", description="runs/NAME-…"
-    )
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field("run", description="runs/NAME-…")
     seed: Seed = Seed()
     data: Data = Data()
     model: ModelSlot = Field(default="GPT", validate_default=True)
@@ -206,7 +185,8 @@ class RunConfig(Section):
 
     def plain(self) -> dict[str, Any]:
         """As nested dictionaries with every default written out, ready for YAML."""
-        return _plain(self)
+        values: dict[str, Any] = _plain(self)
+        return values
 
 
 def _plain(value: Any) -> Any:

@@ -93,9 +93,7 @@ class Slot(Mapping[str, Any]):
 
     def plain(self) -> dict[str, Any]:
         """As nested dictionaries, ready for YAML."""
-        return {
-            key: value.plain() if isinstance(value, Slot) else value for key, value in self._values.items()
-        }
+        return {key: value.plain() if isinstance(value, Slot) else value for key, value in self._values.items()}
 
     def replace(self, **arguments: Any) -> Slot:
         """The same component with some arguments changed, validated again."""
@@ -145,15 +143,11 @@ def locate(kind: str, use: str) -> tuple[str, Path, str]:
     if module.endswith(".py"):
         file = Path(module)
         if not file.is_file():
-            raise ConfigError(
-                f"{kind}: no file {file} (from `use: {use}`); a file is relative to the YAML naming it"
-            )
+            raise ConfigError(f"{kind}: no file {file} (from `use: {use}`); a file is relative to the YAML naming it")
         return "", file, name
     found = _module_file(module)
     if found is None or found.suffix != ".py":
-        raise ConfigError(
-            f"{kind}: no module {module!r} (from `use: {use}`); install it or put it on PYTHONPATH"
-        )
+        raise ConfigError(f"{kind}: no module {module!r} (from `use: {use}`); install it or put it on PYTHONPATH")
     return module, found, name
 
 
@@ -243,9 +237,7 @@ def _annotation(node: ast.expr | None, where: str) -> tuple[Any, str | None]:
         if generic in ("list", "tuple", "dict"):
             container = {"list": list, "tuple": tuple, "dict": dict}[generic]
             inner = [
-                Ellipsis
-                if isinstance(item, ast.Constant) and item.value is Ellipsis
-                else _annotation(item, where)[0]
+                Ellipsis if isinstance(item, ast.Constant) and item.value is Ellipsis else _annotation(item, where)[0]
                 for item in items
             ]
             return container[tuple(inner)], None  # type: ignore[index]
@@ -259,9 +251,7 @@ def _literal(node: ast.expr, where: str) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
-        raise ConfigError(
-            f"{where}: the default `{ast.unparse(node)}` is not a literal; write the value out"
-        ) from None
+        raise ConfigError(f"{where}: the default `{ast.unparse(node)}` is not a literal; write the value out") from None
 
 
 def signature(kind: str, use: str) -> Signature:
@@ -271,9 +261,7 @@ def signature(kind: str, use: str) -> Signature:
     classes = source.classes
     if name not in classes:
         choices = menu(kind) if module == SLOTS[kind].home else [c for c in classes if not c.startswith("_")]
-        raise ConfigError(
-            f"{kind}: nothing called {name!r} in {module or file}; {did_you_mean(name, choices)}"
-        )
+        raise ConfigError(f"{kind}: nothing called {name!r} in {module or file}; {did_you_mean(name, choices)}")
     init = _constructor(name, source)
     where = f"{file}:{init.lineno if init else classes[name].lineno}: {name}"
     asks: list[str] = []
@@ -310,11 +298,7 @@ def signature(kind: str, use: str) -> Signature:
 def _is_component(kind: str, name: str, classes: dict[str, ast.ClassDef]) -> bool:
     """Whether a class of a home module belongs on this slot's menu (`transformer.py` holds two kinds)."""
     for item in classes[name].body:
-        if (
-            isinstance(item, ast.Assign)
-            and isinstance(item.targets[0], ast.Name)
-            and item.targets[0].id == "slot"
-        ):
+        if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name) and item.targets[0].id == "slot":
             return bool(ast.literal_eval(item.value) == kind)
     return False
 

@@ -57,9 +57,7 @@ Integer = Annotated[
     WithJsonSchema({"anyOf": [{"type": "number", "multipleOf": 1}, _SUFFIXED]}),
 ]
 """A whole number; `2M` and `1e9` are ones."""
-Number = Annotated[
-    float, BeforeValidator(_number), WithJsonSchema({"anyOf": [{"type": "number"}, _SUFFIXED]})
-]
+Number = Annotated[float, BeforeValidator(_number), WithJsonSchema({"anyOf": [{"type": "number"}, _SUFFIXED]})]
 """Any number."""
 Boolean = Annotated[StrictBool, BeforeValidator(_boolean), WithJsonSchema({"type": "boolean"})]
 """true or false; also yes, no, on, off."""

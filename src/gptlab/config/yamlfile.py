@@ -84,7 +84,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[KeyPath, Origin]]:
             _record(node, file, (), origins)
             return loader.construct_document(node), origins
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -98,22 +98,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(
-            f"no config file at {path}; check the path (shipped ones are in configs/)"
-        ) from None
+        raise ConfigError(f"no config file at {path}; check the path (shipped ones are in configs/)") from None
     except IsADirectoryError:
-        raise ConfigError(
-            f"{path} is a folder; name a YAML file, or a run folder that holds config.yaml"
-        ) from None
+        raise ConfigError(f"{path} is a folder; name a YAML file, or a run folder that holds config.yaml") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     value, origins = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{path}:1: a config is a mapping of `key: value` lines, found {type(value).__name__}"
-        )
+        raise ConfigError(f"{path}:1: a config is a mapping of `key: value` lines, found {type(value).__name__}")
     return value, origins
 
 
@@ -132,13 +126,12 @@ def dump_yaml(value: Any) -> str:
 
     def represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
         # PyYAML quotes what YAML 1.1 would not read as text; 1.2 has a few more numbers (1e5).
-        is_text = _Loader("").resolve(yaml.ScalarNode, text, (True, False)) == "tag:yaml.org,2002:str"
+        tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        is_text = tag == "tag:yaml.org,2002:str"
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
 
     Dumper.add_representer(float, represent_float)
     Dumper.add_representer(str, represent_str)
     return str(
-        yaml.dump(
-            value, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110
-        )
+        yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110)
     )

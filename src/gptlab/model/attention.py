@@ -33,9 +33,7 @@ class Cache(Protocol):
 class Context:
     """What all layers share in one forward pass: rotation, document boundaries, the cache."""
 
-    def __init__(
-        self, rotary: Rotary | None, documents_BT: Tensor | None = None, cache: Cache | None = None
-    ) -> None:
+    def __init__(self, rotary: Rotary | None, documents_BT: Tensor | None = None, cache: Cache | None = None) -> None:
         self.rotary, self.documents, self.cache = rotary, documents_BT, cache
         self._document_mask: Tensor | None = None
 
@@ -101,9 +99,7 @@ class Attention(nn.Module):
         """(B, T, D) → (B, T, D)"""
         B, T, _ = x_BTD.shape
         H, K, C = self.heads, self.kv_heads, self.head_dim
-        q, k, v = (
-            self.qkv(x_BTD).view(B, T, H + 2 * K, C).transpose(1, 2).split((H, K, K), dim=1)
-        )  # (B, ·, T, C)
+        q, k, v = self.qkv(x_BTD).view(B, T, H + 2 * K, C).transpose(1, 2).split((H, K, K), dim=1)  # (B, ·, T, C)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if context.rotary is not None:

@@ -59,9 +59,7 @@ class RoPE(NoPosition):
     def __init__(self, head_dim: int, context_length: int, *, theta: float = 10000.0) -> None:
         super().__init__()
         if head_dim % 2:
-            raise ConfigError(
-                f"model.position: RoPE turns pairs, but a head is {head_dim} wide; make head_dim even"
-            )
+            raise ConfigError(f"model.position: RoPE turns pairs, but a head is {head_dim} wide; make head_dim even")
         frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
         angle = torch.outer(torch.arange(context_length, dtype=torch.float64, device="cpu"), frequency)
         self.register_buffer("cos", angle.cos().float(), persistent=False)

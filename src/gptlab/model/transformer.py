@@ -130,9 +130,7 @@ class GPT(nn.Module):
         With a `cache`, `ids_BT` are the tokens that follow what the cache holds.
         """
         length = ids_BT.shape[1]
-        positions = (
-            cache.positions(length) if cache is not None else torch.arange(length, device=ids_BT.device)
-        )
+        positions = cache.positions(length) if cache is not None else torch.arange(length, device=ids_BT.device)
         context = Context(self.position.rotary(positions), documents_BT, cache)
         x_BTD = self.dropout(self.position.embed(self.embedding(ids_BT), positions))
         for block in self.blocks:
