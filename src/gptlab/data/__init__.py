@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from gptlab.data.batches import IGNORE, Batch, BatchStream, micro_batches, validation_batches
 from gptlab.data.dataset import Info, Manifest, TokenDataset, info, verify
+from gptlab.data.prepare import prepare
+from gptlab.data.sources import Document, Reading, iter_documents
 
 __all__ = [
     "IGNORE",
     "Batch",
     "BatchStream",
+    "Document",
     "Info",
     "Manifest",
+    "Reading",
     "TokenDataset",
     "info",
+    "iter_documents",
     "micro_batches",
+    "prepare",
     "validation_batches",
     "verify",
 ]

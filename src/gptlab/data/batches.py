@@ -199,10 +199,7 @@ class BatchStream:
                     " more text, or raise data.epochs"
                 )
             if needed > 1:
-                say(
-                    f"data set {name!r} is read {needed:.2f} times ({math.ceil(needed)} epochs, each"
-                    f" shuffled anew)"
-                )
+                say(f"data set {name!r} is read {needed:.2f} times ({math.ceil(needed)} epochs, each shuffled anew)")
 
 
 def validation_batches(

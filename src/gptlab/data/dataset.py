@@ -91,9 +91,7 @@ class Manifest:
                 options=content["options"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path}: is no gptlab data set description ({error!r}); prepare it again"
-            ) from None
+            raise DataError(f"{path}: is no gptlab data set description ({error!r}); prepare it again") from None
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -166,18 +164,12 @@ class TokenDataset:
         if manifest is None:
             shards = [read_header(file) for file in _foreign_files(path, split)]
             fingerprint = hashlib.sha256(repr([_ends_of(shard) for shard in shards]).encode()).hexdigest()
-            return cls(
-                path, split, shards, fingerprint=fingerprint, vocab_size=vocab_size, end_of_text=end_of_text
-            )
+            return cls(path, split, shards, fingerprint=fingerprint, vocab_size=vocab_size, end_of_text=end_of_text)
         entry = manifest.splits.get(split)
         if entry is None or not entry.shards:
             raise DataError(
                 f"{path}: has no {split} split; prepare it again with"
-                + (
-                    " --validation FILES or --validation-fraction 0.1"
-                    if split == "validation"
-                    else " more text"
-                )
+                + (" --validation FILES or --validation-fraction 0.1" if split == "validation" else " more text")
             )
         _check_fits(path, manifest, tokenizer_hash, vocab_size, end_of_text)
         return cls(
@@ -239,8 +231,7 @@ def checked_shard(folder: Path, entry: ShardEntry) -> Shard:
     shard = read_header(folder / entry.file)
     if shard.tokens != entry.tokens:
         raise DataError(
-            f"{shard.path}: {shard.tokens} tokens where {MANIFEST} counts {entry.tokens}; prepare the"
-            f" data set again"
+            f"{shard.path}: {shard.tokens} tokens where {MANIFEST} counts {entry.tokens}; prepare the data set again"
         )
     return shard
 
@@ -283,8 +274,7 @@ def _foreign_files(folder: Path, split: Split) -> list[Path]:
     if not found:
         word = "train" if split == "train" else "val"
         raise DataError(
-            f"{folder}: neither {MANIFEST} nor *{word}*.bin for the {split} split; make it with: gptlab"
-            f" data prepare"
+            f"{folder}: neither {MANIFEST} nor *{word}*.bin for the {split} split; make it with: gptlab data prepare"
         )
     return found
 
@@ -340,24 +330,19 @@ def verify(path: Path | str) -> Info:
     with progress() as bar:
         task = bar.add_task("verifying", total=total)
         for name, dataset in described.splits.items():
-            entries = (
-                described.manifest.splits[name].shards if described.manifest else [None] * len(dataset.shards)
-            )
+            entries = described.manifest.splits[name].shards if described.manifest else [None] * len(dataset.shards)
             separators = 0
             for shard, entry in zip(dataset.shards, entries, strict=True):
                 separators += _verify_shard(shard, entry, dataset.vocab_size, dataset.end_of_text)
                 bar.advance(task, shard.path.stat().st_size)
             if dataset.documents is not None and separators != dataset.documents:
                 raise DataError(
-                    f"{path}: {separators} documents in the {name} split where {MANIFEST} counts"
-                    f" {dataset.documents}"
+                    f"{path}: {separators} documents in the {name} split where {MANIFEST} counts {dataset.documents}"
                 )
     return described
 
 
-def _verify_shard(
-    shard: Shard, entry: ShardEntry | None, vocab_size: int | None, end_of_text: int | None
-) -> int:
+def _verify_shard(shard: Shard, entry: ShardEntry | None, vocab_size: int | None, end_of_text: int | None) -> int:
     """Check one shard in one pass over it; the number of end-of-text ids in it."""
     digest = hashlib.sha256()
     separators = largest = 0

@@ -74,9 +74,7 @@ class Schedule:
 def _normalized(sources: Mapping[str, int], given: Mapping[str, float], where: str) -> NDArray[np.float64]:
     for name in given:
         if name not in sources:
-            raise ConfigError(
-                f"mix: {where} names {name!r}, which is no data set here; {did_you_mean(name, sources)}"
-            )
+            raise ConfigError(f"mix: {where} names {name!r}, which is no data set here; {did_you_mean(name, sources)}")
     for name in sources:
         if name not in given:
             raise ConfigError(f"mix: {where} leaves out {name!r}; give it a weight (0 for none of it)")

@@ -69,13 +69,9 @@ def read_header(path: Path) -> Shard:
     dtype = _LAYOUTS.get((magic, version))
     if dtype is None:
         if magic in {known for known, _ in _LAYOUTS}:
-            raise DataError(
-                f"{path}: unknown shard version {version}; gptlab reads llm.c's 1 (uint16) and 7 (uint32)"
-            )
+            raise DataError(f"{path}: unknown shard version {version}; gptlab reads llm.c's 1 (uint16) and 7 (uint32)")
         if size == 0 or size % 2:
-            raise DataError(
-                f"{path}: {size} bytes without a shard header are no uint16 token ids; it is damaged"
-            )
+            raise DataError(f"{path}: {size} bytes without a shard header are no uint16 token ids; it is damaged")
         return Shard(path, size // 2, np.dtype("<u2"), 0)
     tokens = int(header[2])
     expected = HEADER_BYTES + tokens * dtype.itemsize
