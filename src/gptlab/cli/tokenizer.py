@@ -2,6 +2,379 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(no_args_is_help=True)
+
+ROOT = Path("tokenizers")
+_UPDATE_BYTES = 1 << 20
+
+Input = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="File, folder, glob, URL or hf://NAME; repeatable.", show_default=False),
+]
+TextColumn = Annotated[str, typer.Option(help="Column or field that holds the text.")]
+LimitBytes = Annotated[
+    str | None, typer.Option(metavar="N", help="Read this many bytes of text, e.g. 500M.", show_default=False)
+]
+
+
+@app.command()
+def train(
+    name: Annotated[
+        str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)
+    ],
+    input: Input = None,
+    vocab_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N…]",
+            help="Ids in all, e.g. 8192 or 32K (=32,000); several give NAME-N, each a prefix of the next.",
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[str, typer.Option(metavar="bpe|byte|char", help="Kind of tokenizer.")] = "bpe",
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="gpt4|gpt2|REGEX", help="How text is cut before merging; gpt4 if not given."),
+    ] = None,
+    special: Annotated[
+        list[str] | None,
+        typer.Option(help="A special token besides <|endoftext|>; repeatable.", show_default=False),
+    ] = None,
+    trainer: Annotated[
+        str | None, typer.Option(metavar="rustbpe|tokenizers", help="What counts; rustbpe if not given.")
+    ] = None,
+    grow: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Add merges to this tokenizer; its ids keep their meaning."),
+    ] = None,
+    limit_bytes: LimitBytes = None,
+    text_column: TextColumn = "text",
+    force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
+) -> None:
+    """Train a tokenizer on text: gptlab tokenizer train --input 'books/*.txt' --vocab-size 8192 --name
+    books8k"""
+    import time
+
+    from gptlab import tokenizer as tok
+    from gptlab.console import say
+    from gptlab.errors import ConfigError, did_you_mean
+
+    if kind not in ("bpe", "byte", "char"):
+        raise ConfigError(f"--kind {kind!r} is unknown: {did_you_mean(kind, ('bpe', 'byte', 'char'))}")
+    what = f"--kind {kind}" if grow is None else "--grow"
+    given = {
+        "--input": input,
+        "--vocab-size": vocab_size,
+        "--pattern": pattern,
+        "--trainer": trainer,
+        "--grow": grow if kind != "bpe" else None,
+        "--limit-bytes": limit_bytes,
+    }
+    unread = {
+        "byte": ("--input", "--vocab-size", "--pattern", "--trainer", "--grow", "--limit-bytes"),
+        "char": ("--vocab-size", "--pattern", "--trainer", "--grow"),
+        "bpe": ("--pattern", "--trainer") if grow is not None else (),
+    }[kind]
+    for option in unread:
+        if given[option]:
+            raise ConfigError(f"{option} means nothing with {what}; leave it out")
+    for option in ("--input", "--vocab-size"):
+        if not given[option] and option not in unread:
+            raise ConfigError(f"{what} needs {option}")
+    sizes = _sizes(vocab_size)
+    names = [f"{name}-{size}" for size in sizes] if len(sizes) > 1 else [name]
+    for each in names:
+        _check_free(each, force)
+
+    specials = special or []
+    started = time.perf_counter()
+    if kind == "byte":
+        made = [tok.byte_tokenizer(name=name, special_tokens=specials)]
+    else:
+        base = tok.load_tokenizer(grow, root=ROOT) if grow is not None else None
+        with _texts(input or [], text_column, limit_bytes, "merging" if kind == "bpe" else "") as texts:
+            if kind == "char":
+                made = [tok.train_char(texts, name=name, special_tokens=specials)]
+            elif base is not None:
+                made = tok.grow_bpe(base, texts, sizes, name=name, special_tokens=specials)
+            else:
+                made = tok.train_bpe(
+                    texts,
+                    sizes,
+                    name=name,
+                    pattern=pattern or "gpt4",
+                    special_tokens=specials,
+                    trainer=trainer or "rustbpe",
+                )
+    for tokenizer in made:
+        if input:
+            tokenizer.trained_on["inputs"] = list(input)
+        tokenizer.save(ROOT / tokenizer.name)
+        say(f"wrote {ROOT / tokenizer.name}: {kind}, {tokenizer.vocab_size:,} ids, hash {tokenizer.hash}")
+    read = made[-1].trained_on.get("bytes")
+    if read:
+        seconds = time.perf_counter() - started
+        say(f"from {read / 1e6:,.1f} MB of text in {seconds:.1f} s")
+    _say_next(made[-1].name, input)
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(help="gpt2, a folder with encoder.json + vocab.bpe, a tokenizer.json or its folder."),
+    ],
+    name: Annotated[str, typer.Option(help="Name here; it goes to tokenizers/NAME.", show_default=False)],
+    end_of_text: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="Which special token separates documents.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
+) -> None:
+    """Bring in GPT-2's vocabulary or any Hugging Face tokenizer.json."""
+    from gptlab.console import say
+    from gptlab.tokenizer import import_tokenizer
+
+    _check_free(name, force)
+    tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text)
+    tokenizer.save(ROOT / name)
+    say(
+        f"wrote {ROOT / name}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, documents end with"
+        f" {tokenizer.end_of_text_token} ({tokenizer.end_of_text}), hash {tokenizer.hash}"
+    )
+    _say_next(name, None)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
+    text: Annotated[str, typer.Argument(help="Text to cut into tokens; - reads standard input.")],
+    allow_special: Annotated[
+        bool, typer.Option("--allow-special", help="Read special tokens in the text as such.")
+    ] = False,
+    ids: Annotated[bool, typer.Option("--ids", help="A table with the ids.")] = False,
+) -> None:
+    """Colour the pieces that a text is cut into."""
+    import sys
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from gptlab.console import output, say
+    from gptlab.errors import DataError
+    from gptlab.tokenizer import load_tokenizer
+
+    if text == "-":
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input is not UTF-8: byte {error.start:,}; convert it first") from None
+    tokenizer = load_tokenizer(name, root=ROOT)
+    encoded = tokenizer.encode(text, allow_special=allow_special)
+    table = tokenizer.token_bytes()
+    specials = {index: token for token, index in tokenizer.special_tokens.items()}
+    console = output()
+    if ids:
+        grid = Table(box=None, pad_edge=False)
+        for heading, side in (("#", "right"), ("id", "right"), ("piece", "left"), ("bytes", "right")):
+            grid.add_column(heading, justify=side)  # type: ignore[arg-type]
+        for position, token in enumerate(encoded):
+            piece = _visible(table[token]) if token not in specials else specials[token]
+            style = _STYLES[position % len(_STYLES)] if token not in specials else _SPECIAL_STYLE
+            size = len(table[token]) if token not in specials else 0
+            grid.add_row(str(position), str(token), Text(piece, style=style), str(size))
+        console.print(grid)
+    else:
+        line = Text()
+        for position, token in enumerate(encoded):
+            if position and not console.is_terminal:
+                line.append("│")  # without colours something else has to show the cuts
+            if token in specials:
+                line.append(specials[token], style=_SPECIAL_STYLE)
+            else:
+                line.append(_visible(table[token], wrap=True), style=_STYLES[position % len(_STYLES)])
+        console.print(line)
+    size = len(text.encode("utf-8"))
+    ratio = f", {size / len(encoded):.2f} bytes per token" if encoded else ""
+    say(f"{len(encoded):,} tokens, {len(text):,} characters, {size:,} bytes{ratio}")
+
+
+@app.command()
+def stats(
+    name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
+    input: Input = None,
+    limit_bytes: LimitBytes = None,
+    text_column: TextColumn = "text",
+) -> None:
+    """Bytes per token of a tokenizer on text, source by source."""
+    import numpy as np
+    from rich.table import Table
+
+    from gptlab.console import output
+    from gptlab.data.sources import iter_documents
+    from gptlab.errors import ConfigError
+    from gptlab.tokenizer import load_tokenizer
+
+    if not input:
+        raise ConfigError("stats needs text to measure on: add --input FILE")
+    tokenizer = load_tokenizer(name, root=ROOT)
+    used = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    rows: dict[str, list[int]] = {}
+    documents = iter_documents(input, text_column=text_column, limit_bytes=_bytes(limit_bytes))
+    with _bar(input, text_column, limit_bytes, "encoding") as advance:
+        for document in documents:
+            (encoded,) = tokenizer.encode_documents([document.text])
+            size = len(document.text.encode("utf-8"))
+            measured = (int(not document.continues), size, len(document.text), len(encoded))
+            row = rows.setdefault(document.source, [0, 0, 0, 0])
+            row[:] = [total + new for total, new in zip(row, measured, strict=True)]
+            # np.add.at would be the obvious way; bincount over a whole vocabulary is only cheap for long texts
+            ids, times = np.unique(encoded, return_counts=True)
+            used[ids] += times
+            advance(size)
+
+    console = output()
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("source", overflow="fold", ratio=1)
+    headings = ("documents", "MB", "tokens", "bytes/token", "chars/token", "bytes/char")
+    for heading in headings:
+        grid.add_column(heading.replace("/", "/\n") if console.width < 100 else heading, justify="right")
+    if len(rows) > 1:
+        rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    for source, (count, size, characters, tokens) in rows.items():
+        cells = (f"{count:,}", f"{size / 1e6:,.1f}", f"{tokens:,}")
+        ratios = (size / tokens, characters / tokens, size / characters)
+        style = "bold" if source == "all" else None
+        grid.add_row(_short(source), *cells, *(f"{ratio:.3f}" for ratio in ratios), style=style)
+    console.print(grid)
+    ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
+    ordinary[list(tokenizer.special_tokens.values())] = False
+    unused = int(((used == 0) & ordinary).sum())
+    whole = int(ordinary.sum())
+    console.print(
+        f"{unused:,} of {whole:,} ordinary tokens ({unused / whole:.1%}) do not occur in this text",
+        markup=False,
+    )
+
+
+# What the commands share
+
+_STYLES = ("black on #a6cee3", "black on #b2df8a", "black on #fdbf6f", "black on #cab2d6", "black on #ffff99")
+_SPECIAL_STYLE = "bold white on #b2182b"
+
+
+def _visible(piece: bytes, wrap: bool = False) -> str:
+    """A token's bytes as people can read them: text where it is text, \\x.. where it is part of a
+    character."""
+    text = piece.decode("utf-8", errors="backslashreplace")
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return shown.replace("\n", "⏎\n" if wrap else "⏎")
+
+
+def _short(source: str) -> str:
+    return source if len(source) <= 48 else "…" + source[-47:]
+
+
+def _check_free(name: str, force: bool) -> None:
+    from gptlab.errors import DataError
+    from gptlab.tokenizer.formats import check_name
+
+    check_name(name)
+    folder = ROOT / name
+    if folder.exists() and not force:
+        raise DataError(f"{folder} exists; choose another --name, or replace it with --force")
+
+
+def _sizes(text: str | None) -> list[int]:
+    from gptlab.config.numbers import parse_number
+    from gptlab.errors import ConfigError
+
+    sizes = []
+    for part in (text or "").split(",") if text else []:
+        try:
+            size = parse_number(part)
+        except ValueError as error:
+            raise ConfigError(f"--vocab-size {text}: {error}") from None
+        if not isinstance(size, int):
+            raise ConfigError(f"--vocab-size {text}: {part.strip()} is no whole number")
+        sizes.append(size)
+    return sorted(set(sizes))
+
+
+def _bytes(text: str | None) -> int | None:
+    from gptlab.config.numbers import parse_number
+    from gptlab.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        value = parse_number(text)
+    except ValueError as error:
+        raise ConfigError(f"--limit-bytes: {error}") from None
+    if value < 1:
+        raise ConfigError(f"--limit-bytes {text}: must be at least 1")
+    return int(value)
+
+
+@contextmanager
+def _bar(
+    inputs: Sequence[str], text_column: str, limit_bytes: str | None, description: str
+) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the bytes of `inputs`; yields the function that advances it."""
+    from gptlab.console import progress
+    from gptlab.data.sources import Reading, resolve, total_size
+
+    limit = _bytes(limit_bytes)
+    total = total_size(resolve(inputs), Reading(text_column))
+    if limit is not None:
+        total = limit if total is None else min(limit, total)
+    with progress(transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        waiting = 0
+
+        def advance(size: int) -> None:
+            nonlocal waiting
+            waiting += size
+            if (
+                waiting >= _UPDATE_BYTES
+            ):  # a bar redrawn for each of a million lines costs more than the lines
+                bar.advance(task, waiting)
+                waiting = 0
+
+        yield advance
+
+
+@contextmanager
+def _texts(
+    inputs: Sequence[str], text_column: str, limit_bytes: str | None, then: str
+) -> Iterator[Iterator[str]]:
+    """The texts of `inputs`, under a progress bar that says `then` once they are read."""
+    from gptlab.console import say
+    from gptlab.data.sources import iter_documents
+
+    documents = iter_documents(inputs, text_column=text_column, limit_bytes=_bytes(limit_bytes))
+    with _bar(inputs, text_column, limit_bytes, "reading") as advance:
+
+        def texts() -> Iterator[str]:
+            for document in documents:
+                yield document.text
+                advance(len(document.text))
+            if then:
+                say(f"text read; {then}")
+
+        yield texts()
+
+
+def _say_next(name: str, inputs: Sequence[str] | None) -> None:
+    from gptlab.console import say
+
+    source = " ".join(f"--input '{each}'" for each in inputs) if inputs else "--input FILES"
+    say(f'look at it:    gptlab tokenizer show {name} "Some text of yours"')
+    say(f"prepare data:  gptlab data prepare {source} --tokenizer {name} --out data/{name}")

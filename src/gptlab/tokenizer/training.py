@@ -63,7 +63,7 @@ class _Stream:
             yield from cut_long_whitespace(text)
 
     def summary(self) -> dict[str, Any]:
-        return {"documents": self.documents, "bytes": self.bytes}
+        return {"texts": self.documents, "bytes": self.bytes}
 
 
 def train_bpe(
