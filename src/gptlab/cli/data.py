@@ -1,7 +1,227 @@
-"""`gptlab data …`."""
+"""`gptlab data …`: prepare, info, verify, presets."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
+if TYPE_CHECKING:
+    from gptlab.data.preset import Preset
+    from gptlab.data.sources import Reading
+    from gptlab.tokenizer import Tokenizer
+
 app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+def prepare(
+    preset: Annotated[str | None, typer.Argument(help="A known data set: see `gptlab data presets`.")] = None,
+    input: Annotated[
+        list[str] | None,
+        typer.Option(help="File, folder, glob, URL or hf://NAME[:CONFIG][@SPLIT]; may be given several times."),
+    ] = None,
+    validation: Annotated[list[str] | None, typer.Option(help="The same, for the validation split.")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Share for validation: the last documents, or a single text's end.")
+    ] = None,
+    validation_tokens: Annotated[
+        str | None, typer.Option(help="The first documents, as many as fit in so many tokens, for validation.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Name or folder of the tokenizer.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to make; default: data/PRESET.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Tokens of a shard.")] = "100M",
+    num_shards: Annotated[int | None, typer.Option(help="Stop after so many training shards.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a CPU core.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
+    separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
+    document_start: Annotated[
+        str | None, typer.Option(help="Regular expression of rows that begin a document; others are joined on.")
+    ] = None,
+    errors: Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")] = "strict",
+    limit_bytes: Annotated[str | None, typer.Option(help="Stop after so much text, like 20M.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a finished data set.")] = False,
+) -> None:
+    """Tokenize text into shards that training reads; goes on where a killed run stopped."""
+    from gptlab.console import output
+    from gptlab.data import prepare as prepare_data
+    from gptlab.data.preset import load_preset
+    from gptlab.errors import DataError
+
+    known = load_preset(preset) if preset is not None else None
+    if known is None and not input:
+        raise DataError("nothing to prepare; name a preset (gptlab data presets) or give files with --input")
+    if out is None and preset is None:
+        raise DataError("where to? give a folder with --out")
+    inputs = list(input or (known.inputs if known else []))
+    tokens = _count(validation_tokens, "--validation-tokens")
+    fraction = validation_fraction
+    if known is not None and not validation and fraction is None and tokens is None:
+        if input and known.validation:
+            raise DataError(f"--input replaces the text of preset {preset}; give its validation text with --validation")
+        validation, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
+    reading = _reading(known, text_column, separator, document_start, errors)
+    folder = out or Path("data") / str(preset)
+    manifest = prepare_data(
+        inputs,
+        folder,
+        tokenizer=_tokenizer(tokenizer, known, str(preset), inputs, reading),
+        validation=validation or None,
+        validation_fraction=fraction,
+        validation_tokens=tokens,
+        reading=reading,
+        shard_size=_count(shard_size, "--shard-size") or 0,
+        num_shards=num_shards,
+        limit_bytes=_count(limit_bytes, "--limit-bytes"),
+        workers=workers,
+        force=force,
+    )
+    for name, split in manifest.splits.items():
+        output().print(
+            f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shard(s) in {folder}",
+            markup=False,
+        )
+    if "validation" not in manifest.splits:
+        from gptlab.console import say
+
+        say("no validation split; training needs one: add --validation FILES or --validation-fraction 0.1")
+
+
+def _reading(
+    known: Preset | None, text_column: str | None, separator: str | None, document_start: str | None, errors: str
+) -> Reading:
+    import dataclasses
+    import re
+
+    from gptlab.data.sources import Reading
+    from gptlab.errors import DataError, did_you_mean
+
+    if errors not in ("strict", "replace"):
+        raise DataError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
+    if separator == "":
+        raise DataError("--separator: must not be empty; leave it out to take each text file as one document")
+    try:
+        re.compile(document_start or "")
+    except re.error as error:
+        raise DataError(f"--document-start {document_start!r}: is no regular expression ({error})") from None
+    base = known.reading() if known else Reading()
+    given: dict[str, Any] = {
+        "text_column": text_column,
+        "separator": separator,
+        "document_start": document_start,
+        "errors": errors,
+    }
+    return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _tokenizer(
+    asked: str | None, known: Preset | None, preset: str, inputs: list[str], reading: Reading
+) -> str | Tokenizer:
+    from gptlab.errors import DataError
+
+    if asked is not None:
+        return asked
+    if known is not None and known.tokenizer is not None:
+        return known.tokenizer
+    if known is not None and known.train_tokenizer == "char":
+        from gptlab.data import iter_documents
+        from gptlab.tokenizer import train_char
+
+        documents = iter_documents(
+            inputs, text_column=reading.text_column, separator=reading.separator, errors=reading.errors
+        )
+        return train_char((document.text for document in documents), name=preset)
+    raise DataError("no tokenizer; name one with --tokenizer, like byte or gpt2, or train one: gptlab tokenizer train")
+
+
+def _count(text: str | None, option: str) -> int | None:
+    from gptlab.config.numbers import parse_number
+    from gptlab.errors import DataError
+
+    if text is None:
+        return None
+    try:
+        value = parse_number(text)
+    except ValueError as error:
+        raise DataError(f"{option}: {error}") from None
+    if not isinstance(value, int):
+        raise DataError(f"{option} {text}: must be a whole number")
+    return value
+
+
+@app.command()
+def info(folder: Annotated[Path, typer.Argument(help="A data set.")]) -> None:
+    """What a data set holds: counts, bytes per token, shards, and how each split begins."""
+    import functools
+
+    from rich.table import Table
+
+    from gptlab.console import output
+    from gptlab.data import info as describe
+
+    described = describe(folder)
+    manifest = described.manifest
+    table = Table(title=str(folder), title_justify="left")
+    for column in ("split", "documents", "tokens", "text bytes", "per token", "shards", "ids"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, data in described.splits.items():
+        table.add_row(
+            name,
+            f"{data.documents:,}" if data.documents is not None else "?",
+            f"{data.tokens:,}",
+            f"{data.bytes:,}" if data.bytes is not None else "?",
+            f"{data.bytes / data.tokens:.3f}" if data.bytes is not None else "?",
+            str(len(data.shards)),
+            str(data.dtype),
+        )
+    output().print(table)
+    show = functools.partial(output().print, markup=False)
+    if manifest is None:
+        show("no dataset.json: shards made elsewhere; tokenizer and vocabulary are not known")
+    else:
+        made_with = manifest.tokenizer
+        show(f"tokenizer: {made_with['name']} ({made_with['kind']}, hash {made_with['hash']})")
+        show(f"vocabulary: {manifest.vocab_size:,} ids, end of text {manifest.end_of_text}")
+        sources = manifest.sources
+        show(f"sources: {', '.join(sources[:8])}{f' and {len(sources) - 8} more' if len(sources) > 8 else ''}")
+    for name in described.splits:
+        show(f"{name} begins: {_beginning(folder, described.beginning(name))}")
+
+
+def _beginning(folder: Path, ids: list[int]) -> str:
+    """The first ids as text where the data set has its tokenizer, else as numbers."""
+    if not (folder / "tokenizer").is_dir():
+        return " ".join(map(str, ids[:16]))
+    from gptlab.tokenizer import load_tokenizer
+
+    return repr(load_tokenizer(folder / "tokenizer").decode(ids))
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A data set.")]) -> None:
+    """Read every byte of a data set and compare it with the checksums and counts in dataset.json."""
+    from gptlab.console import output
+    from gptlab.data import verify as check
+
+    described = check(folder)
+    shards = sum(len(data.shards) for data in described.splits.values())
+    tokens = sum(data.tokens for data in described.splits.values())
+    how = "checksums, ids and documents agree" if described.manifest else "sizes agree; no checksums to compare with"
+    output().print(f"{folder}: {shards} shard(s), {tokens:,} tokens: {how}", markup=False)
+
+
+@app.command()
+def presets() -> None:
+    """The data sets that `gptlab data prepare NAME` knows."""
+    from rich.table import Table
+
+    from gptlab.console import output
+    from gptlab.data.preset import load_preset, preset_names
+
+    table = Table.grid("preset", "what", padding=(0, 2))
+    for name in preset_names():
+        known = load_preset(name)
+        tokenizer = known.tokenizer or (f"its own ({known.train_tokenizer})" if known.train_tokenizer else "to name")
+        table.add_row(name, f"{known.description}; tokenizer: {tokenizer}")
+    output().print(table)

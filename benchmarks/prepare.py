@@ -1,0 +1,121 @@
+"""How near `gptlab data prepare` comes to the speed of tokenizing alone.
+
+    python benchmarks/prepare.py --data FOLDER --tokenizer FOLDER [--repeats 5] [--workers 2]
+
+The floor: `--workers` processes that do nothing but `tiktoken`'s `encode_ordinary` on texts they already hold,
+timed without starting them or reading. Against it the whole command as a user runs it: a new process, Parquet in,
+checksummed shards out, starting the interpreter included. The two take turns; printed are the medians of text per
+second, the range, the ratio, and the most memory that all processes of a prepare held together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+
+from gptlab.tokenizer import load_tokenizer
+
+
+def tiktoken_alone(texts: list[str], tokenizer: Path, start: Any, seconds: Any) -> None:
+    encoding = load_tokenizer(tokenizer)._engine._encoding  # type: ignore[attr-defined]
+    start.wait()
+    began = time.perf_counter()
+    for text in texts:
+        encoding.encode_ordinary(text)
+    seconds.put(time.perf_counter() - began)
+
+
+def floor(texts: list[str], tokenizer: Path, workers: int) -> float:
+    """Bytes of text a second of `workers` processes of bare tiktoken (the slowest decides)."""
+    context = multiprocessing.get_context("spawn")
+    start, seconds = context.Barrier(workers), context.Queue()
+    processes = [
+        context.Process(target=tiktoken_alone, args=(texts[i::workers], tokenizer, start, seconds))
+        for i in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    slowest = max(seconds.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return sum(len(text.encode()) for text in texts) / slowest
+
+
+def whole(inputs: str, tokenizer: Path, workers: int, size: int) -> tuple[float, float]:
+    """Bytes of text a second of the whole command, and the peak of its processes' memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [
+            str(Path(sys.executable).with_name("gptlab")),
+            "data",
+            "prepare",
+            "--input",
+            inputs,
+            "--out",
+            str(out),
+        ]
+        command += ["--tokenizer", str(tokenizer), "--workers", str(workers), "--shard-size", "5M"]
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, memory(process.pid))
+            time.sleep(0.05)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+        shutil.rmtree(out)
+    return size / seconds, peak
+
+
+def memory(pid: int) -> float:
+    """MB of a process and its children (resident; shared pages are counted in each)."""
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train-*.parquet, column text")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a bpe tokenizer")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    inputs = str(options.data / "train-*.parquet")
+    files = sorted(options.data.glob("train-*.parquet"))
+    texts = [text for file in files for text in pq.read_table(file, columns=["text"])["text"].to_pylist()]
+    size = sum(len(text.encode()) for text in texts)
+    floors, wholes, peaks = [], [], []
+    for repeat in range(options.repeats):
+        floors.append(floor(texts, options.tokenizer, options.workers))
+        speed, peak = whole(inputs, options.tokenizer, options.workers, size)
+        wholes.append(speed)
+        peaks.append(peak)
+        print(f"{repeat + 1}: tiktoken {floors[-1] / 1e6:.2f} MB/s, prepare {speed / 1e6:.2f} MB/s", file=sys.stderr)
+    for name, speeds in (("tiktoken alone", floors), ("gptlab data prepare", wholes)):
+        low, high = min(speeds) / 1e6, max(speeds) / 1e6
+        print(f"{name}: {statistics.median(speeds) / 1e6:.2f} MB/s ({low:.2f} to {high:.2f})")
+    ratios = [whole / floor for whole, floor in zip(wholes, floors, strict=True)]
+    print(f"ratio: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    print(f"peak memory of prepare: {max(peaks):.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
