@@ -26,9 +26,7 @@ LimitBytes = Annotated[
 
 @app.command()
 def train(
-    name: Annotated[
-        str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)
-    ],
+    name: Annotated[str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)],
     input: Input = None,
     vocab_size: Annotated[
         str | None,
@@ -235,24 +233,24 @@ def stats(
             measured = (int(not document.continues), size, len(document.text), len(encoded))
             row = rows.setdefault(document.source, [0, 0, 0, 0])
             row[:] = [total + new for total, new in zip(row, measured, strict=True)]
-            # np.add.at would be the obvious way; bincount over a whole vocabulary is only cheap for long texts
             ids, times = np.unique(encoded, return_counts=True)
             used[ids] += times
             advance(size)
 
     console = output()
     grid = Table(box=None, pad_edge=False)
-    grid.add_column("source", overflow="fold", ratio=1)
+    grid.add_column("source", no_wrap=True)
     headings = ("documents", "MB", "tokens", "bytes/token", "chars/token", "bytes/char")
     for heading in headings:
         grid.add_column(heading.replace("/", "/\n") if console.width < 100 else heading, justify="right")
     if len(rows) > 1:
         rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    room = max(16, console.width - (74 if console.width >= 100 else 58))
     for source, (count, size, characters, tokens) in rows.items():
         cells = (f"{count:,}", f"{size / 1e6:,.1f}", f"{tokens:,}")
         ratios = (size / tokens, characters / tokens, size / characters)
         style = "bold" if source == "all" else None
-        grid.add_row(_short(source), *cells, *(f"{ratio:.3f}" for ratio in ratios), style=style)
+        grid.add_row(_short(source, room), *cells, *(f"{ratio:.3f}" for ratio in ratios), style=style)
     console.print(grid)
     ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
     ordinary[list(tokenizer.special_tokens.values())] = False
@@ -266,8 +264,8 @@ def stats(
 
 # What the commands share
 
-_STYLES = ("black on #a6cee3", "black on #b2df8a", "black on #fdbf6f", "black on #cab2d6", "black on #ffff99")
-_SPECIAL_STYLE = "bold white on #b2182b"
+_STYLES = ("black on cyan", "black on green", "black on yellow", "white on blue", "black on white")
+_SPECIAL_STYLE = "bold white on red"
 
 
 def _visible(piece: bytes, wrap: bool = False) -> str:
@@ -278,8 +276,8 @@ def _visible(piece: bytes, wrap: bool = False) -> str:
     return shown.replace("\n", "⏎\n" if wrap else "⏎")
 
 
-def _short(source: str) -> str:
-    return source if len(source) <= 48 else "…" + source[-47:]
+def _short(source: str, width: int) -> str:
+    return source if len(source) <= width else "…" + source[1 - width :]
 
 
 def _check_free(name: str, force: bool) -> None:
@@ -342,9 +340,7 @@ def _bar(
         def advance(size: int) -> None:
             nonlocal waiting
             waiting += size
-            if (
-                waiting >= _UPDATE_BYTES
-            ):  # a bar redrawn for each of a million lines costs more than the lines
+            if waiting >= _UPDATE_BYTES:  # a bar redrawn for each of a million lines costs more than the lines
                 bar.advance(task, waiting)
                 waiting = 0
 
@@ -352,9 +348,7 @@ def _bar(
 
 
 @contextmanager
-def _texts(
-    inputs: Sequence[str], text_column: str, limit_bytes: str | None, then: str
-) -> Iterator[Iterator[str]]:
+def _texts(inputs: Sequence[str], text_column: str, limit_bytes: str | None, then: str) -> Iterator[Iterator[str]]:
     """The texts of `inputs`, under a progress bar that says `then` once they are read."""
     from gptlab.console import say
     from gptlab.data.sources import iter_documents

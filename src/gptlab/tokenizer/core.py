@@ -92,9 +92,7 @@ class Tokenizer:
         self._special_splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def __repr__(self) -> str:
-        return (
-            f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
-        )
+        return f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
 
     def _content_hash(self) -> str:
         decides = {
@@ -161,9 +159,7 @@ class Tokenizer:
         listed = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]
         if listed and not (min(listed) >= 0 and max(listed) < self.vocab_size):
             bad = next(token for token in listed if not 0 <= token < self.vocab_size)
-            raise DataError(
-                f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}"
-            )
+            raise DataError(f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}")
         return self._engine.decode_bytes(listed)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -225,9 +221,7 @@ def with_specials(
     """A tokenizer of `tokens` followed by END_OF_TEXT and `special_tokens`, in that order."""
     specials = check_specials(special_tokens)
     ids = {text: len(tokens) + index for index, text in enumerate(specials)}
-    return Tokenizer(
-        name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on
-    )
+    return Tokenizer(name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on)
 
 
 def check_specials(special_tokens: Sequence[str]) -> list[str]:
@@ -298,7 +292,7 @@ class _BpeEngine:
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except BaseException as error:
-            if not is_rust_panic(error):
+            if not (is_rust_panic(error) or (isinstance(error, ValueError) and "Regex" in str(error))):
                 raise
             raise DataError(
                 f"the split pattern gives up on a text of {len(text):,} characters that starts {text[:40]!r}:"

@@ -45,9 +45,7 @@ def resolve_pattern(pattern: str) -> str:
     if pattern in NAMES:
         return NAMES[pattern]
     if not re.search(r"[\\\[\].+*?|(){}^]", pattern):
-        raise DataError(
-            f"--pattern {pattern!r} is neither a name ({', '.join(NAMES)}) nor a regular expression"
-        )
+        raise DataError(f"--pattern {pattern!r} is neither a name ({', '.join(NAMES)}) nor a regular expression")
     import regex  # type: ignore[import-untyped]
     import tiktoken
     from tokenizers import Regex
@@ -60,6 +58,8 @@ def resolve_pattern(pattern: str) -> str:
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"--pattern {pattern!r} does not compile: {first_line}") from error
+    if compiled.groups:
+        raise DataError(f"--pattern {pattern!r} has a capturing group; write (?:…) instead of (…)")
     if compiled.match("") is not None:
         raise DataError(f"--pattern {pattern!r} matches the empty string; replace a * by + so that it cannot")
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]

@@ -35,6 +35,7 @@ TRAINERS = ("rustbpe", "tokenizers")
 
 _BUFFER_TEXTS = 1024
 _BUFFER_BYTES = 8 << 20
+_LARGEST_VOCABULARY = 1 << 24
 _COUNT_LIMIT = (1 << 31) - 1
 _FREE_BYTES = 1 << 30
 
@@ -199,9 +200,10 @@ def _check_sizes(sizes: Sequence[int], *, smallest: int, what: str) -> list[int]
         raise DataError("no vocabulary size is given; add --vocab-size N")
     if ordered[0] < smallest:
         raise DataError(
-            f"a vocabulary of {ordered[0]:,} is too small: {what}, the special tokens and one merge make"
-            f" {smallest:,}"
+            f"a vocabulary of {ordered[0]:,} is too small: {what}, the special tokens and one merge make {smallest:,}"
         )
+    if ordered[-1] > _LARGEST_VOCABULARY:
+        raise DataError(f"a vocabulary of {ordered[-1]:,} is too large: {_LARGEST_VOCABULARY:,} at most")
     return ordered
 
 

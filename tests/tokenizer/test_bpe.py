@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptlab.errors import DataError
+from gptlab.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer, grow_bpe, train_bpe
+from gptlab.tokenizer.formats import byte_alphabet
+from gptlab.tokenizer.patterns import GPT2, GPT4
+from gptlab.tokenizer.training import _batched, _merge_by_frequency, _Stream
+
+_spec = importlib.util.spec_from_file_location("bpe_reference", Path(__file__).with_name("reference.py"))
+assert _spec is not None
+assert _spec.loader is not None
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+
+def ordinary(tokenizer: Tokenizer) -> list[bytes]:
+    return [token for token in tokenizer.token_bytes() if token]
+
+
+@pytest.mark.parametrize(("name", "published"), [("gpt4", reference.GPT4_PUBLISHED), ("gpt2", GPT2)])
+def test_merges_equal_the_reference(awkward: list[str], name: str, published: str) -> None:
+    (tokenizer,) = train_bpe(awkward, [700], name="t", pattern=name)
+    assert ordinary(tokenizer) == reference.train(awkward, 699, published)
+
+
+def test_the_other_trainer_differs_in_the_order_of_bytes_only(awkward: list[str]) -> None:
+    (tokenizer,) = train_bpe(awkward, [700], name="t", trainer="tokenizers")
+    by_character = sorted(range(256), key=lambda byte: byte_alphabet()[byte])
+    assert ordinary(tokenizer) == reference.train(awkward, 699, reference.GPT4_PUBLISHED, by_character)
+
+
+def test_repeated_letters_are_counted_with_overlaps_and_merged_without() -> None:
+    # aaa twice: four aa (overlapping). xy three times. Counting without overlap would take xy first.
+    (tokenizer,) = train_bpe(["aaa", "aaa", "xy", "xy", "xy"], [260], name="t")
+    assert ordinary(tokenizer)[256:] == [b"aa", b"xy", b"aaa"]
+    assert tokenizer.encode("aaaaa") == [256, 258]  # aa aa a → aa aaa
+
+
+def test_ties_go_to_the_smallest_ids() -> None:
+    (tokenizer,) = train_bpe(["zq zq", "bc", "bc", "by", "by"], [260], name="t")
+    assert ordinary(tokenizer)[256:259] == [b"bc", b"by", b"zq"]
+
+
+def test_encoding_equals_the_reference(awkward: list[str]) -> None:
+    (tokenizer,) = train_bpe(awkward[:5], [400], name="t")
+    for text in awkward:
+        assert tokenizer.encode(text) == reference.encode(text, tokenizer.token_bytes(), reference.GPT4_PUBLISHED)
+
+
+def test_same_result_for_any_number_of_threads_and_every_run(awkward: list[str]) -> None:
+    program = (
+        "import sys, json; from gptlab.tokenizer import train_bpe;"
+        "print(train_bpe(json.load(sys.stdin) * 40, [900], name='t', trainer=sys.argv[1])[0].hash)"
+    )
+    import json
+
+    for trainer in ("rustbpe", "tokenizers"):
+        hashes = set()
+        for threads in ("1", "4"):
+            environment = os.environ | {"RAYON_NUM_THREADS": threads}
+            command = [sys.executable, "-c", program, trainer]
+            done = subprocess.run(
+                command, input=json.dumps(awkward), env=environment, capture_output=True, text=True, check=True
+            )
+            hashes.add(done.stdout)
+        assert len(hashes) == 1
+
+
+def test_nested_sizes_are_prefixes_of_each_other(awkward: list[str]) -> None:
+    small, middle, large = train_bpe(awkward, [700, 300, 512], name="t", special_tokens=["<|user|>"])
+    assert [t.name for t in (small, middle, large)] == ["t-300", "t-512", "t-700"]
+    assert [t.vocab_size for t in (small, middle, large)] == [300, 512, 700]
+    assert ordinary(middle)[:298] == ordinary(small)
+    assert ordinary(large)[:510] == ordinary(middle)
+    assert large.special_tokens == {END_OF_TEXT: 698, "<|user|>": 699}
+
+
+def test_growing_keeps_old_ids_and_continues_the_training(awkward: list[str]) -> None:
+    (small,) = train_bpe(awkward, [300], name="t", special_tokens=["<|user|>"])
+    middle, large = grow_bpe(small, awkward, [400, 700], name="g", special_tokens=["<|more|>"])
+    assert large.vocab_size == 700
+    assert large.token_bytes()[:300] == small.token_bytes()
+    assert large.special_tokens == {END_OF_TEXT: 298, "<|user|>": 299, "<|more|>": 699}
+    assert large.token_bytes()[:399] == middle.token_bytes()[:399]
+    (at_once,) = train_bpe(awkward, [698], name="t")
+    assert ordinary(large) == ordinary(at_once)
+    text = "the other cat, 你好 aaaaaaa"
+    assert large.decode(large.encode(text)) == text
+    assert len(large.encode(text)) < len(small.encode(text))
+
+
+def test_growing_twice_equals_growing_once_in_its_merges(awkward: list[str]) -> None:
+    (small,) = train_bpe(awkward, [300], name="t")
+    (once,) = grow_bpe(small, awkward, [500], name="g")
+    (half,) = grow_bpe(small, awkward, [400], name="g")
+    (twice,) = grow_bpe(half, awkward, [500], name="g")
+    assert twice.hash == once.hash
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5)), max_size=8))
+def test_the_growing_trainer_equals_counting_anew(words: list[tuple[list[int], int]]) -> None:
+    arrays = [np.array(word, dtype=np.uint16) for word, _ in words]
+    weights = np.array([weight for _, weight in words], dtype=np.int64)
+    merges = _merge_by_frequency(arrays, weights, 4, 20)
+    slow = [(word, weight) for word, weight in words]
+    for number in range(20):
+        pairs: dict[tuple[int, int], int] = {}
+        for word, weight in slow:
+            for pair in zip(word, word[1:], strict=False):
+                pairs[pair] = pairs.get(pair, 0) + weight
+        if not pairs:
+            assert len(merges) == number
+            return
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        assert merges[number] == best
+        slow = [(reference.replace_pair(word, best, 4 + number), weight) for word, weight in slow]
+
+
+def test_a_stream_is_consumed_once_and_never_held(awkward: list[str]) -> None:
+    alive = 0
+
+    class Text(str):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    most = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal alive, most
+        for number in range(3000):
+            alive += 1
+            most = max(most, alive)
+            yield Text(f"{awkward[0]} {number % 7}")
+
+    (tokenizer,) = train_bpe(texts(), [265], name="t")
+    assert most < 10
+    assert tokenizer.trained_on["texts"] == 3000
+
+
+def test_buffers_are_bounded_in_bytes_and_nothing_is_lost() -> None:
+    texts = ["x" * 3_000_000] * 5 + ["y"] * 3000 + ["z" * 9_000_000] * 2
+    passed = list(_batched(_Stream(texts)))
+    assert [text for text in passed if text] == texts
+    for start in range(0, len(passed), 1024):
+        assert sum(map(len, passed[start : start + 1024])) <= 9_000_000 + 9_000_000
+
+
+def test_counts_that_32_bits_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptlab.tokenizer import training
+
+    monkeypatch.setattr(training, "_FREE_BYTES", 100)
+    monkeypatch.setattr(training, "_COUNT_LIMIT", 1000)
+    train_bpe(["ab" * 400], [258], name="t")
+    with pytest.raises(DataError, match="32 bits"):
+        train_bpe(["ab" * 50] * 40, [258], name="t")
+
+
+@pytest.mark.parametrize("pattern", ["gpt4", "gpt2"])
+@pytest.mark.parametrize("character", [" ", "\t", "\n", "\u3000"])
+def test_a_million_blanks(pattern: str, character: str) -> None:
+    text = "word" + character * 1_000_000 + "word"
+    (tokenizer,) = train_bpe([text, "some more words"], [270], name="t", pattern=pattern)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    (array,) = tokenizer.encode_documents([text])
+    assert array.tolist() == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sizes", "message"),
+    [
+        ([], [300], "empty"),
+        (["", ""], [300], "empty"),
+        (["abc abc"], [300], "--vocab-size 260"),
+        (["abc"], [257], "too small"),
+        (["abc"], [], "no vocabulary size"),
+        (["abc"], [1 << 40], "too large"),
+        (["ok", "half \ud800 pair"], [300], "document 1 .*surrogate"),
+    ],
+)
+@pytest.mark.parametrize("trainer", ["rustbpe", "tokenizers"])
+def test_what_cannot_be_trained(texts: list[str], sizes: list[int], message: str, trainer: str) -> None:
+    with pytest.raises(DataError, match=message):
+        train_bpe(texts, sizes, name="t", trainer=trainer)
+
+
+def test_an_error_of_the_source_passes_through() -> None:
+    def texts() -> Iterator[str]:
+        yield "fine"
+        raise DataError("file 3 is damaged")
+
+    for trainer in ("rustbpe", "tokenizers"):
+        with pytest.raises(DataError, match="file 3 is damaged"):
+            train_bpe(texts(), [300], name="t", trainer=trainer)
+
+
+def test_what_cannot_grow(awkward: list[str]) -> None:
+    (small,) = train_bpe(awkward, [300], name="t")
+    with pytest.raises(DataError, match="only bpe"):
+        grow_bpe(byte_tokenizer(), awkward, [300], name="g")
+    with pytest.raises(DataError, match="too small"):
+        grow_bpe(small, awkward, [300], name="g")
+    with pytest.raises(DataError, match="runs out of pairs"):
+        grow_bpe(small, ["a few words"], [900], name="g")
+    with pytest.raises(DataError, match="empty"):
+        grow_bpe(small, [], [900], name="g")
+
+
+def test_special_tokens_must_be_distinct() -> None:
+    with pytest.raises(DataError, match="twice"):
+        train_bpe(["abc"], [300], name="t", special_tokens=["<a>", "<a>"])
+    with pytest.raises(DataError, match="blank"):
+        train_bpe(["abc"], [300], name="t", special_tokens=[" "])
+
+
+def test_real_text_trains_as_the_reference_does(test_data: Path) -> None:
+    text = (test_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
+    pieces = [text[start : start + 10_000] for start in range(0, 200_000, 10_000)]
+    (tokenizer,) = train_bpe(pieces, [450], name="t")
+    assert ordinary(tokenizer) == reference.train(pieces, 449, reference.GPT4_PUBLISHED)
+    assert tokenizer.pattern == GPT4
+
+
+def test_random_seeds_do_not_matter(awkward: list[str]) -> None:
+    shuffled = awkward * 2
+    random.Random(1).shuffle(shuffled)
+    (one,) = train_bpe(awkward * 2, [600], name="t")
+    (other,) = train_bpe(shuffled, [600], name="t")
+    assert one.hash == other.hash
