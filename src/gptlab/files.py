@@ -56,8 +56,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+                fsync_file(file)
         if path.exists():
             old = aside.with_suffix(".old")
             os.replace(path, old)
@@ -75,3 +74,9 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_file(path: Path) -> None:
+    """Make what was written to `path` durable."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

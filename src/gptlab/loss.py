@@ -49,6 +49,15 @@ class CrossEntropy:
 
     def __init__(self, *, chunk: int | Literal["auto"] | None = "auto") -> None:
         self.chunk = chunk
+        self._whole: Callable[[nn.Module, Tensor, Tensor], Tensor] = _head_loss
+
+    def compile(self) -> None:
+        """Fuse head and loss with torch.compile, where they see the whole batch."""
+        self._whole = torch.compile(_head_loss)
+
+    def uncompile(self) -> None:
+        """Back to plain PyTorch."""
+        self._whole = _head_loss
 
     def __call__(self, model: nn.Module, batch: TokenBatch) -> LossSum:
         """Raises nothing of its own; `model` is a `gptlab.model.GPT` or has its `forward` and `logits`."""
@@ -58,7 +67,7 @@ class CrossEntropy:
         rows, targets = hidden.flatten(0, -2), batch.targets.flatten()
         chunk = self._chunk_rows(rows.shape[0], core.vocab_size, rows.device.type)
         if chunk is None:
-            return LossSum(_cross_entropy(core.logits(rows), targets), count)
+            return LossSum(self._whole(core, rows, targets), count)
         parameters = [p for p in core.head.parameters() if p.requires_grad]
         return LossSum(_Chunked.apply(rows, targets, core.logits, chunk, *parameters), count)
 
@@ -72,6 +81,10 @@ class CrossEntropy:
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
+
+
+def _head_loss(model: nn.Module, rows: Tensor, targets: Tensor) -> Tensor:
+    return _cross_entropy(model.logits(rows), targets)
 
 
 class _Chunked(torch.autograd.Function):

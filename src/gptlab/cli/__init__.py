@@ -9,6 +9,8 @@ import sys
 
 import typer
 
+from gptlab.cli import run
+from gptlab.cli.config import app as config_app
 from gptlab.cli.data import app as data_app
 from gptlab.cli.tokenizer import app as tokenizer_app
 
@@ -21,6 +23,11 @@ app = typer.Typer(
 )
 app.add_typer(tokenizer_app, name="tokenizer", help="Train, import, inspect and grow tokenizers.")
 app.add_typer(data_app, name="data", help="Turn text into token shards, and check them.")
+app.add_typer(config_app, name="config", help="Show, compare and describe configs.")
+app.command()(run.train)
+app.command("eval")(run.evaluate)
+app.command()(run.sample)
+app.command()(run.trace)
 
 
 def main() -> None:
@@ -32,3 +39,6 @@ def main() -> None:
     except GptlabError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

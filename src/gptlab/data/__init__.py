@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gptlab.data.batches import IGNORE, Batch, BatchStream, micro_batches, validation_batches
 from gptlab.data.dataset import Info, Manifest, TokenDataset, info, verify
-from gptlab.data.prepare import prepare
+from gptlab.data.preparation import prepare
 from gptlab.data.sources import Document, Reading, iter_documents
+from gptlab.data.splits import open_splits
 
 __all__ = [
     "IGNORE",
@@ -19,6 +20,7 @@ __all__ = [
     "info",
     "iter_documents",
     "micro_batches",
+    "open_splits",
     "prepare",
     "validation_batches",
     "verify",

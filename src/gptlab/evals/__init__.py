@@ -1,1 +1,1 @@
-"""."""
+"""Evaluations: loss and bits per byte, multiple choice."""

@@ -1,1 +1,1 @@
-"""."""
+"""Text out: the key-value cache, sampling, batched generation."""

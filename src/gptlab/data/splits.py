@@ -1,0 +1,38 @@
+"""From the `data` section of a config to open data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gptlab.config.schema import Data
+from gptlab.data.dataset import MANIFEST, TokenDataset
+from gptlab.errors import ConfigError
+from gptlab.tokenizer import Tokenizer, load_tokenizer
+
+
+def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[str, TokenDataset]]:
+    """The tokenizer, and the training and validation split of each source by name (`data` for a lone `path`).
+
+    Raises ConfigError where no data or no tokenizer is named, DataError where something is missing, damaged, or
+    made with another tokenizer.
+    """
+    sources = data.sources or ({"data": data.path} if data.path else {})
+    if not sources:
+        raise ConfigError("data.path: no data named; set it to a folder that `gptlab data prepare` made")
+    for path in sources.values():
+        if not Path(path).is_dir():
+            TokenDataset.open(path, "train")  # raises, saying how to make it
+    carried = [Path(path) / "tokenizer" for path in sources.values() if (Path(path) / "tokenizer").is_dir()]
+    named = data.tokenizer or (carried[0] if carried else None)
+    if named is None:
+        raise ConfigError(f"data.tokenizer: {next(iter(sources.values()))} carries no tokenizer; name it (e.g. gpt2)")
+    tokenizer = load_tokenizer(named)
+
+    def open_split(path: str, split: str) -> TokenDataset:
+        if (Path(path) / MANIFEST).is_file():
+            return TokenDataset.open(path, split, tokenizer_hash=tokenizer.hash)
+        return TokenDataset.open(path, split, vocab_size=tokenizer.vocab_size, end_of_text=tokenizer.end_of_text)
+
+    train = {name: open_split(path, "train") for name, path in sources.items()}
+    validation = {name: open_split(path, "validation") for name, path in sources.items()}
+    return tokenizer, train, validation

@@ -1,0 +1,100 @@
+"""Loss on held-out text: nats a token, perplexity, and bits a byte, the one that survives a change of tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.data import Batch
+from gptlab.loss import IGNORE
+from gptlab.systems.device import autocast
+from gptlab.systems.distributed import World
+
+_CHUNK_LOGITS = 2**25
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Sums over the predicted tokens of a text.
+
+    `nats` and `tokens` count every predicted token. `text_nats` and `bytes` leave out predictions of special
+    tokens, which stand for no text.
+    """
+
+    nats: float
+    tokens: int
+    text_nats: float
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats a token."""
+        return self.nats / max(1, self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)"""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """−log₂ p of the text, by its UTF-8 bytes; None where the bytes of the tokens are not known."""
+        return self.text_nats / math.log(2) / self.bytes if self.bytes else None
+
+
+def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    """−log p(target) at each position, (B, T) fp32; 0 where the target is IGNORE. Logits never exist whole."""
+    hidden = model(inputs_BT, documents_BT).flatten(0, -2)
+    targets = targets_BT.flatten()
+    rows = max(64, _CHUNK_LOGITS // model.vocab_size)
+    pieces = [
+        F.cross_entropy(model.logits(h).float(), t, ignore_index=IGNORE, reduction="none")
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(pieces).view_as(targets_BT)
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    token_bytes: Sequence[bytes] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World | None = None,
+) -> LossResult:
+    """Loss over `batches` (this process's share of them), summed over all processes of `world`.
+
+    `token_bytes`: the text that each id stands for, b"" for specials; None leaves bits per byte unknown.
+    The model is left in the mode it was in.
+    """
+    lengths = torch.tensor([len(b) for b in token_bytes], device=device) if token_bytes is not None else None
+    totals = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs, targets, documents = (_to(x, device) for x in (batch.inputs, batch.targets, batch.documents))
+            with autocast(device, dtype):
+                nats = token_nats(model, inputs, targets, documents)
+            counted = targets != IGNORE
+            size = torch.where(counted, lengths[targets.clamp(min=0)], 0) if lengths is not None else counted * 0
+            sums = (nats.sum(), counted.sum(), nats[size > 0].sum(), size.sum())
+            totals += torch.stack([value.to(totals.dtype) for value in sums])
+    finally:
+        model.train(training)
+    if world is not None:
+        world.sum(totals)
+    nats_sum, tokens, text_nats, size_sum = totals.tolist()
+    return LossResult(nats_sum, round(tokens), text_nats, round(size_sum))
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, torch.int64, non_blocking=True)

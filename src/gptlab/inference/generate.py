@@ -1,0 +1,159 @@
+"""Generation: several prompts at once, one token a row at a time.
+
+A model sees at most `context_length` tokens. When a text outgrows that, the window's start moves on by half a context,
+so that the cache is rebuilt once in half a context of tokens and not at each. Where the window starts is a function of
+the text's length alone: with cache, without, alone or in a batch, a text gets the same logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gptlab.errors import GptlabError
+from gptlab.inference.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, and when to stop.
+
+    `temperature` 0 takes the likeliest token. Of the rest of the distribution, `top_k` keeps the k likeliest; `top_p`
+    the fewest whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751); `min_p` those at least min_p times
+    as likely as the likeliest (Nguyen et al. 2024, arXiv:2407.01082). They act in that order. `seed` None draws anew
+    each time. Raises GptlabError for values outside their range.
+    """
+
+    max_new_tokens: int = 100
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop_at_end: bool = True
+
+    def __post_init__(self) -> None:
+        problems = {
+            "max_new_tokens must be at least 1": self.max_new_tokens < 1,
+            "temperature must be 0 or more": not self.temperature >= 0,
+            "top_k must be at least 1": self.top_k is not None and self.top_k < 1,
+            "top_p must be above 0 and at most 1": self.top_p is not None and not 0 < self.top_p <= 1,
+            "min_p must be from 0 to 1": self.min_p is not None and not 0 <= self.min_p <= 1,
+        }
+        for problem, present in problems.items():
+            if present:
+                raise GptlabError(f"{problem} (given: {getattr(self, problem.split()[0])})")
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+    """The next token of each row: (B, V) → (B,)."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    scaled = logits_BV.float() / sampling.temperature
+    order = None
+    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
+        scaled, order = scaled.topk(sampling.top_k, dim=-1)  # exactly k, whatever ties there are
+    elif sampling.top_p is not None:
+        scaled, order = scaled.sort(dim=-1, descending=True)
+    probability = scaled.softmax(-1)
+    if sampling.top_p is not None:
+        if order is None:  # top_k as large as the vocabulary left the order alone
+            probability, order = probability.sort(dim=-1, descending=True)
+        before = probability.cumsum(-1) - probability
+        probability = probability.masked_fill(before >= sampling.top_p, 0.0)
+    if sampling.min_p is not None:
+        floor = sampling.min_p * probability.amax(-1, keepdim=True)
+        probability = probability.masked_fill(probability < floor, 0.0)
+    drawn = torch.multinomial(probability, 1, generator=generator)
+    return (drawn if order is None else order.gather(-1, drawn)).squeeze(-1)
+
+
+def window_start(length: int, context_length: int) -> int:
+    """Where the visible window of a text of `length` tokens begins."""
+    step = max(1, context_length // 2)
+    return max(0, -(-(length - context_length) // step) * step)
+
+
+@torch.inference_mode()
+def stream(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    end_of_text: int | None,
+    device: torch.device,
+    use_cache: bool = True,
+) -> Iterator[list[int | None]]:
+    """Yield, a step at a time, the new token of each row (None for rows that have ended). Stops when all have.
+
+    Raises GptlabError for an empty prompt.
+    """
+    if any(not prompt for prompt in prompts):
+        raise GptlabError("a prompt is empty; give at least one token (or text)")
+    model.eval()
+    generator = None
+    if sampling.temperature > 0:
+        generator = torch.Generator(device)
+        _ = generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
+    reader = _Reader(model, [list(prompt) for prompt in prompts], device, use_cache)
+    ended = [False] * len(prompts)
+    for _ in range(sampling.max_new_tokens):
+        tokens = choose(reader.next_logits(), sampling, generator).tolist()
+        reader.append(tokens)
+        ended = [e or (sampling.stop_at_end and t == end_of_text) for e, t in zip(ended, tokens, strict=True)]
+        yield [None if e else t for e, t in zip(ended, tokens, strict=True)]
+        if all(ended):
+            return
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    end_of_text: int | None,
+    device: torch.device,
+    use_cache: bool = True,
+) -> list[list[int]]:
+    """The continuations of `prompts`, prompts and end of text left out."""
+    rows: list[list[int]] = [[] for _ in prompts]
+    for tokens in stream(model, prompts, sampling, end_of_text=end_of_text, device=device, use_cache=use_cache):
+        for row, token in zip(rows, tokens, strict=True):
+            if token is not None:
+                row.append(token)
+    return rows
+
+
+class _Reader:
+    """Feeds the model what it has not read yet, and gives the logits that follow."""
+
+    def __init__(self, model: nn.Module, rows: list[list[int]], device: torch.device, use_cache: bool) -> None:
+        self.model, self.rows, self.device, self.use_cache = model, rows, device, use_cache
+        self.context: int = model.context_length
+        self.cache: KVCache | None = None
+        self.starts: list[int] = []
+
+    def append(self, tokens: list[int]) -> None:
+        for row, token in zip(self.rows, tokens, strict=True):
+            row.append(token)
+
+    def next_logits(self) -> Tensor:
+        """Logits of the token after each row: (B, V)."""
+        starts = [window_start(len(row), self.context) for row in self.rows]
+        if self.cache is not None and self.use_cache and starts == self.starts:
+            ids = torch.tensor([row[-1:] for row in self.rows], device=self.device)
+        else:
+            windows = [row[start:] for row, start in zip(self.rows, starts, strict=True)]
+            width = max(map(len, windows))
+            padding = [width - len(window) for window in windows]
+            pads = torch.tensor(padding, device=self.device) if any(padding) else None
+            self.cache = KVCache(len(self.model.blocks), self.context, pads, device=self.device)
+            self.starts = starts
+            # The id of a padding position does not matter; 0 always exists.
+            ids = torch.tensor([[0] * n + w for n, w in zip(padding, windows, strict=True)], device=self.device)
+        hidden = self.model(ids, cache=self.cache)
+        self.cache.advance(ids.shape[1])
+        return self.model.logits(hidden[:, -1])

@@ -1,0 +1,154 @@
+"""A trained run, ready to use: `run = gptlab.load("runs/…")`, then `run.generate([...])`, `run.loss(text)`."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptlab.config import RunConfig
+from gptlab.data import IGNORE, Batch
+from gptlab.errors import CheckpointError
+from gptlab.evals.loss import LossResult, evaluate_loss
+from gptlab.files import write_atomic
+from gptlab.inference.generate import Sampling, generate
+from gptlab.model import build_model
+from gptlab.systems.checkpoint import Checkpoints, load_tensors
+from gptlab.systems.device import pick_device, pick_dtype
+from gptlab.systems.distributed import World
+from gptlab.systems.runfolder import read_config
+from gptlab.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclass
+class Run:
+    """A model with its tokenizer and config, and what was measured of it."""
+
+    folder: Path
+    config: RunConfig
+    model: nn.Module
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: torch.dtype
+
+    @functools.cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        from gptlab.systems.metrics import read_metrics
+
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its last step."""
+        return (self.folder / "model.safetensors").is_file()
+
+    @functools.cached_property
+    def generator(self) -> nn.Module:
+        """The model that generates. On a GPU a copy in the run's precision: a token costs a reading of all weights."""
+        if self.device.type != "cuda" or self.dtype == torch.float32:
+            return self.model
+        return copy.deepcopy(self.model).to(self.dtype)
+
+    def generate(self, prompts: str | Sequence[str], *, sampling: Sampling | None = None, **options: Any) -> list[str]:
+        """Continuations of `prompts`, without the prompts. `options` are the fields of `Sampling`."""
+        chosen = sampling or Sampling(**options)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        ids = [self.encode_prompt(text) for text in texts]
+        found = generate(self.generator, ids, chosen, end_of_text=self.tokenizer.end_of_text, device=self.device)
+        return [self.tokenizer.decode(row) for row in found]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a prompt. A separator stands before it, as before every document in training."""
+        return [self.tokenizer.end_of_text, *self.tokenizer.encode(text)]
+
+    def loss(self, text: str) -> LossResult:
+        """Loss on `text` as one document: `.loss` in nats a token, `.perplexity`, `.bits_per_byte`."""
+        ids = np.array(self.encode_prompt(text), dtype=np.int64)
+        return evaluate_loss(
+            self.model,
+            _windows(ids, self.model.context_length),
+            token_bytes=self.tokenizer.token_bytes(),
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
+    """A run from its folder: the final weights, or the newest whole checkpoint of an unfinished one.
+
+    `checkpoint`: the name of a folder in `checkpoints/` to load instead. A nanoGPT `ckpt.pt` loads too. Raises
+    GptlabError where there is nothing to load or it is damaged.
+    """
+    folder = Path(folder)
+    if folder.suffix == ".pt":
+        from gptlab.interop.nanogpt import load_nanogpt
+
+        config, model, tokenizer = load_nanogpt(folder)
+    else:
+        if not (folder / "config.yaml").is_file():
+            raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+        config = read_config(folder)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        model = build_model(config, tokenizer.vocab_size)
+        _load_weights(folder, model, checkpoint)
+    where = pick_device(device)
+    return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(dtype, where))
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The weights as one safetensors file, a shared matrix once. Raises CheckpointError where the disk refuses."""
+    from safetensors.torch import save
+
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    try:
+        write_atomic(path, save(tensors, metadata={"format": "pt"}))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
+
+
+def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> None:
+    final = folder / "model.safetensors"
+    if checkpoint is None and final.is_file():
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(final)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{final} is damaged ({error}); load a checkpoint of the run instead") from None
+        own = dict(model.named_parameters())
+        odd = set(own) ^ set(tensors) or {n for n in own if own[n].shape != tensors[n].shape}
+        if odd:
+            raise CheckpointError(f"{final} does not fit config.yaml: {sorted(odd)[0]}; was either of them edited?")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(tensors[name])
+        return
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1, world=World())
+    if checkpoint is not None:
+        names = [path.name for path in checkpoints.all()]
+        if checkpoint not in names:
+            raise CheckpointError(f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(names) or 'none'}")
+        newest = checkpoints.folder / checkpoint
+    else:
+        newest = checkpoints.newest_whole()
+    if newest is None:
+        raise CheckpointError(f"{folder} holds no weights yet; train it with `gptlab train {folder} --resume`")
+    load_tensors(newest, model, None, World())
+
+
+def _windows(ids: np.ndarray, length: int) -> Iterator[Batch]:
+    """A text longer than the context, in windows that each start where the last one ended."""
+    for start in range(0, len(ids) - 1, length):
+        inputs, targets = ids[start : start + length], ids[start + 1 : start + 1 + length]
+        inputs = inputs[: len(targets)]
+        documents = np.zeros((1, len(inputs)), dtype=np.int32)
+        yield Batch(inputs[None], targets[None], documents, int((targets != IGNORE).sum()))

@@ -1,0 +1,218 @@
+"""Checkpoints that survive what happens to machines.
+
+A checkpoint is a folder `step-00001000/`: tensors of model and optimizer as safetensors, written by
+`torch.distributed.checkpoint` (each process its part, readable by any other number of processes), `state.json`
+with the few numbers beside them, and `manifest.json` with a SHA-256 for each file. Nothing in it is a pickle.
+
+It is written under another name, synced, and renamed last: a folder with the right name is whole. No random
+state is kept, because there is none: batches and dropout are functions of (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from gptlab.console import say
+from gptlab.errors import CheckpointError
+from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
+from gptlab.systems.distributed import World
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step that a checkpoint folder's name tells."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path} is not a checkpoint folder (step-00000000); name one, or the run folder")
+    return int(match[1])
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`: the newest `keep`, and the best."""
+
+    def __init__(self, folder: Path, *, keep: int, world: World) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+
+    def all(self) -> list[Path]:
+        """Whole checkpoints, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+        """Write a checkpoint of `step`. Every process calls it.
+
+        Raises CheckpointError where the disk refuses; what was saved before is then untouched.
+        """
+        target = self.folder / f"step-{step:08d}"
+        aside = self.folder / f".{target.name}.tmp"
+        error = ""
+        try:
+            if self.world.is_main:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            self.world.barrier()
+            _write_tensors(aside, {**model_tensors(model), **optimizer_tensors(model, optimizer)}, self.world)
+            if self.world.is_main:
+                write_atomic(aside / "state.json", json.dumps(state, indent=1))
+                _seal(aside)
+        except Exception as problem:  # OSError, safetensors' own, or DCP's wrapper around either
+            error = _reason(problem)
+        if self.world.agree(error) or error:
+            if self.world.is_main:
+                shutil.rmtree(aside, ignore_errors=True)
+            kept = f"{self.all()[-1].name} is untouched" if self.all() else "there is no earlier one"
+            raise CheckpointError(f"cannot save a checkpoint in {self.folder}: {error}; free some space ({kept})")
+        if self.world.is_main:
+            if target.exists():  # the same step again: bitwise the same, unless it was damaged
+                shutil.rmtree(target)
+            aside.rename(target)
+            fsync_directory(self.folder)
+        self.world.barrier()
+        return target
+
+    def prune(self, best: int | None) -> None:
+        """Delete all but the newest `keep` and the one of step `best`."""
+        if self.world.is_main:
+            for path in self.all()[: -self.keep]:
+                if checkpoint_step(path) != best:
+                    shutil.rmtree(path)
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint whose files are all as they were written; None where there has never been one.
+
+        Raises CheckpointError where there are checkpoints and every one is damaged.
+        """
+        found = self.all()
+        for path in reversed(found):
+            problem = verify(path)
+            if problem is None:
+                return path
+            if self.world.is_main:
+                say(f"checkpoint {path} is damaged ({problem}); trying the one before it")
+        if found:
+            raise CheckpointError(
+                f"every checkpoint in {self.folder} is damaged; restore one, or delete the run folder to start again"
+            )
+        return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        for name, digest in manifest["sha256"].items():
+            if Path(name).name != name:
+                return f"manifest.json names {name!r}, which is not a file of the checkpoint"
+            if sha256_file(path / name) != digest:
+                return f"{name} does not match its checksum"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json cannot be read: {error}"
+    return None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The numbers beside the tensors: what `save` was given as `state`."""
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path / 'state.json'}: {error}; use an earlier checkpoint") from None
+    return state
+
+
+def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, world: World) -> None:
+    """Read a checkpoint into a model, and into its optimizer where one is given; the world may have another size.
+
+    Raises CheckpointError where names or shapes are not those of this model.
+    """
+    tensors = model_tensors(model)
+    if optimizer is not None:
+        _create_optimizer_state(optimizer)
+        tensors |= optimizer_tensors(model, optimizer)
+    reader = HuggingFaceStorageReader(str(path))
+    try:
+        stored = {name: tuple(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    except Exception as error:
+        raise CheckpointError(f"cannot read the tensors of {path}: {_reason(error)}") from None
+    for name, tensor in tensors.items():
+        if stored.get(name) != tuple(tensor.shape):
+            have = f"has shape {list(stored[name])}" if name in stored else "does not exist"
+            raise CheckpointError(
+                f"{path} is from another model: {name} should have shape {list(tensor.shape)} and {have}; "
+                "load it with the config it was trained with"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters (a shared one once) and saved buffers, by name."""
+    saved = set(model.state_dict())
+    named = [*model.named_parameters(), *((name, b) for name, b in model.named_buffers() if name in saved)]
+    return {f"model.{name}": tensor.detach() for name, tensor in named}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, by the name of the parameter it belongs to. Rates and the like follow from the config."""
+    return {
+        f"optimizer.{name}.{key}": value if value.ndim else value.view(1)  # the same memory, so loads land in it
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _create_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state tensors exist, by one step with no gradient at rate 0; what they hold is read next."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # DCP announces that a single process is a single process
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, no_dist=world.size == 1)
+
+
+def _seal(folder: Path) -> None:
+    """Sync every file and write their checksums."""
+    digests = {}
+    for file in sorted(folder.iterdir()):
+        fsync_file(file)
+        digests[file.name] = sha256_file(file)
+    write_atomic(folder / "manifest.json", json.dumps({"format": 1, "sha256": digests}, indent=1))
+
+
+def _reason(problem: BaseException) -> str:
+    """The innermost cause, in one line."""
+    failures = getattr(problem, "failures", None)
+    if failures:
+        first = next(iter(failures.values()))
+        problem = first[0] if isinstance(first, tuple) else first
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    text = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+    return " ".join(str(text).split())[:200] or type(problem).__name__

@@ -1,0 +1,120 @@
+"""Numbers of a run: one JSON object a line in metrics.jsonl. Console, CSV, plots, TensorBoard and W&B are views of it.
+
+Rows carry `step` (optimizer steps done), `tokens` (trained on so far) and what was measured there: `train/loss` and
+its companions for a step, `val/loss` and its companions for a validation. Losses are in nats a token.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gptlab.console import say
+from gptlab.errors import GptlabError
+from gptlab.files import write_atomic
+
+Row = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl. A torn last line (a crash while writing) is dropped and said.
+
+    Raises GptlabError where an earlier line is not JSON.
+    """
+    rows: list[Row] = []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError("no step")
+        except ValueError:
+            if number == len(lines):
+                say(f"{path}:{number}: the last line is torn (a crash while writing it); it is left out")
+                break
+            raise GptlabError(f"{path}:{number}: not a row of metrics; delete the line, or restore the file") from None
+        rows.append(row)
+    return rows
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl and to the optional sinks."""
+
+    def __init__(self, folder: Path, *, resume_step: int | None, tensorboard: bool, wandb: str, project: str) -> None:
+        self.path = folder / "metrics.jsonl"
+        if resume_step is None:
+            write_atomic(self.path, "")
+        else:
+            # What was logged after the checkpoint will be computed again; keeping it would count it twice.
+            kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._tensorboard = _open_tensorboard(folder) if tensorboard else None
+        self._wandb = _open_wandb(folder, wandb, project) if wandb != "off" else None
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows; numbers that are not finite become null, which JSON can say."""
+        for row in rows:
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+            self._file.write(json.dumps(clean) + "\n")
+            for key, value in clean.items():
+                if self._tensorboard is not None and isinstance(value, int | float) and key != "step":
+                    self._tensorboard.add_scalar(key, value, row["step"])
+            if self._wandb is not None:
+                self._wandb.log({k: v for k, v in clean.items() if k != "step"}, step=row["step"])
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync, and close the sinks."""
+        if self._file.closed:
+            return
+        self.sync()
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """The same numbers as a table, a row a step; a cell is empty where nothing was measured."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    by_step: dict[int, Row] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], {}).update(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(by_step.values())
+    write_atomic(path, text.getvalue())
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise GptlabError(
+            "log.tensorboard is on but TensorBoard is missing; pip install 'gptlab[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _open_wandb(folder: Path, mode: str, project: str) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise GptlabError(f"log.wandb is {mode} but wandb is missing; pip install 'gptlab[wandb]'") from None
+    return wandb.init(project=project, name=folder.name, id=folder.name, dir=str(folder), mode=mode, resume="allow")
