@@ -30,7 +30,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     origins: dict[KeyPath, Origin] = {}
     config = RunConfig()
     for file, layer, places in _layers(path):
-        layer.setdefault("name", file.parent.name if file.name == "config.yaml" else file.stem)
+        layer.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or "run")
         values, origins = merge(values, layer), origins | places
         config = _validate(values, origins)
         # Resolved before the next layer, so that every `use` is written out and a diff that changes one is seen.

@@ -93,11 +93,17 @@ class Slot(Mapping[str, Any]):
 
     def plain(self) -> dict[str, Any]:
         """As nested dictionaries, ready for YAML."""
-        return {key: value.plain() if isinstance(value, Slot) else value for key, value in self._values.items()}
+        return {key: _plain(value) for key, value in self._values.items()}
 
     def replace(self, **arguments: Any) -> Slot:
         """The same component with some arguments changed, validated again."""
         return validate_slot(self._kind, {**self.plain(), **arguments})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Slot):
+        return value.plain()
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 @dataclass(frozen=True)

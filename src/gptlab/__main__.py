@@ -1,0 +1,5 @@
+"""`python -m gptlab` is `gptlab`."""
+
+from gptlab.cli import main
+
+main()

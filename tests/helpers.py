@@ -1,0 +1,76 @@
+"""What the training tests share: a small data set, a small config, and running `gptlab` as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TINY = """
+model: {dim: 32, layers: 2, heads: 2}
+optimizer: {use: AdamW, lr: 1e-3}
+train: {tokens: 5120, batch_tokens: 256, sequence_length: 32, dtype: float32}
+eval: {every: 0, tokens: 512}
+system: {device: cpu, threads: 1}
+"""
+
+
+def make_data(folder: Path, *, tokens: int = 6000, seed: int = 0) -> Path:
+    """A data set of made-up sentences, prepared by gptlab itself with the byte tokenizer."""
+    from gptlab.data import prepare
+    from gptlab.tokenizer import load_tokenizer
+
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "slept", "until", "noon"]
+    rng = np.random.default_rng(seed)
+    text = folder / "text"
+    text.mkdir(parents=True)
+    size = 0
+    for number in range(1000):
+        sentence = " ".join(rng.choice(words, size=rng.integers(20, 60))) + "."
+        (text / f"{number:04d}.txt").write_text(sentence)
+        size += len(sentence)
+        if size > tokens:
+            break
+    (folder / "validation.txt").write_text(" ".join(rng.choice(words, size=200)))
+    prepare(
+        inputs=[str(text)],
+        validation=[str(folder / "validation.txt")],
+        tokenizer=load_tokenizer("byte"),
+        out=folder / "data",
+        workers=1,
+    )
+    return folder / "data"
+
+
+def gptlab(*arguments: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in its own process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gptlab", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=300,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"gptlab {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
+    return done
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics, without what depends on the clock."""
+    clock = {"seconds", "tokens_per_second"}
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def only_run(folder: Path) -> Path:
+    """The one run folder in `folder`/runs."""
+    (run,) = (folder / "runs").iterdir()
+    return run

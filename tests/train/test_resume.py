@@ -1,0 +1,134 @@
+"""A run that is killed at any moment ends, after resuming, bitwise like one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import TINY, gptlab, make_data, only_run, rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder with data and a config: dropout, four micro-batches a step, and an epoch that ends inside the run."""
+    folder = tmp_path_factory.mktemp("resume")
+    make_data(folder)
+    (folder / "config.yaml").write_text(TINY)
+    options = ["data.path=data", "name=killed", "model.dropout=0.1", "system.micro_batch=2"]
+    options += ["checkpoint.every=4", "eval.every=10", "train.tokens=15360"]
+    return folder, ["config.yaml", *(part for option in options for part in ("--set", option))]
+
+
+@pytest.fixture(scope="module")
+def reference(setting: tuple[Path, list[str]]) -> Path:
+    """The run that nobody disturbed."""
+    folder, arguments = setting
+    quiet = folder / "quiet"
+    quiet.mkdir()
+    (quiet / "data").symlink_to(folder / "data")
+    (quiet / "config.yaml").symlink_to(folder / "config.yaml")
+    gptlab("train", *arguments, cwd=quiet)
+    return only_run(quiet)
+
+
+def start(folder: Path, arguments: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "gptlab", "train", *arguments, "--resume"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def logged_step(folder: Path) -> int:
+    """The last step that the run in `folder` has logged."""
+    logs = list(folder.glob("runs/*/metrics.jsonl"))
+    lines = logs[0].read_text().splitlines() if logs else []
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except ValueError:
+            continue
+    return 0
+
+
+def kill_when(process: subprocess.Popen[bytes], moment: Callable[[], bool]) -> None:
+    """kill -9 the process at the first `moment`."""
+    deadline = time.monotonic() + 120
+    while not moment():
+        assert process.poll() is None, "the run ended before the moment came"
+        assert time.monotonic() < deadline, "the moment did not come"
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_kill_9_at_five_moments(setting: tuple[Path, list[str]], reference: Path) -> None:
+    folder, arguments = setting
+    chance = random.Random(20)
+    # An epoch of the 6,000 tokens ends near step 23 of 60.
+    moments: list[Callable[[], bool]] = [
+        lambda: logged_step(folder) >= 5 + chance.randrange(1),
+        lambda: logged_step(folder) > 9 and any(folder.glob("runs/*/checkpoints/.step-*.tmp")),
+        lambda: logged_step(folder) >= 23,
+        lambda: logged_step(folder) >= 31,
+        lambda: logged_step(folder) >= 47,
+    ]
+    for moment in moments:
+        wait = chance.uniform(0, 0.02)
+        process = start(folder, arguments)
+
+        def late(moment: Callable[[], bool] = moment, wait: float = wait) -> bool:
+            if not moment():
+                return False
+            time.sleep(0 if any(folder.glob("runs/*/checkpoints/.step-*.tmp")) else wait)
+            return True
+
+        kill_when(process, late)
+    assert start(folder, arguments).wait() == 0
+    run = only_run(folder)
+    assert len(json.loads((run / "env.json").read_text())) == 6
+    assert rows(run) == rows(reference)
+    assert (run / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+
+
+def test_sigterm_saves_and_exits_cleanly(setting: tuple[Path, list[str]], reference: Path, tmp_path: Path) -> None:
+    folder, arguments = setting
+    for name in ("data", "config.yaml"):
+        (tmp_path / name).symlink_to(folder / name)
+    arguments = [*arguments, "--set", "checkpoint.every=0"]
+    process = start(tmp_path, arguments)
+    while logged_step(tmp_path) < 12:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    run = only_run(tmp_path)
+    (saved,) = (run / "checkpoints").iterdir()
+    assert int(saved.name.removeprefix("step-")) == logged_step(tmp_path) < 60
+    assert not (run / "model.safetensors").exists()
+    assert start(tmp_path, arguments).wait() == 0
+    assert rows(run) == rows(reference)
+    assert (run / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_extends(setting: tuple[Path, list[str]], reference: Path) -> None:
+    before = rows(reference)
+    cwd = reference.parent.parent
+    done = gptlab("train", str(reference.relative_to(cwd)), "--set", "train.tokens=17920", "--resume", cwd=cwd)
+    assert "from step 60" in done.stderr
+    after = rows(reference)
+    assert after[: len(before)] == before
+    assert after[-1]["step"] == 70
+    assert [session["tokens"] for session in json.loads((reference / "env.json").read_text())] == [15360, 17920]
