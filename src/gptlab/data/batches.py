@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.config.numbers import format_count
 from gptlab.console import say
 from gptlab.data.dataset import TokenDataset
 from gptlab.data.permutation import hash64, permute
@@ -188,6 +187,8 @@ class BatchStream:
         return starts
 
     def _check_epochs(self, allowed: int | None) -> None:
+        from gptlab.config.numbers import format_count  # its package is slow to import: only where it is said
+
         for name, dataset in zip(self.names, self.datasets, strict=True):
             needed = self.epochs_needed[name]
             if allowed is not None and needed > allowed:

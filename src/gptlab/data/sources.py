@@ -25,7 +25,7 @@ import sysconfig
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, cast
@@ -295,53 +295,71 @@ class TextFile:
     def _lines(self, file: IO[bytes], number: int, reading: Reading, position: Any) -> Iterator[Block]:
         offset, line = position or (0, 1)
         file.seek(offset)
-        rest = b""
-        while content := file.read(self.block_bytes):
-            content = rest + content
-            cut = content.rfind(b"\n") + 1
-            data, rest = content[:cut], content[cut:]
-            if data:
-                yield LinesBlock((number, [offset, line]), self.name, offset, line, data)
-                offset, line = offset + len(data), line + data.count(b"\n")
-        if rest:
-            yield LinesBlock((number, [offset, line]), self.name, offset, line, rest)
+
+        def whole_lines(content: bytes) -> int:
+            return content.rfind(b"\n") + 1
+
+        for data, _ in _cut_up(file, None, self.block_bytes, whole_lines):
+            yield LinesBlock((number, [offset, line]), self.name, offset, line, data)
+            offset, line = offset + len(data), line + data.count(b"\n")
 
     def _text(self, file: IO[bytes], number: int, reading: Reading, position: Any) -> Iterator[Block]:
         separator = reading.separator.encode() if reading.separator is not None else None
         offset, continues = position or (self.start, False)
         file.seek(offset)
         left = self.stop - offset if self.stop is not None else None
-        rest = b""
-        while content := file.read(self.block_bytes if left is None else min(self.block_bytes, left)):
-            left = left - len(content) if left is not None else None
-            content = rest + content
-            cut, ends = _cut(content, separator, self.block_bytes)
-            data, rest = content[:cut], content[cut:]
-            if data:
-                yield TextBlock((number, [offset, continues]), self.name, offset, data, continues, ends)
-                offset, continues = offset + len(data), not ends
-        if rest:
-            yield TextBlock((number, [offset, continues]), self.name, offset, rest, continues, True)
+        cut = functools.partial(_cut, separator=separator, block_bytes=self.block_bytes)
+        for data, at_end in _cut_up(file, left, self.block_bytes, cut):
+            ends = at_end or (separator is not None and data.endswith(separator))
+            yield TextBlock((number, [offset, continues]), self.name, offset, data, continues, ends)
+            offset, continues = offset + len(data), not ends
 
 
-def _cut(content: bytes, separator: bytes | None, block_bytes: int) -> tuple[int, bool]:
-    """Where to end a block within `content` (0: read on first), and whether a document ends there."""
+def _cut_up(
+    file: IO[bytes], left: int | None, block_bytes: int, cut: Callable[[bytes], int]
+) -> Iterator[tuple[bytes, bool]]:
+    """The rest of `file` (or `left` bytes of it) in blocks, each with whether it is the last.
+
+    A block is decided by the bytes from its beginning on, never by where reading began: `cut` sees `block_bytes`
+    of them, and twice as many as long as it answers 0.
+    """
+    buffer, wanted = b"", block_bytes
+    while True:
+        missing = max(0, wanted - len(buffer))
+        content = file.read(missing if left is None else min(missing, left))
+        left = left - len(content) if left is not None else None
+        buffer += content
+        seen = buffer[:wanted]
+        end = cut(seen)
+        if 0 < end < len(buffer) or (end and len(seen) == wanted):
+            yield seen[:end], False
+            buffer, wanted = buffer[end:], block_bytes
+        elif len(seen) == wanted:
+            wanted *= 2
+        else:
+            if buffer:
+                yield buffer, True
+            return
+
+
+def _cut(content: bytes, separator: bytes | None, block_bytes: int) -> int:
+    """Where to end a block of text within `content`; 0: read on first."""
     if separator is not None and (found := content.rfind(separator)) >= 0:
-        return found + len(separator), True
+        return found + len(separator)
     if len(content) < block_bytes:
-        return 0, False
+        return 0
     # A separator may have begun at the very end: keep clear of it.
     limit = len(content) - (len(separator) if separator is not None else 1)
     window = max(0, limit - (1 << 16))
     cuts = [match.end() for match in _CUT.finditer(content, window, limit)]
     if cuts:
-        return cuts[-1], False
+        return cuts[-1]
     newline = content.rfind(b"\n", window, limit)
     if newline > 0:
-        return newline, False
+        return newline
     while limit > 0 and content[limit] & 0xC0 == 0x80:  # inside a UTF-8 character
         limit -= 1
-    return max(limit, 0), False
+    return max(limit, 0)
 
 
 @dataclass(frozen=True)

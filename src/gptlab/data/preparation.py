@@ -24,7 +24,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.config.numbers import format_count
 from gptlab.console import progress, say
 from gptlab.data.dataset import (
     FORMAT_VERSION,
@@ -60,8 +59,8 @@ from gptlab.data.sources import (
     total_size,
     utf8_length,
 )
-from gptlab.errors import DataError
-from gptlab.files import fsync_directory, write_atomic
+from gptlab.errors import DataError, GptlabError
+from gptlab.files import atomic_folder, fsync_directory, write_atomic
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -106,6 +105,7 @@ class State:
     skip: int = 0  # ids of that block that are in finished shards
     documents: int = 0  # of this pass, before that block
     bytes: int = 0  # of text of this pass before that block
+    tokens: int = 0  # of this pass before that block, whichever split they went to
     split: Split | None = None  # of the last document before that block
     splits: dict[str, SplitEntry] = field(default_factory=dict)
 
@@ -172,7 +172,7 @@ def prepare(
             "validation_tokens": validation_tokens,
             **asdict(reading),
         }
-        job = _Job(folder, passes, encoder, reading, shard_size, num_shards, limit_bytes, workers)
+        job = _Job(folder, passes, encoder, _saved(tokenizer), reading, shard_size, num_shards, limit_bytes, workers)
         job.run(_fingerprint(passes, encoder, options))
         manifest = Manifest(
             tokenizer={"name": encoder.name, "kind": encoder.kind, "hash": encoder.hash},
@@ -220,6 +220,16 @@ def _load(tokenizer: str | Path | Tokenizer) -> Tokenizer:
     from gptlab.tokenizer import load_tokenizer
 
     return load_tokenizer(tokenizer)
+
+
+def _saved(tokenizer: str | Path | Tokenizer) -> Path | None:
+    """The folder that `load_tokenizer` found, where it was a folder: copying is faster than saving anew."""
+    if not isinstance(tokenizer, str | Path):
+        return None
+    for folder in (Path("tokenizers") / tokenizer, Path(tokenizer)):
+        if (folder / "meta.json").is_file():
+            return folder
+    return None
 
 
 def _plan(
@@ -290,15 +300,29 @@ def _working_folder(out: Path) -> Iterator[Path]:
         try:
             yield folder
         except BaseException as error:
-            for aside in folder.glob(".*.tmp"):
-                aside.unlink(missing_ok=True)
+            _remove(folder.glob(".*.tmp"))
             if not (folder / JOURNAL).exists():
                 shutil.rmtree(folder, ignore_errors=True)
+                kept = ""
             else:
-                say(f"finished shards are kept in {folder}; the same command goes on from there")
+                kept = f" (finished shards are kept in {folder}: the same command goes on from there)"
             if isinstance(error, OSError):
-                raise DataError(f"{out}: cannot be written ({error}); make room or choose another --out") from None
+                raise DataError(
+                    f"{out}: cannot be written ({error}); make room or choose another --out{kept}"
+                ) from None
+            if isinstance(error, GptlabError) and kept:
+                raise DataError(f"{error}{kept}") from None
+            if kept:
+                say(f"stopped{kept}")
             raise
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -339,13 +363,15 @@ class _Job:
         folder: Path,
         passes: list[Pass],
         tokenizer: Tokenizer,
+        saved: Path | None,
         reading: Reading,
         shard_size: int,
         num_shards: int | None,
         limit_bytes: int | None,
         workers: int,
     ) -> None:
-        self.folder, self.passes, self.tokenizer, self.reading = folder, passes, tokenizer, reading
+        self.folder, self.passes, self.reading = folder, passes, reading
+        self.tokenizer, self.saved = tokenizer, saved
         self.shard_size, self.num_shards, self.limit_bytes, self.workers = (
             shard_size,
             num_shards,
@@ -357,13 +383,14 @@ class _Job:
         self.writer: ShardWriter | None = None
         self.writing: Split = "train"
         self.fingerprint = ""
-        self.after: tuple[int, int, Split | None] | None = None  # counts at the end of the last block
+        self.after: tuple[int, int, int, Split | None] | None = None  # counts at the end of the last block
 
     def run(self, fingerprint: str) -> None:
         """Write all shards; `state.splits` tells them afterwards. Raises DataError as `prepare` does."""
         self.fingerprint = fingerprint
         resumed = self._resume()
-        self.tokenizer.save(self.folder / "tokenizer")
+        if not (self.folder / "tokenizer").is_dir():
+            self._save_tokenizer(self.folder / "tokenizer")
         started = time.monotonic()
         done = sum(entry.bytes for entry in self.state.splits.values())
         weights = [total_size(one.sources, self.reading) for one in self.passes]
@@ -379,7 +406,11 @@ class _Job:
                 self.writer.discard()
             raise
         self._check_not_empty()
-        seconds = time.monotonic() - started
+        self._report(time.monotonic() - started, done)
+
+    def _report(self, seconds: float, done: int) -> None:
+        from gptlab.config.numbers import format_count  # its package is slow to import: kept out of the workers
+
         text = sum(entry.bytes for entry in self.state.splits.values())
         tokens = sum(entry.tokens for entry in self.state.splits.values())
         say(
@@ -388,11 +419,19 @@ class _Job:
             f" {(text - done) / 1e6 / max(seconds, 1e-9):.1f} MB/s with {self.workers} worker(s)"
         )
 
+    def _save_tokenizer(self, folder: Path) -> None:
+        with atomic_folder(folder) as aside:
+            if self.saved is not None:
+                shutil.copytree(self.saved, aside, dirs_exist_ok=True)
+            else:
+                self.tokenizer.save(aside)
+
     def _check_not_empty(self) -> None:
         for one in self.passes:
             names = ", ".join(names_of(one.sources, 3))
             for split in {one.split, *(["validation"] if self._divides(one) else [])}:
                 if split not in self.state.splits:
+                    (self.folder / JOURNAL).unlink(missing_ok=True)  # going on from it would end here again
                     raise DataError(f"{names}: no text for the {split} split; give more or other input")
 
     @staticmethod
@@ -403,12 +442,9 @@ class _Job:
         """Take up the journal of an earlier run, or clear the folder. Bytes of text that are done already."""
         journal = self._read_journal()
         if journal is None:
-            for path in self.folder.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _remove(path for path in self.folder.iterdir() if path.name != "lock")
             return 0
-        for aside in self.folder.glob(".*.tmp"):
-            aside.unlink()
+        _remove(self.folder.glob(".*.tmp"))
         self.state = journal
         shards = [shard for entry in journal.splits.values() for shard in entry.shards]
         done = sum(entry.bytes for entry in journal.splits.values())
@@ -470,7 +506,7 @@ class _Job:
         """Write a block's ids; whether the pass is complete (a limit is reached)."""
         one, state = self.passes[number], self.state
         if self.after is not None:  # the block before is done: what was counted in it holds from here on
-            state.documents, state.bytes, state.split = self.after
+            state.documents, state.bytes, state.tokens, state.split = self.after
             state.skip = 0
         state.cursor = block.cursor
         pieces = _Pieces(encoded, state.skip)
@@ -481,6 +517,7 @@ class _Job:
         self.after = (
             state.documents + int(encoded.begins.sum()),
             state.bytes + int(encoded.bytes.sum()),
+            state.tokens + len(encoded.ids),
             second if switch < len(pieces.ends) else first,
         )
         return complete
@@ -494,7 +531,7 @@ class _Job:
         if one.validation_tokens is not None:
             if self.state.split == "train":
                 return n, "train", "train"
-            held = self._held("validation") + np.cumsum(pieces.fresh)
+            held = self.state.tokens + pieces.ends
             later = self.state.documents + np.cumsum(pieces.begins) > 1  # the first document always goes in
             over = np.flatnonzero(pieces.begins & later & (held > one.validation_tokens))
             return int(over[0]) if over.size else n, "validation", "train"
