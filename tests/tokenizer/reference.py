@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -27,9 +28,11 @@ def replace_pair(word: Sequence[int], pair: tuple[int, int], new: int) -> list[i
     return out
 
 
-def train(texts: Iterable[str], size: int, pattern: str, byte_order: Sequence[int] = range(256)) -> list[bytes]:
-    """The tokens 0..size-1. Everything is counted anew for every merge; ties go to the smallest pair of numbers, where
-    `byte_order[n]` is the byte with number n."""
+def train(
+    texts: Iterable[str], size: int, pattern: str, byte_order: Sequence[int] = range(256)
+) -> list[bytes]:
+    """The tokens 0..size-1. Everything is counted anew for every merge; ties go to the smallest pair of
+    numbers, where `byte_order[n]` is the byte with number n."""
     number_of = {byte: number for number, byte in enumerate(byte_order)}
     counts = Counter(match.group() for text in texts for match in regex.finditer(pattern, text))
     words = {text: [number_of[byte] for byte in text.encode("utf-8")] for text in counts}
@@ -37,7 +40,7 @@ def train(texts: Iterable[str], size: int, pattern: str, byte_order: Sequence[in
     while len(tokens) < size:
         pairs: Counter[tuple[int, int]] = Counter()
         for text, word in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += counts[text]
         if not pairs:
             break
@@ -48,13 +51,17 @@ def train(texts: Iterable[str], size: int, pattern: str, byte_order: Sequence[in
 
 
 def encode(text: str, tokens: Sequence[bytes], pattern: str) -> list[int]:
-    """Ids of `text`: in each pre-token, the two neighbours whose union has the smallest id, again and again."""
+    """Ids of `text`: in each pre-token, the two neighbours whose union has the smallest id, again and
+    again."""
     ids = {token: index for index, token in enumerate(tokens) if token}
     out: list[int] = []
     for match in regex.finditer(pattern, text):
         parts = [bytes([byte]) for byte in match.group().encode("utf-8")]
         while len(parts) > 1:
-            ranked = [(ids.get(a + b, len(tokens)), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]
+            ranked = [
+                (ids.get(a + b, len(tokens)), i)
+                for i, (a, b) in enumerate(itertools.pairwise(parts))
+            ]
             rank, at = min(ranked)
             if rank == len(tokens):
                 break

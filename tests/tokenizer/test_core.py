@@ -16,7 +16,11 @@ from gptlab.tokenizer import (
     train_char,
 )
 
-TEXT = ["The quick brown fox jumps over the lazy dog. " * 3, "aaaa 中文中文 🙂🙂\r\n\r\n  12345 don't", "the end of the text"]
+TEXT = [
+    "The quick brown fox jumps over the lazy dog. " * 3,
+    "aaaa 中文中文 🙂🙂\r\n\r\n  12345 don't",
+    "the end of the text",
+]
 SPECIALS = ["<|user|>", "<|user|>!", "<sp ace>"]
 
 
@@ -41,7 +45,11 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from([*SPECIALS, END_OF_TEXT, "<|user|", "!", "<|", "a", " ", "\n", "endoftext", "é"])))
+@given(
+    st.lists(
+        st.sampled_from([*SPECIALS, END_OF_TEXT, "<|user|", "!", "<|", "a", " ", "\n", "endoftext", "é"])
+    )
+)
 def test_special_text_is_text_unless_asked(parts: list[str]) -> None:
     text = "".join(parts)
     for tokenizer in LOSSLESS:
@@ -86,7 +94,7 @@ def test_the_char_tokenizer() -> None:
     assert tokenizer.decode(tokenizer.encode("🙂 dröl")) == "🙂 dröl"
     with pytest.raises(DataError, match=r"'x' \(U\+0078\) at position 3"):
         tokenizer.encode("hélx")
-    with pytest.raises(DataError, match="U\\+1F600.* position 0"):
+    with pytest.raises(DataError, match=r"U\+1F600.* position 0"):
         tokenizer.encode_documents(["😀"])
     with pytest.raises(DataError, match="empty"):
         train_char([""], name="c")
@@ -115,7 +123,7 @@ def test_ids_outside_and_half_characters_are_refused() -> None:
             with pytest.raises(DataError, match=f"id {bad} is not in tokenizer"):
                 tokenizer.decode([0, bad])
         for encode in (tokenizer.encode, lambda text, t=tokenizer: t.encode_documents([text])):
-            with pytest.raises(DataError, match="U\\+D83D, at character 2"):
+            with pytest.raises(DataError, match=r"U\+D83D, at character 2"):
                 encode("ab\ud83d")
 
 

@@ -139,16 +139,16 @@ def test_damaged_folders_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="checksum"):
         load_tokenizer(folder)
     edit(broken() / "meta.json", meta["hash"], "0" * 16)
-    with pytest.raises(DataError, match=f"hash to {meta['hash']}, meta.json says 0000"):
+    with pytest.raises(DataError, match=rf"hash to {meta['hash']}, meta.json says 0000"):
         load_tokenizer(folder)
     edit(broken() / "meta.json", r"\\p{N}{1,3}", r"\\p{N}{1,2}")
-    with pytest.raises(DataError, match="hash to"):
+    with pytest.raises(DataError, match=r"hash to"):
         load_tokenizer(folder)
     edit(broken() / "meta.json", '"pattern"', '"patern"')
     with pytest.raises(DataError, match="damaged: KeyError"):
         load_tokenizer(folder)
     (broken() / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match="tokenizer.json is missing"):
+    with pytest.raises(DataError, match=r"tokenizer.json is missing"):
         load_tokenizer(folder)
     (broken() / "meta.json").unlink()
     with pytest.raises(DataError, match="gptlab tokenizer import"):
@@ -180,7 +180,7 @@ def test_names_and_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_tokenizer("t", root=root).name == "t"
     assert load_tokenizer(str(folder)).name == "t"
     assert load_tokenizer("byte", root=root).kind == "byte"
-    with pytest.raises(DataError, match="no tokenizer 'tt' under .*: did you mean 't'|valid: "):
+    with pytest.raises(DataError, match=r"no tokenizer 'tt' under .*: did you mean 't'|valid: "):
         load_tokenizer("tt", root=root)
     with pytest.raises(DataError, match="no tokenizer folder at"):
         load_tokenizer("some/where/else", root=root)
@@ -253,7 +253,9 @@ def test_gpt2_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(requests, "get", offline)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="could not be downloaded.*gptlab tokenizer import FOLDER --name gpt2"):
+    with pytest.raises(
+        DataError, match=r"could not be downloaded.*gptlab tokenizer import FOLDER --name gpt2"
+    ):
         load_tokenizer("gpt2", root=tmp_path)
 
 
@@ -302,7 +304,9 @@ def test_a_byte_level_tokenizer_json_becomes_bpe(awkward: list[str], tmp_path: P
     assert grown.token_bytes()[:400] == mine.token_bytes()
 
 
-@pytest.mark.parametrize("which", ["normalizer", "digits", "plain added token", "metaspace", "unigram", "words"])
+@pytest.mark.parametrize(
+    "which", ["normalizer", "digits", "plain added token", "metaspace", "unigram", "words"]
+)
 def test_other_tokenizer_json_keep_their_engine(
     which: str, awkward: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,7 +336,7 @@ def test_other_tokenizer_json_keep_their_engine(
             pre_tokenizer=pre_tokenizers.Metaspace(),
             decoder=decoders.Metaspace(),
             trainer=trainers.UnigramTrainer(
-                vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+                vocab_size=2000, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
             ),
         )
     else:
@@ -346,6 +350,7 @@ def test_other_tokenizer_json_keep_their_engine(
     path = tmp_path / "tokenizer.json"
     theirs.save(str(path))
     mine = import_tokenizer(str(tmp_path), name="x")
+    theirs = tokenizers.Tokenizer.from_file(str(path))  # unigram scores change a little when written
     assert mine.kind == "hf"
     assert "because" in capsys.readouterr().err
     check_same(mine, theirs, awkward)
@@ -384,7 +389,10 @@ def test_the_document_separator_of_a_tokenizer_json(awkward: list[str], tmp_path
         (b"[1]", "not a tokenizer.json"),
         (b"{", "not JSON"),
         (b"\xff\xfe", "not UTF-8"),
-        (b'{"added_tokens": [{"content": "</s>", "id": 0}], "model": {"type": "BPE"}}', "not a tokenizer.json"),
+        (
+            b'{"added_tokens": [{"content": "</s>", "id": 0}], "model": {"type": "BPE"}}',
+            "not a tokenizer.json",
+        ),
     ],
 )
 def test_files_that_are_no_tokenizer(content: bytes, message: str, tmp_path: Path) -> None:

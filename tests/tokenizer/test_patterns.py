@@ -19,7 +19,8 @@ ASSIGNED = [
     for character in map(chr, (c for c in range(0x30000) if not 0xD800 <= c < 0xE000))
     if unicodedata.category(character) != "Cn"
 ]
-"""Assigned in the Unicode of Python, which is older than the engines' (they disagree on what only some of them know)."""
+"""Assigned in the Unicode of Python, which is older than the engines' (they disagree on what only some of
+them know)."""
 
 
 @pytest.mark.parametrize("context", ["a{}b 1", "'{}t", "1{}2", "!{}\n", "\n{} "])

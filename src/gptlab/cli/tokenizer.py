@@ -26,7 +26,9 @@ LimitBytes = Annotated[
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)],
+    name: Annotated[
+        str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)
+    ],
     input: Input = None,
     vocab_size: Annotated[
         str | None,
@@ -340,7 +342,9 @@ def _bar(
         def advance(size: int) -> None:
             nonlocal waiting
             waiting += size
-            if waiting >= _UPDATE_BYTES:  # a bar redrawn for each of a million lines costs more than the lines
+            if (
+                waiting >= _UPDATE_BYTES
+            ):  # a bar redrawn for each of a million lines costs more than the lines
                 bar.advance(task, waiting)
                 waiting = 0
 
@@ -348,7 +352,9 @@ def _bar(
 
 
 @contextmanager
-def _texts(inputs: Sequence[str], text_column: str, limit_bytes: str | None, then: str) -> Iterator[Iterator[str]]:
+def _texts(
+    inputs: Sequence[str], text_column: str, limit_bytes: str | None, then: str
+) -> Iterator[Iterator[str]]:
     """The texts of `inputs`, under a progress bar that says `then` once they are read."""
     from gptlab.console import say
     from gptlab.data.sources import iter_documents

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 """The document separator, in GPT-2's spelling."""
 
-Ids = npt.NDArray[np.uint32]
 _Result = TypeVar("_Result")
 
 
@@ -92,7 +91,9 @@ class Tokenizer:
         self._special_splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def __repr__(self) -> str:
-        return f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
+        return (
+            f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
+        )
 
     def _content_hash(self) -> str:
         decides = {
@@ -112,7 +113,7 @@ class Tokenizer:
             return _BpeEngine(self._tokens, self.special_tokens, self.pattern)
         if self.kind == "hf":
             assert self.hf_json is not None
-            return _HuggingFaceEngine(self.hf_json)
+            return _HuggingFaceEngine(self.hf_json, self.special_tokens)
         if self.kind == "byte":
             return _ByteEngine(self._tokens, self.special_tokens)
         return _CharEngine(self._tokens, self.special_tokens)
@@ -159,7 +160,9 @@ class Tokenizer:
         listed = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]
         if listed and not (min(listed) >= 0 and max(listed) < self.vocab_size):
             bad = next(token for token in listed if not 0 <= token < self.vocab_size)
-            raise DataError(f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}")
+            raise DataError(
+                f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}"
+            )
         return self._engine.decode_bytes(listed)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -221,7 +224,9 @@ def with_specials(
     """A tokenizer of `tokens` followed by END_OF_TEXT and `special_tokens`, in that order."""
     specials = check_specials(special_tokens)
     ids = {text: len(tokens) + index for index, text in enumerate(specials)}
-    return Tokenizer(name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on)
+    return Tokenizer(
+        name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on
+    )
 
 
 def check_specials(special_tokens: Sequence[str]) -> list[str]:
@@ -280,10 +285,7 @@ class _BpeEngine:
         self.decode_bytes = self._encoding.decode_bytes
 
     def encode(self, text: str) -> list[int]:
-        pieces = cut_long_whitespace(text)
-        if len(pieces) == 1:
-            return list(self.encode_array(text).tolist())
-        return [token for piece in pieces for token in self.encode(piece)]
+        return list(self.encode_array(text).tolist())
 
     def encode_array(self, text: str) -> npt.NDArray[Any]:
         pieces = cut_long_whitespace(text)
@@ -351,21 +353,47 @@ class _CharEngine:
 
 
 class _HuggingFaceEngine:
-    def __init__(self, hf_json: str) -> None:
+    """Hugging Face's `tokenizers`. Two of them: many files list their special tokens among the ordinary ones
+    too, so that the model itself finds them in plain text; the one that encodes knows them by names that no
+    text has."""
+
+    def __init__(self, hf_json: str, special_tokens: dict[str, int]) -> None:
         import tokenizers
 
-        self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(hf_json)
-        self._tokenizer.encode_special_tokens = True  # special-token text in a document is text
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._decoder: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(hf_json)
+        hidden = _hide_specials(json.loads(hf_json), special_tokens)
+        self._encoder: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json.dumps(hidden))
+        self._encoder.no_padding()
+        self._encoder.no_truncation()
 
     def encode(self, text: str) -> list[int]:
         text.encode("utf-8")  # raises where the engine would only say TypeError
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return list(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def encode_array(self, text: str) -> npt.NDArray[Any]:
         return np.array(self.encode(text), dtype=np.uint32)
 
     def decode_bytes(self, ids: list[int]) -> bytes:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        text: str = self._decoder.decode(ids, skip_special_tokens=False)
         return text.encode("utf-8")
+
+
+def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> dict[str, Any]:
+    """A `tokenizer.json` with each special token under another name, but under the same id."""
+    by_byte = re.compile(r"<0x[0-9A-F]{2}>")  # the model itself looks for these, wherever they are declared
+    names = {
+        text: f"\ue000special {index}\ue001"
+        for text, index in special_tokens.items()
+        if not by_byte.fullmatch(text)
+    }
+    model = document["model"]
+    for token in document["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(text, text): index for text, index in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    document["post_processor"] = None  # it adds special tokens, by their names; nothing here asks for that
+    return document

@@ -278,7 +278,9 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start:,} is 0x{error.object[error.start]:02x}") from None
+        raise DataError(
+            f"{path} is not UTF-8: byte {error.start:,} is 0x{error.object[error.start]:02x}"
+        ) from None
 
 
 def _read_json(path: Path) -> Any:
@@ -314,10 +316,14 @@ def import_tokenizer(source: str, *, name: str, end_of_text: str | None = None) 
         tokenizer = _import_hf(path if path.is_file() else path / "tokenizer.json", name, end_of_text)
     else:
         wanted = "encoder.json with vocab.bpe, or tokenizer.json"
-        what = f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
+        what = (
+            f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
+        )
         raise DataError(f"nothing to import: {source} {what}")
     if name == "gpt2" and tokenizer.hash != GPT2_HASH:
-        raise DataError("the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a --name")
+        raise DataError(
+            "the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a --name"
+        )
     return tokenizer
 
 
@@ -347,7 +353,9 @@ def _gpt2_files(folder: Path, name: str) -> Tokenizer:
         if text != END_OF_TEXT:
             token = _read(text)
             if token is None or not isinstance(index, int):
-                raise DataError(f"{folder / 'encoder.json'}: token {text!r} is not written in GPT-2's byte alphabet")
+                raise DataError(
+                    f"{folder / 'encoder.json'}: token {text!r} is not written in GPT-2's byte alphabet"
+                )
             ranks[token] = index
     tokenizer = _gpt2(name, ranks, "encoder.json and vocab.bpe")
     merges = recover_merges(tokenizer.token_bytes())
@@ -361,11 +369,15 @@ def _gpt2_files(folder: Path, name: str) -> Tokenizer:
 def _gpt2(name: str, ranks: dict[bytes, int], origin: str) -> Tokenizer:
     tokens = [b""] * (len(ranks) + 1)
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise DataError(f"GPT-2's vocabulary from {origin}: the ids are not 0..{len(ranks) - 1}; download it again")
+        raise DataError(
+            f"GPT-2's vocabulary from {origin}: the ids are not 0..{len(ranks) - 1}; download it again"
+        )
     for token, index in ranks.items():
         tokens[index] = token
     specials = {END_OF_TEXT: len(ranks)}
-    return Tokenizer(name, "bpe", tokens, specials, pattern=GPT2, trained_on={"imported_from": f"GPT-2, {origin}"})
+    return Tokenizer(
+        name, "bpe", tokens, specials, pattern=GPT2, trained_on={"imported_from": f"GPT-2, {origin}"}
+    )
 
 
 def _import_hf(path: Path, name: str, end_of_text: str | None) -> Tokenizer:
@@ -416,13 +428,15 @@ def _hf_tokenizer(name: str, content: str, end_of_text: str, trained_on: dict[st
         ) from error
     document = json.loads(content)
     byte_level = '"ByteLevel"' in json.dumps([document.get("decoder"), document.get("pre_tokenizer")])
-    specials = {token["content"]: token["id"] for token in document["added_tokens"]}
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    specials = {token["content"] for token in document["added_tokens"] if token["special"]} | {end_of_text}
     vocabulary: dict[str, int] = engine.get_vocab(with_added_tokens=True)
     tokens = [b""] * (max(vocabulary.values()) + 1)
     for text, index in vocabulary.items():
         if text not in specials:
-            tokens[index] = _token_bytes(text, byte_level)
-    return Tokenizer(name, "hf", tokens, specials, end_of_text=end_of_text, hf_json=content, trained_on=trained_on)
+            tokens[index] = text.encode("utf-8") if text in added else _token_bytes(text, byte_level)
+    ids = {text: added[text] for text in specials}
+    return Tokenizer(name, "hf", tokens, ids, end_of_text=end_of_text, hf_json=content, trained_on=trained_on)
 
 
 def _token_bytes(text: str, byte_level: bool) -> bytes:
