@@ -54,7 +54,7 @@ SLOTS: dict[str, SlotKind] = {
     "position": SlotKind("gptlab.model.position", ("dim", "heads", "head_dim", "context_length")),
     "initialization": SlotKind("gptlab.model.initialization", ("layers",)),
     "loss": SlotKind("gptlab.loss", ()),
-    "optimizer": SlotKind("gptlab.optim", ("named_parameters",)),
+    "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
     "schedule": SlotKind("gptlab.optim", ("total_steps",)),
     "mix": SlotKind("gptlab.data.mixture", ("sources",)),
 }
@@ -282,8 +282,8 @@ def signature(kind: str, use: str) -> Signature:
     for index, argument in enumerate(positional):
         if argument.arg in SLOTS[kind].offers:
             asks.append(argument.arg)
-        elif index >= required:  # torch's own optimizers take theirs positionally, with defaults
-            settable.append((argument, arguments.defaults[index - required]))
+        elif index >= required:  # torch's own optimizers take theirs positionally, with defaults and types of their own
+            fields[argument.arg] = (Any, pydantic.Field(default=_literal(arguments.defaults[index - required], where)))
         else:
             raise ConfigError(
                 f"{where} asks for {argument.arg!r}, which slot {kind} is not given; it may ask for "
@@ -455,6 +455,8 @@ def build(kind: str, value: Any, *, default: str | None = None, **offered: Any) 
     except SlotError as error:
         raise ConfigError(f"{'.'.join((kind, *error.path))}: {error.message}") from None
     component = import_component(kind, slot.use)
+    if kind == "optimizer":
+        offered["params"] = offered["named_parameters"]
     given = {name: offered[name] for name in found.asks}
     return component(**given, **{key: slot[key] for key in slot if key != "use"})
 

@@ -1,0 +1,136 @@
+"""Generation: cache, padding and window make no difference; sampling does what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptlab.config import config_from
+from gptlab.errors import GptlabError
+from gptlab.inference.generate import Sampling, choose, generate, window_start
+from gptlab.model import build_model
+
+CPU = torch.device("cpu")
+VARIANTS = {
+    "rope": {},
+    "learned": {"position": "Learned"},
+    "grouped queries and QK-norm": {"block": {"attention": {"kv_heads": 2, "qk_norm": "RMSNorm"}}},
+    "odd context": {"context_length": 13},
+}
+
+
+def make_model(**changes: object) -> torch.nn.Module:
+    """A model whose logits differ enough that rounding cannot change which is the largest."""
+    values = {
+        "model": {"dim": 32, "layers": 2, "heads": 4, "context_length": 16, **changes},
+        "train": {"sequence_length": 8},
+    }
+    config = config_from(values, ["model.initialization.std=0.4", "model.tied=false"])
+    return build_model(config, 61).eval()
+
+
+def greedy(model: torch.nn.Module, prompts: list[list[int]], **options: bool) -> list[list[int]]:
+    sampling = Sampling(max_new_tokens=40, temperature=0, stop_at_end=False)
+    return generate(model, prompts, sampling, end_of_text=None, device=CPU, **options)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_cached_equals_uncached_equals_batched_past_the_window(name: str) -> None:
+    model = make_model(**VARIANTS[name])
+    prompts = [[1, 2, 3], [7] * 11, [5, 9, 4, 4, 30, 2, 60], list(range(30))]  # the last outgrows the window at once
+    alone = [greedy(model, [prompt])[0] for prompt in prompts]
+    assert [greedy(model, [prompt], use_cache=False)[0] for prompt in prompts] == alone
+    assert greedy(model, prompts) == alone
+    assert greedy(model, prompts, use_cache=False) == alone
+    assert len({tuple(row) for row in alone}) == len(prompts)
+    assert max(len(set(row)) for row in alone) > 3  # and not one token over and over
+
+
+def test_cached_logits_equal_a_plain_forward_pass() -> None:
+    model = make_model()
+    ids = torch.randint(61, (1, 12))
+    tokens = greedy(model, [ids[0].tolist()])[0][:4]
+    with torch.no_grad():
+        text = torch.cat([ids, torch.tensor([tokens])], dim=1)
+        expected = model(text, return_logits=True)[0, 11:15].argmax(-1).tolist()
+    assert tokens == expected
+
+
+def test_window_start_is_steady_and_never_too_wide() -> None:
+    starts = [window_start(n, 16) for n in range(1, 100)]
+    assert all(0 < n - start <= 16 for n, start in enumerate(starts, start=1))
+    assert starts == sorted(starts)
+    assert len(set(starts)) == 12  # a step of half a context
+
+
+def test_top_k_yields_at_most_k_tokens() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(50)
+    logits[10:20] = logits.max()  # ties must not let more through
+    generator = torch.Generator().manual_seed(0)
+    drawn = {int(choose(logits[None], Sampling(top_k=3), generator)) for _ in range(1000)}
+    assert len(drawn) == 3
+
+
+def test_top_k_through_generate() -> None:
+    model = make_model()
+    sampling = Sampling(max_new_tokens=1, top_k=3, seed=0, stop_at_end=False)
+    rows = generate(model, [[1, 2, 3]] * 1000, sampling, end_of_text=None, device=CPU)
+    assert len({row[0] for row in rows}) == 3
+
+
+def test_top_p_keeps_the_fewest_that_reach_p() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    generator = torch.Generator().manual_seed(0)
+
+    def support(**options: float) -> set[int]:
+        return {int(choose(logits, Sampling(**options), generator)) for _ in range(400)}
+
+    assert support(top_p=0.5) == {0}
+    assert support(top_p=0.51) == {0, 1}
+    assert support(top_p=0.96) == {0, 1, 2, 3}
+    assert support(min_p=0.29) == {0, 1, 2}
+    assert support(top_k=3, top_p=0.6) == {0, 1}
+    assert support(top_k=4, top_p=0.6) == {0, 1}
+    assert support(temperature=0) == {0}
+
+
+def test_draws_follow_the_distribution() -> None:
+    probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    generator = torch.Generator().manual_seed(0)
+    drawn = choose(probability.log().expand(20000, 4), Sampling(), generator)
+    share = torch.bincount(drawn, minlength=4) / 20000
+    assert (share - probability).abs().max() < 0.015
+
+
+def test_a_seed_repeats_and_none_does_not() -> None:
+    model = make_model()
+
+    def draw(seed: int | None) -> list[list[int]]:
+        sampling = Sampling(max_new_tokens=20, seed=seed, stop_at_end=False)
+        return generate(model, [[1]], sampling, end_of_text=None, device=CPU)
+
+    assert draw(5) == draw(5) != draw(6)
+    assert draw(None) != draw(None)
+
+
+def test_stops_at_end_of_text() -> None:
+    model = make_model()
+    free = greedy(model, [[1, 2, 3]])[0]
+    end = free[5]
+    sampling = Sampling(max_new_tokens=40, temperature=0)
+    stopped = generate(model, [[1, 2, 3], [7] * 11], sampling, end_of_text=end, device=CPU)
+    assert stopped[0] == free[: free.index(end)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -1.0}, {"temperature": -1}, {"max_new_tokens": 0}]
+)
+def test_bad_sampling_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(GptlabError, match=next(iter(options))):
+        Sampling(**options)
+
+
+def test_empty_prompt_is_refused() -> None:
+    with pytest.raises(GptlabError, match="empty"):
+        greedy(make_model(), [[]])
