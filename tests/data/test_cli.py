@@ -108,7 +108,7 @@ def test_a_lost_a_cut_and_a_foreign_shard_are_found(refused: Refused, made: Path
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--validation-fraction", "1"], "between 0 and 1"),
         (["--input", "one.jsonl", "--out", "o", "--tokenizer", "byte", "--validation-fraction", "0.1"], "--validation"),
         (
-            "--input in.txt --out o --tokenizer byte --validation in.txt --validation-tokens 5".split(),
+            ["--input=in.txt", "--out=o", "--tokenizer=byte", "--validation=in.txt", "--validation-tokens=5"],
             "only one of",
         ),
         (
