@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from gptlab.data.batches import IGNORE, Batch, BatchStream, micro_batches, validation_batches
-from gptlab.data.dataset import Info, Manifest, TokenDataset, info, verify
+from gptlab.data.dataset import MANIFEST, Info, Manifest, TokenDataset, info, verify
 from gptlab.data.preparation import prepare
 from gptlab.data.sources import Document, Reading, iter_documents
 from gptlab.data.splits import open_splits
 
 __all__ = [
     "IGNORE",
+    "MANIFEST",
     "Batch",
     "BatchStream",
     "Document",

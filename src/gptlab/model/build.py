@@ -18,8 +18,6 @@ def build_model(config: RunConfig, vocab_size: int, *, device: str | torch.devic
         model: nn.Module = build(
             "model", config.model, vocab_size=vocab_size, sequence_length=config.train.sequence_length
         )
-    if str(device) == "meta":
-        return model
-    if hasattr(model, "initialize"):
+    if str(device) != "meta" and hasattr(model, "initialize"):
         model.initialize(config.seed.init)
     return model.to(device)

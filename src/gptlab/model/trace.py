@@ -1,0 +1,124 @@
+"""The shapes of a model, seen from outside: forward hooks on every module, no base class needed.
+
+The model is traced on the meta device, where nothing is computed and no memory taken, so a 1B model traces in a
+moment. Sizes are named by the dimension letters where they are unambiguous; B and T are probe sizes chosen to collide
+with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gptlab.config import RunConfig
+from gptlab.model.build import build_model
+
+
+@dataclass(frozen=True)
+class TracedModule:
+    """One module's call. `flops`: of a forward pass, a token; `parameters`: its own and its parts'."""
+
+    path: str
+    kind: str
+    inputs: str
+    output: str
+    parameters: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All module calls in order, and what the letters stand for."""
+
+    modules: list[TracedModule]
+    letters: dict[str, int]
+    parameters: int
+    flops_per_token: float
+
+
+def trace_model(config: RunConfig, vocab_size: int) -> Trace:
+    """Trace one forward pass of the model that `config` describes. Raises ConfigError where it cannot be built."""
+    model = build_model(config, vocab_size, device="meta").eval()
+    letters = _letters(model, vocab_size, config.train.sequence_length)
+    names = _size_names(letters)
+    T = config.train.sequence_length
+    calls: dict[str, tuple[nn.Module, str, str]] = {}  # by path, in the order in which they begin
+    handles = []
+    for path, module in model.named_modules():
+
+        def begin(module: nn.Module, inputs: tuple[Any, ...], path: str = path) -> None:
+            shown = ", ".join(_shape(x, names) for x in inputs if isinstance(x, Tensor))
+            calls.setdefault(path, (module, shown, ""))
+
+        def end(module: nn.Module, inputs: tuple[Any, ...], result: Any, path: str = path) -> None:
+            calls[path] = (*calls[path][:2], _shape(result, names) if isinstance(result, Tensor) else "")
+
+        handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    ids = torch.zeros(1, T, dtype=torch.long, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(ids, torch.zeros_like(ids), return_logits=True)
+    for handle in handles:
+        handle.remove()
+    counted = counter.get_flop_counts()
+    root = type(model).__name__
+    modules = []
+    for path, (module, inputs, result) in calls.items():
+        flops = sum(counted.get(f"{root}.{path}" if path else root, {}).values())
+        parameters = sum(p.numel() for p in module.parameters())
+        modules.append(TracedModule(path, type(module).__name__, inputs, result, parameters, flops / T))
+    total = sum(p.numel() for p in model.parameters())
+    return Trace(modules, letters, total, sum(counted.get("Global", {}).values()) / T)
+
+
+def _letters(model: nn.Module, vocab_size: int, T: int) -> dict[str, int]:
+    """What each dimension letter stands for in this model, as far as it says."""
+    found = {"T": T, "V": vocab_size, "L": len(getattr(model, "blocks", []))}
+    for letter, name in (("D", "dim"), ("H", "heads"), ("C", "head_dim")):
+        if hasattr(model, name):
+            found[letter] = getattr(model, name)
+    for module in model.modules():
+        if hasattr(module, "kv_heads"):
+            found.setdefault("K", module.kv_heads)
+        if hasattr(module, "hidden"):
+            found.setdefault("F", module.hidden)
+    order = "BTDHKCFVL"
+    return {letter: found[letter] for letter in order if letter in found}
+
+
+def _size_names(letters: dict[str, int]) -> dict[int, str]:
+    """Names for sizes of the last dimension; an earlier letter wins, products come last."""
+    names: dict[int, str] = {}
+    for letter in "DFVC":
+        if letter in letters:
+            names.setdefault(letters[letter], letter)
+    if {"H", "K", "C"} <= letters.keys():
+        H, K, C = letters["H"], letters["K"], letters["C"]
+        names.setdefault(H * C, "H·C")
+        names.setdefault((H + 2 * K) * C, "3D" if H == K and H * C == letters.get("D") else "(H+2K)·C")
+        names.setdefault(K * C, "K·C")
+    return names
+
+
+def _shape(tensor: Tensor, names: dict[int, str]) -> str:
+    """(1, T, D) as `B T D`: the first two dimensions are batch and sequence, the last is named by its size."""
+    sizes = list(tensor.shape)
+    return " ".join(_parts(sizes, names))
+
+
+def _parts(sizes: list[int], names: dict[int, str]) -> Iterator[str]:
+    for index, size in enumerate(sizes):
+        if index == 0:
+            yield "B"
+        elif index == len(sizes) - 1 and len(sizes) > 2:
+            yield names.get(size, str(size))
+        elif index == 1 and len(sizes) in (2, 3):
+            yield "T"
+        elif len(sizes) == 4:
+            yield {1: "heads", 2: "T"}[index]
+        else:
+            yield str(size)
