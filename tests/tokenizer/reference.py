@@ -58,10 +58,7 @@ def encode(text: str, tokens: Sequence[bytes], pattern: str) -> list[int]:
     for match in regex.finditer(pattern, text):
         parts = [bytes([byte]) for byte in match.group().encode("utf-8")]
         while len(parts) > 1:
-            ranked = [
-                (ids.get(a + b, len(tokens)), i)
-                for i, (a, b) in enumerate(itertools.pairwise(parts))
-            ]
+            ranked = [(ids.get(a + b, len(tokens)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))]
             rank, at = min(ranked)
             if rank == len(tokens):
                 break

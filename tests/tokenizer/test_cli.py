@@ -96,6 +96,23 @@ def test_other_kinds_and_trainers(run: Run) -> None:
     assert load_tokenizer("r").pattern == r"\S+|\s"
 
 
+def test_presets_and_invalid_text(run: Run) -> None:
+    code, _, err = run(
+        "train", "--input", "stdlib", "--limit-bytes", "200K", "--vocab-size", "300", "--name", "code"
+    )
+    assert code == 0, err
+    assert load_tokenizer("code").trained_on["inputs"] == ["stdlib"]
+    code, _, err = run("stats", "code", "--input", "stdlib", "--input", "text.txt")
+    assert code == 2
+    assert "give it alone" in err
+    Path("bad.txt").write_bytes(b"fine until here \xff\xfe and fine after " * 9)
+    options = ["--input", "bad.txt", "--errors"]
+    assert run("train", "--kind", "char", "--name", "c", *options, "replace")[0] == 0
+    assert load_tokenizer("c").encode("\ufffd")
+    assert run("stats", "c", *options, "replace")[0] == 0
+    assert run("stats", "c", *options, "ignore")[0] == 2
+
+
 def test_import(run: Run) -> None:
     run("train", "--input", "text.txt", "--vocab-size", "280", "--name", "t")
     code, _, err = run("import", "tokenizers/t/tokenizer.json", "--name", "copy")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from gptlab.data.sources import Document, Reading
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -16,9 +20,15 @@ _UPDATE_BYTES = 1 << 20
 
 Input = Annotated[
     list[str] | None,
-    typer.Option("--input", help="File, folder, glob, URL or hf://NAME; repeatable.", show_default=False),
+    typer.Option(
+        "--input", help="File, folder, glob, URL, hf://NAME or a preset; repeatable.", show_default=False
+    ),
 ]
-TextColumn = Annotated[str, typer.Option(help="Column or field that holds the text.")]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="Column or field that holds the text; `text` if not given.", show_default=False),
+]
+Errors = Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")]
 LimitBytes = Annotated[
     str | None, typer.Option(metavar="N", help="Read this many bytes of text, e.g. 500M.", show_default=False)
 ]
@@ -55,7 +65,8 @@ def train(
         typer.Option(metavar="NAME", help="Add merges to this tokenizer; its ids keep their meaning."),
     ] = None,
     limit_bytes: LimitBytes = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
+    errors: Errors = "strict",
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
     """Train a tokenizer on text: gptlab tokenizer train --input 'books/*.txt' --vocab-size 8192 --name
@@ -99,7 +110,8 @@ def train(
         made = [tok.byte_tokenizer(name=name, special_tokens=specials)]
     else:
         base = tok.load_tokenizer(grow, root=ROOT) if grow is not None else None
-        with _texts(input or [], text_column, limit_bytes, "merging" if kind == "bpe" else "") as texts:
+        source = _source(input or [], text_column, errors, limit_bytes)
+        with _texts(source, "merging" if kind == "bpe" else "") as texts:
             if kind == "char":
                 made = [tok.train_char(texts, name=name, special_tokens=specials)]
             elif base is not None:
@@ -211,14 +223,14 @@ def stats(
     name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
     input: Input = None,
     limit_bytes: LimitBytes = None,
-    text_column: TextColumn = "text",
+    text_column: TextColumn = None,
+    errors: Errors = "strict",
 ) -> None:
     """Bytes per token of a tokenizer on text, source by source."""
     import numpy as np
     from rich.table import Table
 
     from gptlab.console import output
-    from gptlab.data.sources import iter_documents
     from gptlab.errors import ConfigError
     from gptlab.tokenizer import load_tokenizer
 
@@ -227,9 +239,9 @@ def stats(
     tokenizer = load_tokenizer(name, root=ROOT)
     used = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     rows: dict[str, list[int]] = {}
-    documents = iter_documents(input, text_column=text_column, limit_bytes=_bytes(limit_bytes))
-    with _bar(input, text_column, limit_bytes, "encoding") as advance:
-        for document in documents:
+    source = _source(input, text_column, errors, limit_bytes)
+    with _bar(source, "encoding") as advance:
+        for document in source.documents():
             (encoded,) = tokenizer.encode_documents([document.text])
             size = len(document.text.encode("utf-8"))
             measured = (int(not document.continues), size, len(document.text), len(encoded))
@@ -248,11 +260,11 @@ def stats(
     if len(rows) > 1:
         rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
     room = max(16, console.width - (74 if console.width >= 100 else 58))
-    for source, (count, size, characters, tokens) in rows.items():
+    for origin, (count, size, characters, tokens) in rows.items():
         cells = (f"{count:,}", f"{size / 1e6:,.1f}", f"{tokens:,}")
         ratios = (size / tokens, characters / tokens, size / characters)
-        style = "bold" if source == "all" else None
-        grid.add_row(_short(source, room), *cells, *(f"{ratio:.3f}" for ratio in ratios), style=style)
+        style = "bold" if origin == "all" else None
+        grid.add_row(_short(origin, room), *cells, *(f"{ratio:.3f}" for ratio in ratios), style=style)
     console.print(grid)
     ordinary = np.ones(tokenizer.vocab_size, dtype=bool)
     ordinary[list(tokenizer.special_tokens.values())] = False
@@ -323,20 +335,56 @@ def _bytes(text: str | None) -> int | None:
     return int(value)
 
 
-@contextmanager
-def _bar(
-    inputs: Sequence[str], text_column: str, limit_bytes: str | None, description: str
-) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the bytes of `inputs`; yields the function that advances it."""
-    from gptlab.console import progress
-    from gptlab.data.sources import Reading, resolve, total_size
+@dataclass(frozen=True)
+class _Source:
+    """Text as the options describe it."""
 
-    limit = _bytes(limit_bytes)
-    total = total_size(resolve(inputs), Reading(text_column))
-    if limit is not None:
-        total = limit if total is None else min(limit, total)
+    inputs: list[str]
+    reading: Reading
+    limit: int | None
+
+    def documents(self) -> Iterator[Document]:
+        from gptlab.data.sources import iter_documents
+
+        return iter_documents(self.inputs, limit_bytes=self.limit, **vars(self.reading))
+
+    def size(self) -> int | None:
+        """Bytes of text, about; None where one cannot tell."""
+        from gptlab.data.sources import resolve, total_size
+
+        total = total_size(resolve(self.inputs), self.reading)
+        return total if self.limit is None else min(self.limit, total or self.limit)
+
+
+def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_bytes: str | None) -> _Source:
+    """The text of `inputs`; the name of a preset stands for its inputs, read as the preset says."""
+    import dataclasses
+
+    from gptlab.data.preset import load_preset, preset_names
+    from gptlab.data.sources import Reading
+    from gptlab.errors import ConfigError, did_you_mean
+
+    if errors not in ("strict", "replace"):
+        raise ConfigError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
+    named = [each for each in inputs if each in preset_names() and not Path(each).exists()]
+    if named and len(inputs) > 1:
+        raise ConfigError(
+            f"--input {named[0]} is a preset; give it alone, presets are read in ways of their own"
+        )
+    preset = load_preset(named[0]) if named else None
+    invalid: Literal["strict", "replace"] = "replace" if errors == "replace" else "strict"
+    reading = preset.reading(invalid) if preset else Reading(errors=invalid)
+    reading = dataclasses.replace(reading, text_column=text_column or reading.text_column)
+    return _Source(preset.inputs if preset else list(inputs), reading, _bytes(limit_bytes))
+
+
+@contextmanager
+def _bar(source: _Source, description: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the bytes of `source`; yields the function that advances it."""
+    from gptlab.console import progress
+
     with progress(transient=True) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=source.size())
         waiting = 0
 
         def advance(size: int) -> None:
@@ -352,18 +400,14 @@ def _bar(
 
 
 @contextmanager
-def _texts(
-    inputs: Sequence[str], text_column: str, limit_bytes: str | None, then: str
-) -> Iterator[Iterator[str]]:
-    """The texts of `inputs`, under a progress bar that says `then` once they are read."""
+def _texts(source: _Source, then: str) -> Iterator[Iterator[str]]:
+    """The texts of `source`, under a progress bar; says `then` once they are read."""
     from gptlab.console import say
-    from gptlab.data.sources import iter_documents
 
-    documents = iter_documents(inputs, text_column=text_column, limit_bytes=_bytes(limit_bytes))
-    with _bar(inputs, text_column, limit_bytes, "reading") as advance:
+    with _bar(source, "reading") as advance:
 
         def texts() -> Iterator[str]:
-            for document in documents:
+            for document in source.documents():
                 yield document.text
                 advance(len(document.text))
             if then:
@@ -374,7 +418,10 @@ def _texts(
 
 def _say_next(name: str, inputs: Sequence[str] | None) -> None:
     from gptlab.console import say
+    from gptlab.data.preset import preset_names
 
-    source = " ".join(f"--input '{each}'" for each in inputs) if inputs else "--input FILES"
+    source = " ".join(f"--input '{each}'" for each in inputs or ["FILES"])
+    if inputs and inputs[0] in preset_names() and not Path(inputs[0]).exists():
+        source = inputs[0]
     say(f'look at it:    gptlab tokenizer show {name} "Some text of yours"')
     say(f"prepare data:  gptlab data prepare {source} --tokenizer {name} --out data/{name}")
