@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptlab.config.schema import Data
-from gptlab.data.dataset import MANIFEST, TokenDataset
+from gptlab.data.dataset import MANIFEST, Split, TokenDataset
 from gptlab.errors import ConfigError
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
@@ -28,7 +28,7 @@ def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[st
         raise ConfigError(f"data.tokenizer: {next(iter(sources.values()))} carries no tokenizer; name it (e.g. gpt2)")
     tokenizer = load_tokenizer(named)
 
-    def open_split(path: str, split: str) -> TokenDataset:
+    def open_split(path: str, split: Split) -> TokenDataset:
         if (Path(path) / MANIFEST).is_file():
             return TokenDataset.open(path, split, tokenizer_hash=tokenizer.hash)
         return TokenDataset.open(path, split, vocab_size=tokenizer.vocab_size, end_of_text=tokenizer.end_of_text)

@@ -1,13 +1,11 @@
 """The shapes of a model, seen from outside: forward hooks on every module, no base class needed.
 
 The model is traced on the meta device, where nothing is computed and no memory taken, so a 1B model traces in a
-moment. Sizes are named by the dimension letters where they are unambiguous; B and T are probe sizes chosen to collide
-with nothing.
+moment. The last size of a tensor is named by its dimension letter, or as a product of letters, where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,20 +103,17 @@ def _size_names(letters: dict[str, int]) -> dict[int, str]:
 
 
 def _shape(tensor: Tensor, names: dict[int, str]) -> str:
-    """(1, T, D) as `B T D`: the first two dimensions are batch and sequence, the last is named by its size."""
+    """(1, T, D) as `B T D`; positions, which all rows share, have no B. The last size goes by its name."""
     sizes = list(tensor.shape)
-    return " ".join(_parts(sizes, names))
-
-
-def _parts(sizes: list[int], names: dict[int, str]) -> Iterator[str]:
-    for index, size in enumerate(sizes):
-        if index == 0:
-            yield "B"
-        elif index == len(sizes) - 1 and len(sizes) > 2:
-            yield names.get(size, str(size))
-        elif index == 1 and len(sizes) in (2, 3):
-            yield "T"
-        elif len(sizes) == 4:
-            yield {1: "heads", 2: "T"}[index]
-        else:
-            yield str(size)
+    last = names.get(sizes[-1], str(sizes[-1])) if sizes else ""
+    match len(sizes):
+        case 1:
+            return "T"
+        case 2:
+            return "B T" if sizes[0] == 1 else f"T {last}"
+        case 3:
+            return f"B T {last}"
+        case 4:
+            return f"B {sizes[1]} T {last}"  # heads come before the sequence inside attention
+        case _:
+            return " ".join(map(str, sizes))
