@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,16 +51,19 @@ class LossResult:
 def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
     """−log p(target) at each position, (B, T) fp32; 0 where the target is IGNORE. Logits never exist whole."""
     hidden = model(inputs_BT, documents_BT).flatten(0, -2)
-    targets = targets_BT.flatten()
+    return target_nats(model, hidden, targets_BT.flatten()).view_as(targets_BT)
+
+
+def target_nats(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """−log p(target) under the head alone: N hidden states and their targets → (N,) fp32; 0 where it is IGNORE."""
     rows = max(64, _CHUNK_LOGITS // model.vocab_size)
     pieces = [
         F.cross_entropy(model.logits(h).float(), t, ignore_index=IGNORE, reduction="none")
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        for h, t in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
     ]
-    return torch.cat(pieces).view_as(targets_BT)
+    return torch.cat(pieces)
 
 
-@torch.no_grad()
 def evaluate_loss(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -75,8 +78,30 @@ def evaluate_loss(
     `token_bytes`: the text that each id stands for, b"" for specials; None leaves bits per byte unknown.
     The model is left in the mode it was in.
     """
+    totals = torch.zeros(4, dtype=_sum_dtype(device), device=device)
+    for sums in window_sums(model, batches, token_bytes=token_bytes, device=device, dtype=dtype):
+        totals += sums.sum(0)
+    if world is not None:
+        world.sum(totals)
+    nats, tokens, text_nats, size = totals.tolist()
+    return LossResult(nats, round(tokens), text_nats, round(size))
+
+
+@torch.no_grad()
+def window_sums(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    token_bytes: Sequence[bytes] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """For each batch the sums of each of its rows, (B, 4): the fields of `LossResult`, in their order.
+
+    They stay on the device, so that nothing waits for them. Arguments as of `evaluate_loss`; the model is left in the
+    mode it was in once all batches are taken.
+    """
     lengths = torch.tensor([len(b) for b in token_bytes], device=device) if token_bytes is not None else None
-    totals = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     training = model.training
     model.eval()
     try:
@@ -86,14 +111,14 @@ def evaluate_loss(
                 nats = token_nats(model, inputs, targets, documents)
             counted = targets != IGNORE
             size = torch.where(counted, lengths[targets.clamp(min=0)], 0) if lengths is not None else counted * 0
-            sums = (nats.sum(), counted.sum(), nats[size > 0].sum(), size.sum())
-            totals += torch.stack([value.to(totals.dtype) for value in sums])
+            sums = (nats, counted, nats * (size > 0), size)
+            yield torch.stack([value.to(_sum_dtype(device)).sum(-1) for value in sums], dim=-1)
     finally:
         model.train(training)
-    if world is not None:
-        world.sum(totals)
-    nats_sum, tokens, text_nats, size_sum = totals.tolist()
-    return LossResult(nats_sum, round(tokens), text_nats, round(size_sum))
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
 
 def _to(array: np.ndarray, device: torch.device) -> Tensor:
