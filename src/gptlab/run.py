@@ -20,7 +20,8 @@ from gptlab.evals.loss import LossResult, evaluate_loss
 from gptlab.files import write_atomic
 from gptlab.inference.generate import Sampling, generate
 from gptlab.model import build_model
-from gptlab.systems.checkpoint import Checkpoints, load_tensors
+from gptlab.systems.allocator import keep_memory
+from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.systems.device import pick_device, pick_dtype
 from gptlab.systems.distributed import World
 from gptlab.systems.runfolder import read_config
@@ -37,6 +38,7 @@ class Run:
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
+    step: int | None = None  # the training step of the weights; None where it is not known
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -92,15 +94,19 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
         from gptlab.interop.nanogpt import load_nanogpt
 
         config, model, tokenizer = load_nanogpt(folder)
+        step = None
     else:
         if not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
         config = read_config(folder)
         tokenizer = load_tokenizer(folder / "tokenizer")
         model = build_model(config, tokenizer.vocab_size)
-        _load_weights(folder, model, checkpoint)
+        step = _load_weights(folder, model, checkpoint)
+        step = config.total_steps if step is None else step
     where = pick_device(device)
-    return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(dtype, where))
+    if where.type == "cpu":
+        keep_memory()
+    return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(dtype, where), step)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -114,7 +120,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
 
 
-def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> None:
+def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int | None:
+    """Load them; the step of the checkpoint they are from, None for the final ones."""
     final = folder / "model.safetensors"
     if checkpoint is None and final.is_file():
         from safetensors import SafetensorError
@@ -131,7 +138,7 @@ def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> Non
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
-        return
+        return None
     checkpoints = Checkpoints(folder / "checkpoints", keep=1, world=World())
     if checkpoint is not None:
         names = [path.name for path in checkpoints.all()]
@@ -143,6 +150,7 @@ def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> Non
     if newest is None:
         raise CheckpointError(f"{folder} holds no weights yet; train it with `gptlab train {folder} --resume`")
     load_tensors(newest, model, None, World())
+    return checkpoint_step(newest)
 
 
 def _windows(ids: np.ndarray, length: int) -> Iterator[Batch]:

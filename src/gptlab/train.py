@@ -30,6 +30,7 @@ from gptlab.model import build_model
 from gptlab.optim import set_learning_rate
 from gptlab.run import Run, load, save_weights
 from gptlab.systems import runfolder
+from gptlab.systems.allocator import keep_memory
 from gptlab.systems.checkpoint import Checkpoints, load_tensors, read_state
 from gptlab.systems.compile import try_compile
 from gptlab.systems.device import autocast, describe, peak_flops, pick_device, pick_dtype
@@ -54,6 +55,8 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
     world = find_world()
     device = pick_device(config.system.device, world.local_rank)
     connect(world, device)
+    if device.type == "cpu":
+        keep_memory()
     try:
         job = build_job(config, world, device, resume=resume, folder=folder)
         with stop_signals() as job.stop:

@@ -1,0 +1,148 @@
+"""What only an NVIDIA GPU can show. `benchmarks/gpu.py` runs these too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, make_data, rows
+
+from gptlab.config import config_from, load_config
+from gptlab.inference.generate import Sampling, generate
+from gptlab.loss import CrossEntropy, TokenBatch
+from gptlab.model import build_model
+from gptlab.systems.memory import largest_micro_batch
+from gptlab.train import train
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here"),
+]
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda")
+    make_data(folder)
+    (folder / "config.yaml").write_text(TINY)
+    return folder
+
+
+def run(setting: Path, name: str, *options: str, resume: bool = False) -> Path:
+    """Train the tiny config on the GPU into a folder of its own."""
+    overrides = [f"data.path={setting}/data", "system.device=cuda", "system.threads=null", *options]
+    return train(load_config(setting / "config.yaml", overrides), folder=setting / name, resume=resume).folder
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["train/loss"] for row in rows(folder) if "train/loss" in row]
+
+
+def make_model(device: str, **changes: object) -> torch.nn.Module:
+    values = {"model": {"dim": 64, "layers": 2, "heads": 4, **changes}, "train": {"sequence_length": 64}}
+    return build_model(config_from(values), 97, device=device)
+
+
+def batch(device: str) -> TokenBatch:
+    ids = torch.randint(97, (8, 65), generator=torch.Generator().manual_seed(0)).to(device)
+    return TokenBatch(ids[:, :-1], ids[:, 1:], torch.zeros_like(ids[:, 1:]))
+
+
+def test_float32_training_equals_the_cpu(setting: Path) -> None:
+    on_gpu = run(setting, "gpu", "system.compile=false")
+    on_cpu = run(setting, "cpu", "system.device=cpu")
+    assert losses(on_gpu) == pytest.approx(losses(on_cpu), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_learns(setting: Path, dtype: str) -> None:
+    folder = run(setting, dtype, f"train.dtype={dtype}", "system.compile=false", "train.tokens=20480")
+    found = losses(folder)
+    assert found[-1] < found[0] - 0.5
+
+
+def test_compiled_equals_eager(setting: Path) -> None:
+    eager = run(setting, "eager", "system.compile=false")
+    compiled = run(setting, "compiled", "system.compile=true")
+    assert losses(compiled) == pytest.approx(losses(eager), abs=1e-3)
+
+
+def test_muon_trains_compiled(setting: Path) -> None:
+    found = losses(run(setting, "muon", "optimizer=Muon", "system.compile=true", "train.dtype=bfloat16"))
+    assert found[-1] < found[0] - 0.5
+
+
+def test_resume_goes_on(setting: Path) -> None:
+    options = ("system.compile=false", "model.dropout=0.1", "system.micro_batch=4")
+    whole = run(setting, "whole", *options)
+    run(setting, "parts", *options, "checkpoint.every=8", "train.tokens=2560")
+    run(setting, "parts", *options, "train.tokens=5120", resume=True)
+    # The schedule of the first part was that of a shorter run; only what is after it must have gone on.
+    assert [row["step"] for row in rows(setting / "parts") if "train/loss" in row] == list(range(1, 21))
+    assert len(losses(whole)) == 20
+
+
+def test_interrupted_and_resumed_is_the_same_run(setting: Path) -> None:
+    """Kill between two checkpoints, by hand: drop the newest and go on from the one before."""
+    import shutil
+
+    options = ("system.compile=false", "model.dropout=0.1", "system.micro_batch=4", "checkpoint.every=8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        whole = run(setting, "steady", *options)
+        broken = setting / "broken"
+        shutil.copytree(whole, broken)
+        shutil.rmtree(broken / "checkpoints" / "step-00000020")
+        (broken / "model.safetensors").unlink()
+        run(setting, "broken", *options, resume=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses(broken) == pytest.approx(losses(whole), abs=1e-6)
+    assert len(json.loads((broken / "env.json").read_text())) == 2
+
+
+def test_chunked_loss_equals_whole() -> None:
+    found = []
+    for chunk in (None, 100):
+        model = make_model("cuda")
+        out = CrossEntropy(chunk=chunk)(model, batch("cuda"))
+        out.sum.backward()
+        found.append((out.sum.detach(), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_documents_and_grouped_queries_equal_the_cpu(mask: bool) -> None:
+    block = {"attention": {"document_mask": mask, "kv_heads": 2, "qk_norm": "RMSNorm"}}
+    documents = torch.tensor([[0] * 20 + [1] * 44] * 8)
+    outputs = []
+    for device in ("cpu", "cuda"):
+        model = make_model(device, block=block).eval()
+        with torch.no_grad():
+            outputs.append(model(batch(device).inputs, documents.to(device), return_logits=True).cpu())
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-3)
+
+
+def test_generation_equals_the_cpu_and_itself_in_a_batch() -> None:
+    sampling = Sampling(max_new_tokens=100, temperature=0, stop_at_end=False)
+    prompts = [[1, 2, 3], [4] * 20, [5, 6]]
+    std = {"initialization": {"std": 0.3}, "tied": False}
+    on_cpu = generate(make_model("cpu", **std), prompts, sampling, end_of_text=None, device=torch.device("cpu"))
+    model = make_model("cuda", **std)
+    on_gpu = generate(model, prompts, sampling, end_of_text=None, device=CUDA)
+    alone = [generate(model, [p], sampling, end_of_text=None, device=CUDA)[0] for p in prompts]
+    assert on_gpu == alone
+    agree = sum(a == b for x, y in zip(on_cpu, on_gpu, strict=True) for a, b in zip(x, y, strict=True))
+    assert agree > 0.9 * 300  # rounding may part ways late, and then everything after differs
+
+
+def test_micro_batch_is_halved_until_it_fits() -> None:
+    free = torch.cuda.mem_get_info()[0]
+
+    def needs(rows: int) -> None:
+        torch.empty(int(free * 0.3) * rows, dtype=torch.uint8, device="cuda")
+
+    assert largest_micro_batch(needs, 16, CUDA) == 2
