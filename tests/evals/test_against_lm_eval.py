@@ -1,0 +1,140 @@
+"""HellaSwag row by row beside lm-evaluation-harness's own task, prompts, encoding and metrics, on the same model."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gptlab.evals.hellaswag import read_questions
+from gptlab.evals.tasks import Options, evaluate
+from gptlab.run import Run
+from gptlab.tokenizer import train_bpe
+
+QUESTIONS = 200
+
+
+def harness_task(rows: list[dict[str, Any]]) -> Any:
+    """The harness's HellaSwag: its YAML and its `process_docs`, over `rows` instead of a download."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks.hellaswag.utils import process_docs
+
+    text = (importlib.resources.files("lm_eval") / "tasks/hellaswag/hellaswag.yaml").read_text()
+    config = yaml.safe_load(text.replace("!function utils.process_docs", "null"))
+    config |= {
+        "process_docs": process_docs,
+        "training_split": None,
+        "metadata": {},
+        "custom_dataset": lambda **_: datasets.DatasetDict({"validation": datasets.Dataset.from_list(rows)}),
+    }
+    config.pop("tag")
+    return ConfigurableTask(config=config)
+
+
+def harness_model(run: Run) -> Any:
+    """The run's model behind the harness's interface: the harness encodes, the model reads one row at a time."""
+    from lm_eval.api.model import TemplateLM
+
+    class Adapter(TemplateLM):
+        eot_token_id = run.tokenizer.end_of_text  # type: ignore[assignment]
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+            ids = run.tokenizer.encode(string)
+            return ids if add_special_tokens is False else [self.eot_token_id, *ids]
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            answers = []
+            for _, context, continuation in requests:
+                ids = torch.tensor((context + continuation)[-(run.model.context_length + 1) :])
+                with torch.no_grad():
+                    logprobs = run.model(ids[None, :-1], return_logits=True)[0].log_softmax(-1)
+                count = len(continuation)
+                chosen = logprobs[-count:].gather(-1, ids[-count:, None])
+                greedy = bool((logprobs[-count:].argmax(-1) == ids[-count:]).all())
+                answers.append((chosen.sum().item(), greedy))
+            return answers
+
+        def loglikelihood_rolling(self, *_: Any, **__: Any) -> list[float]:
+            raise NotImplementedError
+
+        def generate_until(self, *_: Any, **__: Any) -> list[str]:
+            raise NotImplementedError
+
+    return Adapter()
+
+
+def test_every_row_is_lm_evals(test_data: Path, make_run) -> None:
+    path = test_data / "hellaswag" / "hellaswag_val.jsonl.gz"
+    questions = read_questions(path, QUESTIONS)
+    texts = [f"{q.contexts[0]} {choice}" for q in questions for choice in q.choices]
+    run = make_run(train_bpe(texts, [1024], name="questions")[0], context=96)
+
+    # These contexts are ready: the harness's own cleaning leaves them (and the test says so) as they are.
+    rows = [
+        {
+            "activity_label": q.contexts[0].partition(": ")[0],
+            "ctx_a": q.contexts[0].partition(": ")[2],
+            "ctx_b": "",
+            "endings": list(q.choices),
+            "label": str(q.gold),
+        }
+        for q in questions
+    ]
+    task = harness_task(rows)
+    docs = list(task.validation_docs())
+    assert [doc["query"] for doc in docs] == [q.contexts[0] for q in questions]
+    requests = [
+        task.construct_requests(doc, doc["query"], doc_id=i, metadata=("hellaswag", i, 1)) for i, doc in enumerate(docs)
+    ]
+    answers = harness_model(run).loglikelihood([r for four in requests for r in four], disable_tqdm=True)
+    theirs = [task.process_results(doc, answers[4 * i : 4 * i + 4]) for i, doc in enumerate(docs)]
+
+    found = evaluate(run, "hellaswag", Options(limit=QUESTIONS, task_data=test_data))
+    ours = found.records
+    assert [row["id"] for row in ours] == [q.id for q in questions]
+    assert [(row["acc"], row["acc_norm"]) for row in ours] == [(row["acc"], row["acc_norm"]) for row in theirs]
+    mine = [value for row in ours for value in row["logprobs"]]
+    assert mine == pytest.approx([value for value, _ in answers], rel=1e-4)
+
+    # The comparison is worth something only if rows differ, the two metrics differ, and some rows had to be cut.
+    assert 20 < sum(row["acc"] for row in ours) < 180
+    assert sum(row["predicted"] != row["predicted_norm"] for row in ours) > 20
+    assert 10 < sum(row["truncated"] for row in ours) < 190
+    from lm_eval.api.metrics import mean_stderr
+
+    for metric in ("acc", "acc_norm"):
+        assert found.results[metric] == sum(row[metric] for row in theirs) / QUESTIONS
+        assert found.standard_errors[metric] == pytest.approx(mean_stderr([row[metric] for row in theirs]))
+
+
+def test_the_authors_file_is_cleaned_as_lm_eval_does(test_data: Path, tmp_path: Path) -> None:
+    """Real questions with the authors' fields put back: the subject apart, WikiHow's markup and stray blanks in it."""
+    rows = []
+    for number, question in enumerate(read_questions(test_data / "hellaswag" / "hellaswag_val.jsonl.gz", 4000)[::10]):
+        label, _, context = question.contexts[0].partition(": ")
+        first, _, rest = context.rpartition(". ")
+        endings = list(question.choices)
+        if number % 2:
+            context = "[header] " + context.replace(". ", " [title] ", 1) + " [step] [substeps] "
+            first, rest = context, ""
+            endings = [f" {ending}   [substeps]  Then [see | saw] it." for ending in endings]
+        rows.append(
+            {"ind": number, "activity_label": label, "ctx_a": first + ".", "ctx_b": rest}
+            | {"ctx": "unused", "endings": endings, "label": question.gold, "split_type": "indomain"}
+        )
+    path = tmp_path / "hellaswag_val.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    ours = read_questions(path)
+    theirs = list(harness_task(rows).validation_docs())
+    assert [q.contexts[0] for q in ours] == [doc["query"] for doc in theirs]
+    assert [list(q.choices) for q in ours] == [doc["choices"] for doc in theirs]
+    assert [q.gold for q in ours] == [doc["gold"] for doc in theirs]
+    assert not any(re.search(r"\[header|\[title|\[step", q.contexts[0]) for q in ours)
+    assert any(q.contexts[0] != f"{r['activity_label']}: {r['ctx_a']} {r['ctx_b']}" for q, r in zip(ours, rows, strict=True))
