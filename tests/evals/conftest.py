@@ -55,7 +55,8 @@ def make_run(tmp_path: Path) -> MakeRun:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Merges across letters, so that where a text is cut matters."""
-    text = "".join(f"A {a} {b} is {c}ing on the {d}. " for a in ("man", "boy") for b in "xyz" for c in "pq" for d in "uv")
+    names = [(a, b, c, d) for a in ("man", "boy") for b in "xyz" for c in "pq" for d in "uv"]
+    text = "".join(f"A {a} {b} is {c}ing on the {d}. " for a, b, c, d in names)
     return train_bpe([text * 3], [300], name="tiny")[0]
 
 

@@ -137,4 +137,6 @@ def test_the_authors_file_is_cleaned_as_lm_eval_does(test_data: Path, tmp_path: 
     assert [list(q.choices) for q in ours] == [doc["choices"] for doc in theirs]
     assert [q.gold for q in ours] == [doc["gold"] for doc in theirs]
     assert not any(re.search(r"\[header|\[title|\[step", q.contexts[0]) for q in ours)
-    assert any(q.contexts[0] != f"{r['activity_label']}: {r['ctx_a']} {r['ctx_b']}" for q, r in zip(ours, rows, strict=True))
+    assert any(
+        q.contexts[0] != f"{r['activity_label']}: {r['ctx_a']} {r['ctx_b']}" for q, r in zip(ours, rows, strict=True)
+    )

@@ -39,15 +39,21 @@ def evaluate(
         int | None, typer.Option(help="questions of a task, or validation sequences; all by default")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="data set for the loss task; by default the run's own")] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(help="folder of benchmark questions; by default $GPTLAB_BENCHMARKS, else they are downloaded"),
+    ] = None,
     device: Device = "auto",
     checkpoint: Annotated[
         str | None, typer.Option(help="a folder of RUN/checkpoints; by default the final weights")
     ] = None,
 ) -> None:
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
-    from gptlab.evals.command import evaluate_runs
+    from gptlab.cli.evaluation import evaluate_runs
+    from gptlab.evals.tasks import Options
 
-    evaluate_runs(runs, tasks.split(","), limit=limit, data=data, device=device, checkpoint=checkpoint)
+    options = Options(limit=limit, data=data, task_data=task_data)
+    evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)
 
 
 def sample(
