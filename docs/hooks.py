@@ -1,0 +1,269 @@
+"""mkdocs hook: tables that come from the code, so that a page cannot say what the code does not do.
+
+A line of its own in a page is replaced:
+
+{{ slot KIND }}            every component on a slot's menu, with its arguments
+{{ component KIND NAME }}  one of them
+{{ command NAME … }}       a command of `gptlab`: usage, arguments, options
+{{ schema }}               the fields of a config, section by section
+{{ configs }}              the configs that come with the project
+{{ file PATH }}            a file of the repository, as a code block
+{{ output ARGUMENTS … }}   what `gptlab ARGUMENTS …` prints, run in the repository
+
+A directive that names something that does not exist stops the build.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pydantic_core
+import typer
+
+from gptlab.cli import app
+from gptlab.config import SLOTS, RunConfig, menu
+from gptlab.config.schema import Section
+from gptlab.config.slots import import_component, signature
+from gptlab.config.yamlfile import dump_yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+_DIRECTIVE = re.compile(r"^\{\{ (\w+)((?: [^\s}]+)*) \}\}$", re.M)
+_TYPES = {
+    "PositiveInteger": "whole number, at least 1",
+    "NonNegativeInteger": "whole number, at least 0",
+    "Integer": "whole number",
+    "Number": "number",
+    "Boolean": "true or false",
+    "Text": "text",
+    "None": "null",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "str": "text",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs for each page."""
+    return expand(markdown)
+
+
+def expand(markdown: str) -> str:
+    """`markdown` with every directive replaced. Raises ValueError for one that is not known."""
+
+    def replace(match: re.Match[str]) -> str:
+        name, arguments = match[1], match[2].split()
+        if name not in DIRECTIVES:
+            raise ValueError(f"no directive {{{{ {name} }}}}; docs/hooks.py has {', '.join(DIRECTIVES)}")
+        return DIRECTIVES[name](*arguments)
+
+    return _DIRECTIVE.sub(replace, markdown)
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [headings, tuple("---" for _ in headings), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
+    )
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Section):
+        return f"`{value}`"
+    return f"`{list(value)}`" if isinstance(value, tuple) else f"`{dump_yaml({'x': value}).removeprefix('x:').strip()}`"
+
+
+# ---------------------------------------------------------------- components
+
+
+def slot(kind: str) -> str:
+    """All components of a slot."""
+    names = menu(kind)
+    if not names:
+        raise ValueError(f"slot {kind} has an empty menu")
+    offers = ", ".join(f"`{name}`" for name in SLOTS[kind].offers) or "nothing"
+    home = SLOTS[kind].home.replace(".", "/")
+    intro = f"Home: `src/{home}.py`. A constructor may ask for: {offers}."
+    return "\n\n".join([intro, *(component(kind, name) for name in names)])
+
+
+def component(kind: str, name: str) -> str:
+    """One component: its docstring and its arguments."""
+    found = signature(kind, name)
+    class_ = import_component(kind, name)
+    parameters = inspect.signature(class_).parameters
+    rows = []
+    for argument, field in found.schema.model_fields.items():
+        annotation = str(parameters[argument].annotation)
+        kinds = found.nested.get(argument)
+        shown = f"[slot {kinds}]({kinds}.md)" if kinds else f"`{annotation}`"
+        if kinds and "None" in annotation:
+            shown += " or null"
+        rows.append((f"`{argument}`", shown, "required" if field.is_required() else _value(field.default)))
+    table = _table(("argument", "type", "default"), rows) if rows else "No arguments."
+    return f"### {name}\n\n{_docstring(class_)}\n\n{table}"
+
+
+def _docstring(thing: Any) -> str:
+    """A docstring as Markdown: papers become links, an `Args:` section becomes a list."""
+    text = inspect.getdoc(thing)
+    if not text:
+        raise ValueError(f"{thing} has no docstring to show")
+    text = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    text = re.sub(r"(?<!\()https?://[^\s)]+", r"<\g<0>>", text)
+    body, _, arguments = text.partition("\nArgs:\n")
+    if arguments:
+        listed, _, rest = arguments.partition("\n\n")
+        items = re.sub(r"^ {4}(\w+):", r"- `\1`:", listed, flags=re.M)
+        body += "\n" + re.sub(r"^ {8}", "  ", items, flags=re.M) + "\n\n" + rest
+    return body.strip()
+
+
+# ---------------------------------------------------------------- commands
+
+
+def command_tree() -> Any:
+    """What typer makes of the command line (of a click that it brings itself, hence no type to name)."""
+    return typer.main.get_command(app)
+
+
+def find_command(*names: str) -> Any:
+    """The command that `gptlab NAMES…` runs. Raises ValueError where there is none."""
+    found = command_tree()
+    for name in names:
+        children = getattr(found, "commands", {})
+        if name not in children:
+            raise ValueError(f"gptlab {' '.join(names)}: no command {name!r}; there are {', '.join(children)}")
+        found = children[name]
+    return found
+
+
+def command(*names: str) -> str:
+    """One command: usage, arguments, options, as `--help` has them."""
+    found = find_command(*names)
+    arguments = [p for p in found.params if p.param_type_name == "argument"]
+    options = [p for p in found.params if p.param_type_name == "option"]
+    usage = " ".join(["gptlab", *names, *(_placeholder(p) for p in arguments), "[OPTIONS]" if options else ""]).strip()
+    rows = [(f"`{_placeholder(p)}`", str(getattr(p, "help", "") or ""), "") for p in arguments]
+    rows += [(_option(p), str(getattr(p, "help", "") or ""), _default(p)) for p in options]
+    table = _table(("", "", "default"), rows)
+    return f"```text\n{usage}\n```\n\n{inspect.cleandoc(found.help or '')}\n\n{table}"
+
+
+def _placeholder(parameter: Any) -> str:
+    name = parameter.name.upper() + ("…" if parameter.nargs == -1 else "")
+    return name if parameter.required else f"[{name}]"
+
+
+def _option(parameter: Any) -> str:
+    names = " ".join(f"`{name}`" for name in parameter.opts if name.startswith("--"))
+    if getattr(parameter, "is_flag", False):
+        return names
+    return names + (f" `{parameter.metavar}`" if parameter.metavar else "")
+
+
+def _default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    if getattr(parameter, "is_flag", False) or parameter.default in (None, [], ()) or callable(parameter.default):
+        return ""
+    return f"`{parameter.default}`"
+
+
+# ---------------------------------------------------------------- configs
+
+
+def schema() -> str:
+    """Every field of a config."""
+    top: list[tuple[str, ...]] = []
+    parts: list[str] = []
+    for name, field in RunConfig.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            rows = [_field(section, key, value, f"{name}.") for key, value in section.model_fields.items()]
+            table = _table(("key", "type", "default", "meaning"), rows)
+            parts.append(f"### {name}\n\n{_docstring(section)}\n\n{table}")
+        elif name in SLOTS:
+            top.append(
+                (f"`{name}`", f"[slot {name}](../components/{name}.md)", f"`{field.default}`", "see the slot's page")
+            )
+        else:
+            top.append(_field(RunConfig, name, field, ""))
+    top.insert(
+        1, ("`base`", "text", "`null`", "a config that this one is a diff against; the path is relative to this file")
+    )
+    return "\n\n".join([_table(("key", "type", "default", "meaning"), top), *parts])
+
+
+def _field(section: type[Section], key: str, field: Any, prefix: str) -> tuple[str, ...]:
+    default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
+    return f"`{prefix}{key}`", _type(str(section.__annotations__[key])), default, str(field.description or "")
+
+
+def _type(annotation: str) -> str:
+    """An annotation of the schema as a person says it."""
+    if annotation.endswith("Slot"):
+        kind = annotation.removesuffix("Slot").lower()
+        return f"[slot {kind}](../components/{kind}.md) or null"
+    if annotation.startswith("Annotated["):
+        annotation = annotation.removeprefix("Annotated[").partition(",")[0]
+    if annotation.startswith("dict["):
+        return "mapping of names to text, or null"
+    words = []
+    for part in annotation.split(" | "):
+        literal = re.fullmatch(r"Literal\[(.*)\]", part)
+        words += [word.strip().strip("\"'") for word in literal[1].split(",")] if literal else [_TYPES[part]]
+    return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def configs() -> str:
+    """The shipped configs, each with the comment that it begins with."""
+    rows = []
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        comment: list[str] = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#") or line.startswith("#  "):
+                break
+            comment.append(line.removeprefix("#").strip())
+        rows.append((f"`configs/{path.name}`", " ".join(comment)))
+    return _table(("file", "what"), rows)
+
+
+def file(path: str) -> str:
+    """A file of the repository."""
+    text = (ROOT / path).read_text(encoding="utf-8").rstrip()
+    return f'```{Path(path).suffix.lstrip(".")} title="{path}"\n{text}\n```'
+
+
+def output(*arguments: str) -> str:
+    """A command and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gptlab", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise ValueError(f"gptlab {' '.join(arguments)} exited with {done.returncode}: {done.stderr}")
+    printed = "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
+    return f"```console\n$ gptlab {' '.join(arguments)}\n{printed}\n```"
+
+
+DIRECTIVES: dict[str, Callable[..., str]] = {
+    "slot": slot,
+    "component": component,
+    "command": command,
+    "schema": schema,
+    "configs": configs,
+    "file": file,
+    "output": output,
+}
