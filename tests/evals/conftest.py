@@ -57,7 +57,7 @@ def tokenizer() -> Tokenizer:
     """Merges across letters, so that where a text is cut matters."""
     names = [(a, b, c, d) for a in ("man", "boy") for b in "xyz" for c in "pq" for d in "uv"]
     text = "".join(f"A {a} {b} is {c}ing on the {d}. " for a, b, c, d in names)
-    return train_bpe([text * 3], [300], name="tiny")[0]
+    return train_bpe([text * 3], [280], name="tiny")[0]
 
 
 def question_lines(count: int = 6) -> list[dict[str, Any]]:
