@@ -10,6 +10,7 @@ from rich.table import Table
 from gptlab.config import RunConfig, format_count
 from gptlab.console import output, say
 from gptlab.data import MANIFEST, Manifest
+from gptlab.errors import GptlabError
 from gptlab.model.trace import TracedModule, trace_model
 
 _GPT2_VOCABULARY = 50257
@@ -17,6 +18,9 @@ _GPT2_VOCABULARY = 50257
 
 def show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None:
     """A table of modules; blocks that are alike are shown once."""
+    for option, given in (("--vocab-size", vocab_size), ("--depth", depth)):
+        if given is not None and given < 1:
+            raise GptlabError(f"{option} must be at least 1 (given: {given})")
     vocabulary = vocab_size or _vocabulary(config)
     traced = trace_model(config, vocabulary)
     rows, alike = _without_repeats([m for m in traced.modules if m.path.count(".") < depth])
