@@ -30,6 +30,11 @@ VARIANTS = ("gptlab eager", "transformers eager", "gptlab compiled", "transforme
 VOCABULARY, ROWS = 50304, 50257  # rows of the embedding, padded as tensor cores like it; ids that occur
 
 
+def with_source() -> dict[str, str]:
+    """The environment, with this checkout's source first on the path: nothing need be installed."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path[1:]])}
+
+
 def worker(variant: str, rows: int, length: int) -> None:
     """Build one variant, then time a few steps for every line on standard input."""
     import torch
@@ -142,7 +147,7 @@ def speed(rows: int, length: int, turns: int, steps: int) -> dict[str, Any]:
 
 def whole_command(folder: Path, rows: int) -> dict[str, Any]:
     """Tokenizer, data and training by the command line, as a user runs it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = with_source()
 
     def gptlab(*arguments: str) -> None:
         subprocess.run([sys.executable, "-m", "gptlab", *arguments], cwd=folder, env=environment, check=True)
@@ -175,7 +180,7 @@ def whole_command(folder: Path, rows: int) -> dict[str, Any]:
 
 def cuda_tests() -> dict[str, Any]:
     """The tests marked cuda; their last line of output."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment = with_source()
     command = [
         sys.executable,
         "-m",

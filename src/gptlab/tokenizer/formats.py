@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import gptlab
 from gptlab.errors import DataError, did_you_mean
 from gptlab.files import atomic_folder
 from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, byte_tokenizer
@@ -116,7 +116,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "hash": tokenizer.hash,
         "tokenizer_json_sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
         "trained_on": tokenizer.trained_on,
-        "written_by": f"gptlab {importlib.metadata.version('gptlab')}",
+        "written_by": f"gptlab {gptlab.__version__}",
     }
     with atomic_folder(folder) as aside:
         (aside / "tokenizer.json").write_bytes(content.encode("utf-8"))
@@ -278,9 +278,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte {error.start:,} is 0x{error.object[error.start]:02x}"
-        ) from None
+        raise DataError(f"{path} is not UTF-8: byte {error.start:,} is 0x{error.object[error.start]:02x}") from None
 
 
 def _read_json(path: Path) -> Any:
@@ -316,14 +314,10 @@ def import_tokenizer(source: str, *, name: str, end_of_text: str | None = None) 
         tokenizer = _import_hf(path if path.is_file() else path / "tokenizer.json", name, end_of_text)
     else:
         wanted = "encoder.json with vocab.bpe, or tokenizer.json"
-        what = (
-            f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
-        )
+        what = f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
         raise DataError(f"nothing to import: {source} {what}")
     if name == "gpt2" and tokenizer.hash != GPT2_HASH:
-        raise DataError(
-            "the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a --name"
-        )
+        raise DataError("the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a --name")
     return tokenizer
 
 
@@ -353,9 +347,7 @@ def _gpt2_files(folder: Path, name: str) -> Tokenizer:
         if text != END_OF_TEXT:
             token = _read(text)
             if token is None or not isinstance(index, int):
-                raise DataError(
-                    f"{folder / 'encoder.json'}: token {text!r} is not written in GPT-2's byte alphabet"
-                )
+                raise DataError(f"{folder / 'encoder.json'}: token {text!r} is not written in GPT-2's byte alphabet")
             ranks[token] = index
     tokenizer = _gpt2(name, ranks, "encoder.json and vocab.bpe")
     merges = recover_merges(tokenizer.token_bytes())
@@ -369,15 +361,11 @@ def _gpt2_files(folder: Path, name: str) -> Tokenizer:
 def _gpt2(name: str, ranks: dict[bytes, int], origin: str) -> Tokenizer:
     tokens = [b""] * (len(ranks) + 1)
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise DataError(
-            f"GPT-2's vocabulary from {origin}: the ids are not 0..{len(ranks) - 1}; download it again"
-        )
+        raise DataError(f"GPT-2's vocabulary from {origin}: the ids are not 0..{len(ranks) - 1}; download it again")
     for token, index in ranks.items():
         tokens[index] = token
     specials = {END_OF_TEXT: len(ranks)}
-    return Tokenizer(
-        name, "bpe", tokens, specials, pattern=GPT2, trained_on={"imported_from": f"GPT-2, {origin}"}
-    )
+    return Tokenizer(name, "bpe", tokens, specials, pattern=GPT2, trained_on={"imported_from": f"GPT-2, {origin}"})
 
 
 def _import_hf(path: Path, name: str, end_of_text: str | None) -> Tokenizer:
