@@ -260,6 +260,8 @@ def test_the_test_command_is_the_one_of_make(document: str) -> None:
 
 @every_document
 def test_python_blocks_name_what_exists(document: Path) -> None:
+    for called in re.findall(r"\bgptlab\.(\w+)\(", document.read_text(encoding="utf-8")):
+        assert hasattr(gptlab, called), f"{name(document)}: gptlab.{called}"
     for fence in fences(document):
         if fence.language != "python":
             continue
