@@ -11,8 +11,9 @@ import pytest
 import torch
 from helpers import make_data
 
-from gptlab.data import TokenDataset
+from gptlab.data import TokenDataset, prepare
 from gptlab.errors import DataError, GptlabError
+from gptlab.evals import tasks
 from gptlab.evals.tasks import Options, evaluate
 from gptlab.run import Run
 from gptlab.tokenizer import byte_tokenizer
@@ -112,3 +113,25 @@ def test_the_model_is_left_in_its_mode(run: Run) -> None:
     run.model.train()
     evaluate(run, "loss", Options(limit=1))
     assert run.model.training
+
+
+def test_separators_count_as_tokens_but_not_as_text(make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split, count in (("train", 20), ("validation", 7)):
+        (tmp_path / split).mkdir()
+        for number in range(count):
+            (tmp_path / split / f"{number}.txt").write_text(f"Text {number} of {split}, é." * 3)
+    made = tmp_path / "documents"
+    prepare([str(tmp_path / "train")], made, validation=[str(tmp_path / "validation")], tokenizer="byte", workers=1)
+    run = make_run(byte_tokenizer(), context=LENGTH, data=made)
+    monkeypatch.setitem(tasks._WINDOW_TOKENS, "cpu", 4 * LENGTH)  # the last batch has rows beyond the end
+    found = evaluate(run, "loss").results
+    dataset = TokenDataset.open(made, "validation")
+    ids = dataset.read(0, dataset.tokens)
+    nats = np.concatenate(nats_by_hand(run, made))
+    text = ids[1:] != dataset.end_of_text
+    assert (~text).sum() == 6
+    assert found["windows"] == -(-len(nats) // LENGTH)
+    assert found["windows"] % 4 != 0
+    assert (found["tokens"], found["bytes"]) == (len(nats), dataset.bytes)
+    assert found["loss"] == pytest.approx(nats.mean(), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(nats[text].sum() / math.log(2) / dataset.bytes, rel=1e-5)
