@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from turns import serve, take_turns
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 VARIANTS = ("gptlab eager", "transformers eager", "gptlab compiled", "transformers compiled")
@@ -90,10 +92,11 @@ def worker(variant: str, rows: int, length: int) -> None:
     for _ in range(3):
         first = step()
     torch.cuda.synchronize()
-    print(json.dumps({"ready_s": time.perf_counter() - began, "loss": first.item()}), flush=True)
-    for line in sys.stdin:
+    ready = {"ready_s": time.perf_counter() - began, "loss": first.item()}
+
+    def turn(request: str) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats()
-        steps = int(line)
+        steps = int(request)
         step()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
@@ -102,39 +105,29 @@ def worker(variant: str, rows: int, length: int) -> None:
         end.record()
         torch.cuda.synchronize()
         seconds = start.elapsed_time(end) / 1000
-        answer = {"tokens_per_s": steps * rows * length / seconds, "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
-        print(json.dumps(answer), flush=True)
+        peak = torch.cuda.max_memory_allocated() / 1e9
         torch.cuda.empty_cache()  # leave the card to the others
+        return {"tokens_per_s": steps * rows * length / seconds, "peak_gb": peak}
+
+    serve(ready, turn)
 
 
 def speed(rows: int, length: int, turns: int, steps: int) -> dict[str, Any]:
     """All variants in turn; medians, ranges, and ratios to `transformers` in the same mode."""
-    processes = {}
+    arguments = ["--rows", str(rows), "--length", str(length)]
+    commands = {variant: [sys.executable, __file__, "--worker", variant, *arguments] for variant in VARIANTS}
     results: dict[str, Any] = {}
-    for variant in VARIANTS:
-        command = [sys.executable, __file__, "--worker", variant, "--rows", str(rows), "--length", str(length)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        processes[variant] = process
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
+    for variant, answers in take_turns(commands, turns, str(steps)).items():
+        if not answers:
             results[variant] = {"failed": True}
             continue
-        results[variant] = {"turns": [], "peak_gb": 0.0, **json.loads(line)}
-        print(f"{variant}: ready after {results[variant]['ready_s']:.0f} s", flush=True)
-    running = [v for v in VARIANTS if "turns" in results[v]]
-    for _ in range(turns):
-        for variant in running:
-            process = processes[variant]
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(f"{steps}\n")
-            process.stdin.flush()
-            answer = json.loads(process.stdout.readline())
-            results[variant]["turns"].append(answer["tokens_per_s"])
-            results[variant]["peak_gb"] = max(results[variant]["peak_gb"], answer["peak_gb"])
-    for process in processes.values():
-        process.kill()
+        measured = answers[1:]
+        results[variant] = {
+            **answers[0],
+            "turns": [answer["tokens_per_s"] for answer in measured],
+            "peak_gb": max(answer["peak_gb"] for answer in measured),
+        }
+    running = [variant for variant in VARIANTS if "turns" in results[variant]]
     for variant in running:
         turned = results[variant]["turns"]
         other = results.get(variant.replace("gptlab", "transformers"), {}).get("turns")

@@ -128,9 +128,7 @@ def measure_encoding(arguments: argparse.Namespace, documents: list[str], megaby
     (mine,) = train_bpe(iter(documents), [arguments.vocab_size], name="x")
     assert mine.pattern is not None
     ranks = {token: index for index, token in enumerate(mine.token_bytes()) if token}
-    direct = tiktoken.Encoding(
-        "x", pat_str=mine.pattern, mergeable_ranks=ranks, special_tokens=mine.special_tokens
-    )
+    direct = tiktoken.Encoding("x", pat_str=mine.pattern, mergeable_ranks=ranks, special_tokens=mine.special_tokens)
     with tempfile.TemporaryDirectory() as folder:
         mine.save(Path(folder) / "x")
         theirs = tokenizers.Tokenizer.from_file(str(Path(folder) / "x" / "tokenizer.json"))
@@ -184,9 +182,7 @@ def main() -> None:
     if not documents:
         parser.error(f"no text in {arguments.input}")
     megabytes = sum(len(text.encode("utf-8")) for text in documents) / 1e6
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     measure_training(arguments, megabytes)
     measure_encoding(arguments, documents, megabytes)
     measure_growing(arguments, documents, megabytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -51,7 +52,9 @@ def test_muon_is_torchs_muon_on_matrices_and_adamw_elsewhere() -> None:
     named = dict(theirs.named_parameters())
     kinds = {name: parameter_kind(name, p) for name, p in named.items()}
     references = [
-        torch.optim.Muon([p for n, p in named.items() if kinds[n] == "matrix"], lr=0.02, weight_decay=0.0, momentum=0.95),
+        torch.optim.Muon(
+            [p for n, p in named.items() if kinds[n] == "matrix"], lr=0.02, weight_decay=0.0, momentum=0.95
+        ),
         *(
             torch.optim.AdamW(
                 [p for n, p in named.items() if kinds[n] == kind], lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0
@@ -107,7 +110,7 @@ def test_schedules() -> None:
         assert values[0] == pytest.approx(0.1)
         assert values[9] == values[10] == 1.0
         assert values[100] == pytest.approx(0.1)
-        assert all(a >= b for a, b in zip(values[10:], values[11:], strict=False))
+        assert all(a >= b for a, b in itertools.pairwise(values[10:]))
     assert Cosine(100, warmup=0.0, final=0.0)(50) == pytest.approx(0.5)
     assert Linear(100, warmup=0.0, final=0.0)(25) == pytest.approx(0.75)
     wsd = WSD(100, warmup=0.1, decay=0.2, final=0.0)

@@ -7,7 +7,6 @@ of (seed, step), so a run that was stopped goes on exactly as if it had not been
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gptlab.config import RunConfig, build, config_hash, difference, hashed_values, run_name
 from gptlab.console import say
 from gptlab.data import Batch, BatchStream, TokenDataset, micro_batches, open_splits, validation_batches
+from gptlab.data.permutation import hash64
 from gptlab.errors import CheckpointError, ConfigError, TrainingError
 from gptlab.evals.loss import evaluate_loss
 from gptlab.loss import LossSum, TokenBatch
@@ -305,7 +305,7 @@ class StepResult:
 def step(job: Job) -> StepResult:
     """One optimizer step on the whole global batch."""
     config = job.config
-    torch.manual_seed(_dropout_seed(config.seed.dropout, job.step, job.world.rank))
+    torch.manual_seed(hash64(config.seed.dropout, job.step, job.world.rank) >> 1)
     multiplier = job.schedule(job.step)
     set_learning_rate(job.optimizer, multiplier)
     batch = job.stream.batch(job.step, job.world.rank, job.world.size)
@@ -371,14 +371,21 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
         display.update(results[-1].step, loss, tokens_per_second)
     results.clear()
     if bad:
-        _say(job, bad)
+        kept = job.checkpoints.all()
+        bad += (
+            f"; {kept[-1].name} is whole, --resume goes on from it"
+            if kept
+            else "; there is no checkpoint to go back to"
+        )
+        if job.world.is_main:
+            runfolder.log_line(job.folder, bad)
         raise TrainingError(bad)
 
 
 def _why_bad(job: Job, loss: float, norm: float, step_number: int | None = None) -> str:
     """Why this step must not count, or "". `norm` may be infinite under float16's scaler, which skips by itself."""
     at = f"step {step_number or job.step + 1}"
-    mend = "lower optimizer.lr, or set train.bad_step=skip; checkpoints of earlier steps are whole (--resume)"
+    mend = "lower optimizer.lr, or set train.bad_step=skip"
     if not loss < float("inf"):
         return f"{at}: the loss is {loss}; {mend}"
     if not norm < float("inf") and not job.scaler.is_enabled():
@@ -480,11 +487,6 @@ def _gradient_sync(replica: nn.Module, last: bool) -> contextlib.AbstractContext
     if isinstance(replica, DistributedDataParallel) and not last:
         return replica.no_sync()
     return contextlib.nullcontext()
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _say(job: Job, text: str) -> None:

@@ -124,7 +124,8 @@ def test_stops_at_end_of_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -1.0}, {"temperature": -1}, {"max_new_tokens": 0}]
+    "options",
+    [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -1.0}, {"temperature": -1}, {"max_new_tokens": 0}],
 )
 def test_bad_sampling_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(GptlabError, match=next(iter(options))):

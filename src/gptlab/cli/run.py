@@ -23,12 +23,13 @@ def train(
     """Train what CONFIG describes, into runs/NAME-HASH-seedN."""
     from gptlab.config import load_config
     from gptlab.console import say
+    from gptlab.systems.distributed import find_world
     from gptlab.train import train as run_training
 
     loaded = load_config(config, overrides)
     folder = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
     run = run_training(loaded, resume=resume, folder=folder)
-    if run.finished:
+    if run.finished and find_world().is_main:
         say(f"done: {run.folder}  (loss.png is the curve; next: gptlab eval {run.folder} | gptlab sample {run.folder})")
 
 

@@ -101,7 +101,9 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.tokens=2M")
     value, _ = parse_yaml(value_text, f"--set {text}")
-    value = _absolute({} if value == {} and not value_text.strip() else value, Path.cwd())
+    value = _absolute(None if not value_text.strip() else value, Path.cwd())
+    for known in [known for known in origins if known[: len(path)] == path]:
+        del origins[known]  # what was written there before no longer speaks for the value
     origins[path] = Origin(f"--set {text}")
     for part in reversed(path):
         value = {part: value}

@@ -8,19 +8,12 @@ order. `Weights` stays the same throughout; `Schedule` moves.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.errors import ConfigError, did_you_mean
-
-
-class Stage(TypedDict):
-    """A point of a `Schedule`: the weights at one moment of training."""
-
-    at: float
-    weights: dict[str, float]
 
 
 class Weights:
@@ -33,6 +26,8 @@ class Weights:
 
     Raises ConfigError for a source that is unknown or not named, and for weights that are no shares.
     """
+
+    slot = "mix"
 
     def __init__(self, sources: Mapping[str, int], *, weights: dict[str, float] | None = None) -> None:
         given = {name: float(tokens) for name, tokens in sources.items()} if weights is None else weights
@@ -56,9 +51,11 @@ class Schedule:
     Raises ConfigError as `Weights` does, and for stages that are missing or out of order.
     """
 
-    def __init__(self, sources: Mapping[str, int], *, stages: list[Stage]) -> None:
-        if not stages:
-            raise ConfigError("mix Schedule: no stages; give at least one, like {at: 0.0, weights: {…}}")
+    slot = "mix"
+
+    def __init__(self, sources: Mapping[str, int], *, stages: list[dict[str, Any]]) -> None:
+        if not stages or any(set(stage) != {"at", "weights"} for stage in stages):
+            raise ConfigError("mix Schedule: stages are a list of {at: 0.0, weights: {…}}, at least one")
         self._at = np.array([float(stage["at"]) for stage in stages])
         if (np.diff(self._at) <= 0).any() or self._at[0] < 0 or self._at[-1] > 1:
             raise ConfigError(f"mix Schedule: stages must rise within [0, 1], not {self._at.tolist()}")

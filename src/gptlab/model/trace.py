@@ -97,7 +97,7 @@ def _size_names(letters: dict[str, int]) -> dict[int, str]:
     if {"H", "K", "C"} <= letters.keys():
         H, K, C = letters["H"], letters["K"], letters["C"]
         names.setdefault(H * C, "H·C")
-        names.setdefault((H + 2 * K) * C, "3D" if H == K and H * C == letters.get("D") else "(H+2K)·C")
+        names.setdefault((H + 2 * K) * C, "3D" if H == K and letters.get("D") == H * C else "(H+2K)·C")
         names.setdefault(K * C, "K·C")
     return names
 

@@ -13,7 +13,7 @@ import torch
 from gptlab.errors import ConfigError
 
 PEAK_FLOPS = {
-    # Dense bfloat16 FLOP/s by the vendors' data sheets, by a part of the driver's name for the card; the first match wins.
+    # Dense bfloat16 FLOP/s by data sheet, for a part of the driver's name of the card; the first match wins.
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,

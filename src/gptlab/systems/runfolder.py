@@ -5,7 +5,7 @@ env.json           a record of each session: hardware, versions, git commit and 
 code/              the source that ran, user components included
 tokenizer/         the tokenizer, so that the run can be used alone
 metrics.jsonl, metrics.csv, log.txt, loss.png
-checkpoints/, model.safetensors, evals/, samples/
+checkpoints/, model.safetensors, evals/
 """
 
 from __future__ import annotations
