@@ -28,9 +28,7 @@ def replace_pair(word: Sequence[int], pair: tuple[int, int], new: int) -> list[i
     return out
 
 
-def train(
-    texts: Iterable[str], size: int, pattern: str, byte_order: Sequence[int] = range(256)
-) -> list[bytes]:
+def train(texts: Iterable[str], size: int, pattern: str, byte_order: Sequence[int] = range(256)) -> list[bytes]:
     """The tokens 0..size-1. Everything is counted anew for every merge; ties go to the smallest pair of
     numbers, where `byte_order[n]` is the byte with number n."""
     number_of = {byte: number for number, byte in enumerate(byte_order)}

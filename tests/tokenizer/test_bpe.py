@@ -58,9 +58,7 @@ def test_ties_go_to_the_smallest_ids() -> None:
 def test_encoding_equals_the_reference(awkward: list[str]) -> None:
     (tokenizer,) = train_bpe(awkward[:5], [400], name="t")
     for text in awkward:
-        assert tokenizer.encode(text) == reference.encode(
-            text, tokenizer.token_bytes(), reference.GPT4_PUBLISHED
-        )
+        assert tokenizer.encode(text) == reference.encode(text, tokenizer.token_bytes(), reference.GPT4_PUBLISHED)
 
 
 def test_same_result_for_any_number_of_threads_and_every_run(awkward: list[str]) -> None:
@@ -119,9 +117,7 @@ def test_growing_twice_equals_growing_once_in_its_merges(awkward: list[str]) -> 
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5)), max_size=8)
-)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 5)), max_size=8))
 def test_the_growing_trainer_equals_counting_anew(words: list[tuple[list[int], int]]) -> None:
     arrays = [np.array(word, dtype=np.uint16) for word, _ in words]
     weights = np.array([weight for _, weight in words], dtype=np.int64)

@@ -19,10 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     sentences = [
-        f"The {a} {b} sat on the {c} mat.\n"
-        for a in ("old", "red", "big")
-        for b in ("cat", "dog")
-        for c in "xyz"
+        f"The {a} {b} sat on the {c} mat.\n" for a in ("old", "red", "big") for b in ("cat", "dog") for c in "xyz"
     ]
     (tmp_path / "text.txt").write_text("".join(sentences) * 20, encoding="utf-8")
 
@@ -38,9 +35,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_train_show_and_stats(run: Run) -> None:
-    code, out, err = run(
-        "train", "--input", "text.txt", "--vocab-size", "280", "--name", "t", "--special", "<|u|>"
-    )
+    code, out, err = run("train", "--input", "text.txt", "--vocab-size", "280", "--name", "t", "--special", "<|u|>")
     assert (code, out) == (0, "")
     assert "wrote tokenizers/t: bpe, 280 ids" in err
     assert "gptlab data prepare --input 'text.txt' --tokenizer t" in err
@@ -77,9 +72,7 @@ def test_nested_sizes_and_growing(run: Run) -> None:
     code, _, err = run("train", "--input", "text.txt", "--vocab-size", "280,0.27K,265", "--name", "n")
     assert code == 0, err
     assert sorted(path.name for path in Path("tokenizers").iterdir()) == ["n-265", "n-270", "n-280"]
-    code, _, err = run(
-        "train", "--grow", "n-265", "--input", "text.txt", "--vocab-size", "280", "--name", "g"
-    )
+    code, _, err = run("train", "--grow", "n-265", "--input", "text.txt", "--vocab-size", "280", "--name", "g")
     assert code == 0, err
     old, new = load_tokenizer("n-265"), load_tokenizer("g")
     assert new.token_bytes()[:265] == old.token_bytes()
@@ -97,9 +90,7 @@ def test_other_kinds_and_trainers(run: Run) -> None:
 
 
 def test_presets_and_invalid_text(run: Run) -> None:
-    code, _, err = run(
-        "train", "--input", "stdlib", "--limit-bytes", "200K", "--vocab-size", "300", "--name", "code"
-    )
+    code, _, err = run("train", "--input", "stdlib", "--limit-bytes", "200K", "--vocab-size", "300", "--name", "code")
     assert code == 0, err
     assert load_tokenizer("code").trained_on["inputs"] == ["stdlib"]
     code, _, err = run("stats", "code", "--input", "stdlib", "--input", "text.txt")

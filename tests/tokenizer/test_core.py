@@ -45,11 +45,7 @@ def test_any_text_comes_back(text: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from([*SPECIALS, END_OF_TEXT, "<|user|", "!", "<|", "a", " ", "\n", "endoftext", "é"])
-    )
-)
+@given(st.lists(st.sampled_from([*SPECIALS, END_OF_TEXT, "<|user|", "!", "<|", "a", " ", "\n", "endoftext", "é"])))
 def test_special_text_is_text_unless_asked(parts: list[str]) -> None:
     text = "".join(parts)
     for tokenizer in LOSSLESS:

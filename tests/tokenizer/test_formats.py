@@ -199,9 +199,7 @@ def test_gpt2_files_give_the_ids_of_tiktoken(test_data: Path, awkward: list[str]
     files = test_data / "gpt2_bpe"
     gpt2 = import_tokenizer(str(files), name="gpt2")
     ranks = data_gym_to_mergeable_bpe_ranks(str(files / "vocab.bpe"), str(files / "encoder.json"))
-    theirs = tiktoken.Encoding(
-        "gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256}
-    )
+    theirs = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: 50256})
     assert (gpt2.vocab_size, gpt2.end_of_text) == (50257, 50256)
     shakespeare = (test_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     for text in [*awkward, shakespeare]:
@@ -253,9 +251,7 @@ def test_gpt2_without_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(requests, "get", offline)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(
-        DataError, match=r"could not be downloaded.*gptlab tokenizer import FOLDER --name gpt2"
-    ):
+    with pytest.raises(DataError, match=r"could not be downloaded.*gptlab tokenizer import FOLDER --name gpt2"):
         load_tokenizer("gpt2", root=tmp_path)
 
 
@@ -304,9 +300,7 @@ def test_a_byte_level_tokenizer_json_becomes_bpe(awkward: list[str], tmp_path: P
     assert grown.token_bytes()[:400] == mine.token_bytes()
 
 
-@pytest.mark.parametrize(
-    "which", ["normalizer", "digits", "plain added token", "metaspace", "unigram", "words"]
-)
+@pytest.mark.parametrize("which", ["normalizer", "digits", "plain added token", "metaspace", "unigram", "words"])
 def test_other_tokenizer_json_keep_their_engine(
     which: str, awkward: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,9 +20,7 @@ _UPDATE_BYTES = 1 << 20
 
 Input = Annotated[
     list[str] | None,
-    typer.Option(
-        "--input", help="File, folder, glob, URL, hf://NAME or a preset; repeatable.", show_default=False
-    ),
+    typer.Option("--input", help="File, folder, glob, URL, hf://NAME or a preset; repeatable.", show_default=False),
 ]
 TextColumn = Annotated[
     str | None,
@@ -36,9 +34,7 @@ LimitBytes = Annotated[
 
 @app.command()
 def train(
-    name: Annotated[
-        str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)
-    ],
+    name: Annotated[str, typer.Option(help="Name; the tokenizer goes to tokenizers/NAME.", show_default=False)],
     input: Input = None,
     vocab_size: Annotated[
         str | None,
@@ -368,9 +364,7 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
         raise ConfigError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
     named = [each for each in inputs if each in preset_names() and not Path(each).exists()]
     if named and len(inputs) > 1:
-        raise ConfigError(
-            f"--input {named[0]} is a preset; give it alone, presets are read in ways of their own"
-        )
+        raise ConfigError(f"--input {named[0]} is a preset; give it alone, presets are read in ways of their own")
     preset = load_preset(named[0]) if named else None
     invalid: Literal["strict", "replace"] = "replace" if errors == "replace" else "strict"
     reading = preset.reading(invalid) if preset else Reading(errors=invalid)
@@ -390,9 +384,7 @@ def _bar(source: _Source, description: str) -> Iterator[Callable[[int], None]]:
         def advance(size: int) -> None:
             nonlocal waiting
             waiting += size
-            if (
-                waiting >= _UPDATE_BYTES
-            ):  # a bar redrawn for each of a million lines costs more than the lines
+            if waiting >= _UPDATE_BYTES:  # a bar redrawn for each of a million lines costs more than the lines
                 bar.advance(task, waiting)
                 waiting = 0
 

@@ -91,9 +91,7 @@ class Tokenizer:
         self._special_splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     def __repr__(self) -> str:
-        return (
-            f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
-        )
+        return f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
 
     def _content_hash(self) -> str:
         decides = {
@@ -160,9 +158,7 @@ class Tokenizer:
         listed = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]
         if listed and not (min(listed) >= 0 and max(listed) < self.vocab_size):
             bad = next(token for token in listed if not 0 <= token < self.vocab_size)
-            raise DataError(
-                f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}"
-            )
+            raise DataError(f"id {bad} is not in tokenizer {self.name!r}: its ids are 0..{self.vocab_size - 1}")
         return self._engine.decode_bytes(listed)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -224,9 +220,7 @@ def with_specials(
     """A tokenizer of `tokens` followed by END_OF_TEXT and `special_tokens`, in that order."""
     specials = check_specials(special_tokens)
     ids = {text: len(tokens) + index for index, text in enumerate(specials)}
-    return Tokenizer(
-        name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on
-    )
+    return Tokenizer(name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on)
 
 
 def check_specials(special_tokens: Sequence[str]) -> list[str]:
@@ -382,9 +376,7 @@ def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> 
     """A `tokenizer.json` with each special token under another name, but under the same id."""
     by_byte = re.compile(r"<0x[0-9A-F]{2}>")  # the model itself looks for these, wherever they are declared
     names = {
-        text: f"\ue000special {index}\ue001"
-        for text, index in special_tokens.items()
-        if not by_byte.fullmatch(text)
+        text: f"\ue000special {index}\ue001" for text, index in special_tokens.items() if not by_byte.fullmatch(text)
     }
     model = document["model"]
     for token in document["added_tokens"]:

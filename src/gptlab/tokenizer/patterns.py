@@ -45,9 +45,7 @@ def resolve_pattern(pattern: str) -> str:
     if pattern in NAMES:
         return NAMES[pattern]
     if not re.search(r"[\\\[\].+*?|(){}^]", pattern):
-        raise DataError(
-            f"--pattern {pattern!r} is neither a name ({', '.join(NAMES)}) nor a regular expression"
-        )
+        raise DataError(f"--pattern {pattern!r} is neither a name ({', '.join(NAMES)}) nor a regular expression")
     import regex  # type: ignore[import-untyped]
     import tiktoken
     from tokenizers import Regex

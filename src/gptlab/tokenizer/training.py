@@ -200,8 +200,7 @@ def _check_sizes(sizes: Sequence[int], *, smallest: int, what: str) -> list[int]
         raise DataError("no vocabulary size is given; add --vocab-size N")
     if ordered[0] < smallest:
         raise DataError(
-            f"a vocabulary of {ordered[0]:,} is too small: {what}, the special tokens and one merge make"
-            f" {smallest:,}"
+            f"a vocabulary of {ordered[0]:,} is too small: {what}, the special tokens and one merge make {smallest:,}"
         )
     if ordered[-1] > _LARGEST_VOCABULARY:
         raise DataError(f"a vocabulary of {ordered[-1]:,} is too large: {_LARGEST_VOCABULARY:,} at most")
