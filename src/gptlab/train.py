@@ -221,6 +221,8 @@ def _forward_backward(job: Job, rows: int) -> None:
 def _open_folder(job: Job, prints: dict[str, str], resume_step: int | None) -> None:
     """Make the run folder (or go on in it)."""
     job.folder.mkdir(parents=True, exist_ok=True)
+    if job.step < job.config.total_steps:  # a finished run that goes on is not finished
+        (job.folder / "model.safetensors").unlink(missing_ok=True)
     session = runfolder.session_record(
         config_hash(job.config, prints), job.config, describe(job.device), job.world.size
     )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from gptlab.console import say
@@ -67,7 +68,7 @@ class Checkpoints:
             if self.world.is_main:
                 write_atomic(aside / "state.json", json.dumps(state, indent=1))
                 _seal(aside)
-        except Exception as problem:  # OSError, safetensors' own, or DCP's wrapper around either
+        except (Exception, CheckpointException) as problem:  # DCP's wrapper around what failed is no Exception
             error = _reason(problem)
         if self.world.agree(error) or error:
             if self.world.is_main:
