@@ -16,6 +16,8 @@ from gptlab.config import Slot, build
 from gptlab.errors import ConfigError
 from gptlab.model.position import Rotary, rotate
 
+_EXPLICIT_LENGTH = 512  # above it the scores outgrow the caches and the fused kernel catches up
+
 
 class Cache(Protocol):
     """What attention needs of a key-value cache (the real one is in `gptlab.inference.cache`)."""
@@ -55,6 +57,44 @@ def document_mask(documents_BT: Tensor) -> Tensor:
     same = documents_BT[:, :, None] == documents_BT[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
     return (same & causal)[:, None]
+
+
+def attend(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, *, causal: bool, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q·k/√C)·v, (B, H, T, C), by whichever way is fastest here; all give the same numbers up to rounding."""
+    T, S = q_BHTC.shape[-2], k_BKSC.shape[-2]
+    if q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16 and T == S <= _EXPLICIT_LENGTH:
+        return explicit_attention(q_BHTC, k_BKSC, v_BKSC, mask, causal=causal, dropout=dropout)
+    return F.scaled_dot_product_attention(
+        q_BHTC,
+        k_BKSC,
+        v_BKSC,
+        attn_mask=mask,
+        is_causal=causal,
+        dropout_p=dropout,
+        enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1],
+    )
+
+
+def explicit_attention(
+    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, *, causal: bool, dropout: float = 0.0
+) -> Tensor:
+    """Attention written out, with the scores of (B, H, T, S) in memory and their softmax in float32.
+
+    Torch's fused kernel for CPUs works on one head at a time and gains nothing from bfloat16 (its backward pass even
+    loses); as batched products the same work takes half the time while the scores are small (benchmarks/attention.py).
+    """
+    B, H, T, C = q_BHTC.shape
+    K, S = k_BKSC.shape[1:3]
+    q = (q_BHTC * C**-0.5).reshape(B, K, H // K * T, C)  # the queries of a group meet their keys in one product
+    scores = (q @ k_BKSC.transpose(-1, -2)).view(B, H, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    elif causal:
+        scores = scores + torch.full((T, S), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
+    weights = F.dropout(F.softmax(scores, -1, dtype=torch.float32).to(v_BKSC.dtype), dropout)
+    return (weights.view(B, K, H // K * T, S) @ v_BKSC).view(B, H, T, C)
 
 
 class Attention(nn.Module):
@@ -107,13 +147,5 @@ class Attention(nn.Module):
         mask, causal = context.mask(T, documents=self.document_mask)
         if context.cache is not None:
             k, v = context.cache.update(self.layer_index, k, v)
-        y_BHTC = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=K != H,
-        )
+        y_BHTC = attend(q, k, v, mask, causal=causal, dropout=self.dropout if self.training else 0.0)
         return self.out(y_BHTC.transpose(1, 2).reshape(B, T, H * C))
