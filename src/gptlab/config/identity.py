@@ -7,7 +7,6 @@ takes its place, so that moving files changes nothing and editing them changes t
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -44,7 +43,7 @@ def component_files(config: RunConfig) -> dict[str, Path]:
 
 def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     """The nested dictionary that is hashed. `data`: fingerprint of each data set, by source name."""
-    values = copy.deepcopy(config.plain())
+    values = config.plain()
     for dotted in UNHASHED:
         *parents, last = dotted.split(".")
         section = values

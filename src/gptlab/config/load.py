@@ -9,7 +9,7 @@ from typing import Any
 
 import pydantic
 
-from gptlab.config.schema import RunConfig, Section, SlotError
+from gptlab.config.schema import RunConfig, Section, SlotError, spell_out_seed
 from gptlab.config.slots import SLOTS, explain, menu, signature
 from gptlab.config.yamlfile import KeyPath, Origin, parse_yaml, read_yaml
 from gptlab.errors import ConfigError, did_you_mean
@@ -36,7 +36,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         # Resolved before the next layer, so that every `use` is written out and a diff that changes one is seen.
         values = config.plain()
     for text in overrides:
-        values = merge(values, parse_override(text, origins))
+        values = _override(values, text, origins)
     return _validate(values, origins) if overrides else config
 
 
@@ -45,8 +45,14 @@ def config_from(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> Run
     origins: dict[KeyPath, Origin] = {}
     merged = _validate(_absolute(dict(values), Path.cwd()), origins).plain()
     for text in overrides:
-        merged = merge(merged, parse_override(text, origins))
+        merged = _override(merged, text, origins)
     return _validate(merged, origins)
+
+
+def _override(values: dict[str, Any], text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
+    """`values` with one --set applied. `seed=4` is spelled out, so that a later `seed.data=5` leaves the others 4."""
+    values = merge(values, parse_override(text, origins))
+    return {**values, "seed": spell_out_seed(values["seed"])} if "seed" in values else values
 
 
 def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin]]]:
@@ -87,6 +93,8 @@ def merge(base: Any, diff: Any) -> Any:
     """
     if isinstance(diff, str) and isinstance(base, dict) and "use" in base:
         diff = {"use": diff}
+    if isinstance(base, str) and isinstance(diff, dict):
+        base = {"use": base}
     if not isinstance(base, dict) or not isinstance(diff, dict):
         return diff
     if "use" in diff and "use" in base and diff["use"] != base["use"]:
@@ -102,6 +110,8 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
         raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.tokens=2M")
     value, _ = parse_yaml(value_text, f"--set {text}")
     value = _absolute(None if not value_text.strip() else value, Path.cwd())
+    if path[0] == "base":
+        raise ConfigError(f"--set {text}: `base` is for files; name that file as the config instead")
     for known in [known for known in origins if known[: len(path)] == path]:
         del origins[known]  # what was written there before no longer speaks for the value
     origins[path] = Origin(f"--set {text}")

@@ -54,6 +54,13 @@ else:
     MixSlot = _slot("mix", None, "data")
 
 
+def spell_out_seed(value: Any) -> Any:
+    """One number as the mapping that gives it to all three seeds; anything else as it is."""
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        return {"init": value, "data": value, "dropout": value}
+    return value
+
+
 class Seed(Section):
     """Where randomness comes from. Write one number for all three, or vary them separately."""
 
@@ -64,9 +71,7 @@ class Seed(Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _one_number(cls, value: Any) -> Any:
-        if isinstance(value, int | str) and not isinstance(value, bool):
-            return {"init": value, "data": value, "dropout": value}
-        return value
+        return spell_out_seed(value)
 
     def __str__(self) -> str:
         parts = (self.init, self.data, self.dropout)
@@ -194,9 +199,9 @@ def _plain(value: Any) -> Any:
         return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
     if isinstance(value, Slot):
         return value.plain()
-    if isinstance(value, tuple):
-        return list(value)
-    return value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 __all__ = [

@@ -103,6 +103,8 @@ class Slot(Mapping[str, Any]):
 def _plain(value: Any) -> Any:
     if isinstance(value, Slot):
         return value.plain()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
@@ -162,10 +164,10 @@ def locate(kind: str, use: str) -> tuple[str, Path, str]:
 
 @dataclass(frozen=True)
 class _Source:
-    """The classes at the top of a source file, and which module each imported name comes from."""
+    """The classes at the top of a source file, and where each imported name comes from: (module, name or "")."""
 
     classes: dict[str, ast.ClassDef]
-    imports: dict[str, str]
+    imports: dict[str, tuple[str, str]]
 
 
 @functools.lru_cache(maxsize=256)
@@ -177,36 +179,55 @@ def _source(file: Path, modified: int) -> _Source:
         line = getattr(error, "lineno", None) or 1
         raise ConfigError(f"{file}:{line}: not valid Python: {getattr(error, 'msg', error)}") from None
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    imports = {
-        (name.asname or name.name): node.module
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0
-        for name in node.names
-    }
+    imports: dict[str, tuple[str, str]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            imports |= {(name.asname or name.name): (node.module, name.name) for name in node.names}
+        elif isinstance(node, ast.Import):
+            imports |= {(name.asname or name.name): (name.name, "") for name in node.names}
     return _Source(classes, imports)
+
+
+def _imported(name: str, source: _Source) -> tuple[str, str] | None:
+    """Where `name` (`Name`, or `module.Name`) was imported from: (module, name there)."""
+    if name in source.imports:
+        return source.imports[name]
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = source.imports.get(".".join(parts[:length]))
+        if module is not None:
+            return ".".join([*filter(None, module), *parts[length:-1]]), parts[-1]
+    return None
 
 
 def _read(file: Path) -> _Source:
     return _source(file, file.stat().st_mtime_ns)
 
 
+_REEXPORTS = 8  # files that a class may be imported through
+
+
 def _constructor(name: str, source: _Source) -> ast.FunctionDef | None:
-    """`__init__` of a class: its own, or inherited from a class of the same file or one imported by name."""
-    node = source.classes.get(name)
-    if node is None:
-        module = source.imports.get(name)
-        file = _module_file(module) if module else None
+    """`__init__` of a class: its own, or inherited from a class of the same file or of a module it imports."""
+    for _ in range(_REEXPORTS):
+        if name in source.classes:
+            break
+        module, name = _imported(name, source) or ("", "")
+        file = _module_file(module) if module and name else None
         if file is None or file.suffix != ".py":
             return None
         source = _read(file)
-        if (node := source.classes.get(name)) is None:
-            return None
+    node = source.classes.get(name)
+    if node is None:
+        return None
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             return item
     for base in node.bases:
-        if isinstance(base, ast.Name) and (found := _constructor(base.id, source)) is not None:
-            return found
+        if isinstance(base, ast.Name | ast.Attribute):
+            found = _constructor(ast.unparse(base), source)
+            if found is not None:
+                return found
     return None
 
 

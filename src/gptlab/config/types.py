@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, StrictBool, StrictStr, WithJsonSchema
@@ -14,10 +15,12 @@ def _number(value: Any) -> int | float:
         raise ValueError("a number, not true or false")
     if isinstance(value, str):
         try:
-            return parse_number(value)
+            value = parse_number(value)
         except ValueError:
             raise ValueError("a number such as 1000, 2M or 6e-4") from None
     if isinstance(value, int | float):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a finite number")
         return value
     raise ValueError("a number")
 

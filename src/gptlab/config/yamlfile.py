@@ -16,6 +16,7 @@ import yaml
 from gptlab.errors import ConfigError
 
 KeyPath = tuple[str, ...]
+_DEEPEST, _MOST = 50, 100_000  # levels and values of one file; no config comes near
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def _record(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Origin]) -> None:
-    """Note the line of every mapping key below `node`, and refuse keys given twice."""
+    """Note the line of every mapping key below `node`, and refuse keys that are given twice or are no text."""
     origins[path] = origins.get(path, Origin(file, node.start_mark.line + 1))
+    if len(path) > _DEEPEST or len(origins) > _MOST:  # an alias inside its own anchor, or aliases of aliases of …
+        raise ConfigError(
+            f"{file}:{node.start_mark.line + 1}: aliases that contain themselves or each other; write the values out"
+        )
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _record(item, file, (*path, str(index)), origins)
@@ -63,8 +68,9 @@ def _record(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Or
     seen: set[str] = set()
     for key_node, value_node in node.value:
         line, key = key_node.start_mark.line + 1, key_node.value
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{file}:{line}: a key must be a word; found {key_node.tag}")
+        if key_node.tag != "tag:yaml.org,2002:str":
+            found = repr(key) if isinstance(key_node, yaml.ScalarNode) else key_node.tag.rpartition(":")[2]
+            raise ConfigError(f"{file}:{line}: a key must be text, found {found}; put it in quotes, or remove it")
         if key in seen:
             raise ConfigError(f"{file}:{line}: key {key!r} is given twice; keep one of them")
         seen.add(key)
