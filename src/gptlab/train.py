@@ -37,7 +37,7 @@ from gptlab.systems.device import autocast, describe, peak_flops, pick_device, p
 from gptlab.systems.display import TrainingDisplay
 from gptlab.systems.distributed import World, connect, disconnect, find_world
 from gptlab.systems.memory import largest_micro_batch
-from gptlab.systems.metrics import MetricsLog, read_metrics, write_csv
+from gptlab.systems.metrics import MetricsLog, read_metrics, require_sinks, write_csv
 from gptlab.systems.plot import plot_loss
 from gptlab.systems.signals import StopRequest, stop_signals
 from gptlab.tokenizer import Tokenizer
@@ -107,7 +107,10 @@ def build_job(config: RunConfig, world: World, device: torch.device, *, resume: 
     if config.system.threads is not None:
         torch.set_num_threads(config.system.threads)
     dtype = pick_dtype(config.train.dtype, device)
+    require_sinks(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
     tokenizer, train_sets, validation = open_splits(config.data)
+    for dataset in validation.values():  # too little of it must be known now, not after the last step
+        next(validation_batches(dataset, config.train.sequence_length, 1, config.eval.tokens))
     prints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
     folder = Path(folder) if folder is not None else Path("runs") / run_name(config, prints)
     if config.batch_rows % world.size:

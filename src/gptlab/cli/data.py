@@ -163,18 +163,16 @@ def info(folder: Annotated[Path, typer.Argument(help="A data set.")]) -> None:
     described = describe(folder)
     manifest = described.manifest
     table = Table(title=str(folder), title_justify="left")
-    for column in ("split", "documents", "tokens", "text bytes", "per token", "shards", "ids"):
-        table.add_column(column, justify="left" if column == "split" else "right")
-    for name, data in described.splits.items():
-        table.add_row(
-            name,
-            f"{data.documents:,}" if data.documents is not None else "?",
-            f"{data.tokens:,}",
-            f"{data.bytes:,}" if data.bytes is not None else "?",
-            f"{data.bytes / data.tokens:.3f}" if data.bytes is not None else "?",
-            str(len(data.shards)),
-            str(data.dtype),
-        )
+    table.add_column("split")
+    for name in described.splits:  # a column a split: numbers of any size fit into the narrowest terminal
+        table.add_column(name, justify="right", no_wrap=True)
+    splits = described.splits.values()
+    table.add_row("documents", *(f"{d.documents:,}" if d.documents is not None else "?" for d in splits))
+    table.add_row("tokens", *(f"{d.tokens:,}" for d in splits))
+    table.add_row("text bytes", *(f"{d.bytes:,}" if d.bytes is not None else "?" for d in splits))
+    table.add_row("bytes per token", *(f"{d.bytes / d.tokens:.3f}" if d.bytes is not None else "?" for d in splits))
+    table.add_row("shards", *(str(len(d.shards)) for d in splits))
+    table.add_row("ids", *(str(d.dtype) for d in splits))
     output().print(table)
     show = functools.partial(output().print, markup=False)
     if manifest is None:

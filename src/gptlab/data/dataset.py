@@ -228,6 +228,9 @@ class TokenDataset:
 
 def checked_shard(folder: Path, entry: ShardEntry) -> Shard:
     """The shard that the manifest's `entry` names. Raises DataError where the file says something else."""
+    if not isinstance(entry.file, str) or entry.file in ("", ".", "..") or {"/", "\\"} & set(entry.file):
+        # a manifest comes with downloaded data; it must not lead to files elsewhere
+        raise DataError(f"{folder / MANIFEST}: names {entry.file!r}, which is no file of this folder; prepare it again")
     shard = read_header(folder / entry.file)
     if shard.tokens != entry.tokens:
         raise DataError(

@@ -7,6 +7,7 @@ its companions for a step, `val/loss` and its companions for a validation. Losse
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -46,7 +47,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl and to the optional sinks."""
+    """Appends rows to metrics.jsonl and to the optional sinks (`require_sinks` says whether they are installed)."""
 
     def __init__(self, folder: Path, *, resume_step: int | None, tensorboard: bool, wandb: str, project: str) -> None:
         self.path = folder / "metrics.jsonl"
@@ -102,19 +103,21 @@ def write_csv(rows: list[Row], path: Path) -> None:
     write_atomic(path, text.getvalue())
 
 
+def require_sinks(*, tensorboard: bool, wandb: str) -> None:
+    """Raise GptlabError where a sink that is asked for is not installed; to be called before anything is written."""
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise GptlabError("log.tensorboard is on but TensorBoard is missing; pip install 'gptlab[tensorboard]'")
+    if wandb != "off" and importlib.util.find_spec("wandb") is None:
+        raise GptlabError(f"log.wandb is {wandb} but wandb is missing; pip install 'gptlab[wandb]'")
+
+
 def _open_tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise GptlabError(
-            "log.tensorboard is on but TensorBoard is missing; pip install 'gptlab[tensorboard]'"
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"))
 
 
 def _open_wandb(folder: Path, mode: str, project: str) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise GptlabError(f"log.wandb is {mode} but wandb is missing; pip install 'gptlab[wandb]'") from None
+    import wandb
+
     return wandb.init(project=project, name=folder.name, id=folder.name, dir=str(folder), mode=mode, resume="allow")
