@@ -60,7 +60,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = aside.with_suffix(".old")
             os.replace(path, old)
-            os.replace(aside, path)
+            try:
+                os.replace(aside, path)
+            except BaseException:
+                os.replace(old, path)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(aside, path)

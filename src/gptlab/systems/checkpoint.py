@@ -18,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from gptlab.console import say
 from gptlab.errors import CheckpointError
@@ -56,6 +53,9 @@ class Checkpoints:
 
         Raises CheckpointError where the disk refuses; what was saved before is then untouched.
         """
+        # Imported here and below: DCP takes half a second, and `gptlab sample` of a finished run needs none of it.
+        from torch.distributed.checkpoint.api import CheckpointException
+
         target = self.folder / f"step-{step:08d}"
         aside = self.folder / f".{target.name}.tmp"
         error = ""
@@ -118,6 +118,9 @@ def verify(path: Path) -> str | None:
                 return f"manifest.json names {name!r}, which is not a file of the checkpoint"
             if sha256_file(path / name) != digest:
                 return f"{name} does not match its checksum"
+        read = {"state.json", *(file.name for file in path.glob("*.safetensors"))}
+        if unknown := read - set(manifest["sha256"]):
+            return f"manifest.json does not name {min(unknown)}"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -139,6 +142,9 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer 
 
     Raises CheckpointError where names or shapes are not those of this model.
     """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     tensors = model_tensors(model)
     if optimizer is not None:
         _create_optimizer_state(optimizer)
@@ -192,6 +198,9 @@ def _create_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP announces that a single process is a single process
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)

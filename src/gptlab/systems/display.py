@@ -51,7 +51,9 @@ class TrainingDisplay:
     def speed(self, tokens_per_second: float) -> str:
         """Model FLOPs utilization where the device's peak is known, achieved FLOP/s where not."""
         achieved = tokens_per_second * self.flops
-        return f"MFU {achieved / self.peak:.1%}" if self.peak else f"{format_count(achieved)}FLOP/s"
+        if self.peak:
+            return f"MFU {achieved / self.peak:.1%}"
+        return f"{format_count(achieved).replace('B', 'G')}FLOP/s"  # billions of FLOP/s are giga
 
     def message(self, text: str) -> None:
         """A line above the progress bar."""

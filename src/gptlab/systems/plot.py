@@ -31,7 +31,13 @@ def plot_loss(rows: list[Row], path: Path, title: str) -> None:
         axes.plot(*val.T, color="#c8501e", lw=1.8, marker="o", ms=4, label="validation")
         best = val[val[:, 1].argmin()]
         axes.annotate(
-            f"{best[1]:.4f}", best, xytext=(0, -14), textcoords="offset points", ha="center", color="#c8501e", fontsize=9
+            f"{best[1]:.4f}",
+            best,
+            xytext=(0, -14),
+            textcoords="offset points",
+            ha="center",
+            color="#c8501e",
+            fontsize=9,
         )
     # The first steps fall from ln V and would squeeze everything after them into the bottom of the picture.
     settled = np.concatenate([train[len(train) // 10 :, 1], val[len(val) // 10 :, 1]])
