@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 import types
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,8 @@ def _replicate(model: nn.Module, world: World, device: torch.device) -> nn.Modul
     if world.size == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # newer torch renames an argument
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _pick_micro_batch(job: Job, state: dict[str, Any]) -> int:
