@@ -6,7 +6,7 @@ import json
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def settings(*options: str) -> list[str]:
 
 
 @pytest.fixture
-def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Mistake]:
+def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mistake:
     """Run a command that must fail as a user's mistake does; return its line. Checks that no file came or went."""
 
     def attempt(*arguments: str, cwd: Path | None = None) -> str:
@@ -59,7 +59,7 @@ def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         assert snapshot(Path.cwd()) == before
         return errors[0]
 
-    yield attempt
+    return attempt
 
 
 def snapshot(folder: Path) -> dict[str, int]:
@@ -96,7 +96,8 @@ def test_missing_files(place: Path, mistake: Mistake) -> None:
     assert "gptlab data prepare" in error
     assert "not a run folder" in mistake("eval", "runs/nothing", "--tasks", "loss")
     assert "not a run folder" in mistake("sample", "runs/nothing", "Hello")
-    assert "nowhere.txt" in mistake("tokenizer", "train", "--input", "nowhere.txt", "--vocab-size", "300", "--name", "x")
+    error = mistake("tokenizer", "train", "--input", "nowhere.txt", "--vocab-size", "300", "--name", "x")
+    assert "nowhere.txt" in error
     assert "no data named" in mistake("train", "config.yaml")
 
 
@@ -123,7 +124,7 @@ def test_tokenizer_of_another_data_set(place: Path, mistake: Mistake) -> None:
 
 
 def shard(place: Path) -> Path:
-    (found,) = [path for path in (place / "data").glob("*train*.bin")]
+    (found,) = (place / "data").glob("*train*.bin")
     return found
 
 

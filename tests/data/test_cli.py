@@ -55,6 +55,21 @@ def test_presets_are_listed(gptlab) -> None:
     assert "fineweb-edu-10B" in shown.stdout
 
 
+def test_numbers_fit_into_a_narrow_terminal(gptlab, made: Path) -> None:
+    """A data set of trillions of tokens, as far as its description says, in 60 columns: no number is cut."""
+    path = made / "dataset.json"
+    described = json.loads(path.read_text())
+    counts = {"train": (123_456_789_012, 98_765_432_109_876), "validation": (1_234_567, 9_876_543_210)}
+    for name, (documents, size) in counts.items():
+        described["splits"][name] |= {"documents": documents, "bytes": size}
+    path.write_text(json.dumps(described))
+    shown = gptlab("data", "info", made, environment={"COLUMNS": "60"})
+    assert shown.returncode == 0, shown.stderr
+    for number in (number for pair in counts.values() for number in pair):
+        assert f" {number:,} " in shown.stdout
+    assert "…" not in shown.stdout
+
+
 def test_foreign_shards_are_described(gptlab, write_shards) -> None:
     folder = write_shards([1, 2, 3])
     shown = gptlab("data", "info", folder)

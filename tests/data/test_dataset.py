@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,30 @@ def test_a_missing_folder_says_how_to_make_it(tmp_path: Path) -> None:
         TokenDataset.open(tmp_path, "validation")
     with pytest.raises(DataError, match=r"\*train\*\.bin"):
         info(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/hostname", "sub/x.bin", "..\\secret.bin", "..", "", 3, None])
+def test_a_description_leads_to_no_file_elsewhere(tmp_path: Path, name: object) -> None:
+    """It comes with data that somebody else made."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(header([1, 2, 3], 20240520, 1, "<u2"))
+    shard = {"file": name, "tokens": 3, "sha256": "0"}
+    split = {"documents": 1, "tokens": 3, "bytes": 3, "shards": [shard]}
+    described = {
+        "format": "gptlab-tokens",
+        "format_version": 1,
+        "tokenizer": {"name": "byte", "kind": "byte", "hash": "0"},
+        "vocab_size": 257,
+        "end_of_text": 256,
+        "splits": {"train": split},
+        "sources": [],
+        "options": {},
+    }
+    (folder / "dataset.json").write_text(json.dumps(described))
+    for read in (info, verify, lambda path: TokenDataset.open(path, "train")):
+        with pytest.raises(DataError, match=r"dataset\.json: names .* which is no file of this folder"):
+            read(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"format": "other", "format_version": 1}', "\xff"])
