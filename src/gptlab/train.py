@@ -11,14 +11,12 @@ import statistics
 import sys
 import time
 import types
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from gptlab.config import RunConfig, build, config_hash, difference, hashed_values, run_name
 from gptlab.console import say
@@ -36,7 +34,7 @@ from gptlab.systems.checkpoint import Checkpoints, load_tensors, read_state
 from gptlab.systems.compile import try_compile
 from gptlab.systems.device import autocast, describe, peak_flops, pick_device, pick_dtype
 from gptlab.systems.display import TrainingDisplay
-from gptlab.systems.distributed import World, connect, disconnect, find_world
+from gptlab.systems.distributed import World, connect, disconnect, find_world, gradient_sync, replicate
 from gptlab.systems.memory import largest_micro_batch
 from gptlab.systems.metrics import MetricsLog, read_metrics, require_sinks, write_csv
 from gptlab.systems.plot import plot_loss
@@ -80,7 +78,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     model: nn.Module  # the model itself
-    replica: nn.Module  # what is called: the model, or its DistributedDataParallel wrapper
+    replica: nn.Module  # what is called: the model, or its wrapper for several processes
     loss: Any
     optimizer: torch.optim.Optimizer
     schedule: Any
@@ -140,7 +138,7 @@ def build_job(config: RunConfig, world: World, device: torch.device, *, resume: 
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
     model = build_model(config, vocab_size, device=device)
-    replica = _replicate(model, world, device)
+    replica = replicate(model, world, device)
     optimizer = build("optimizer", config.optimizer, named_parameters=list(model.named_parameters()))
     job = Job(
         config=config,
@@ -193,14 +191,6 @@ def _check_state(path: Path, identity: dict[str, Any], config: RunConfig) -> dic
             f"{state['step'] * config.train.batch_tokens}"
         )
     return state
-
-
-def _replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    if world.size == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # newer torch renames an argument
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _pick_micro_batch(job: Job, state: dict[str, Any]) -> int:
@@ -321,7 +311,7 @@ def step(job: Job) -> StepResult:
     metrics: dict[str, Tensor] = {}
     for index, piece in enumerate(pieces):
         last = index == len(pieces) - 1
-        with _gradient_sync(job.replica, last), autocast(job.device, job.dtype):
+        with gradient_sync(job.replica, last), autocast(job.device, job.dtype):
             out: LossSum = job.loss(job.replica, _to_device(piece, job.device))
             # DDP averages over processes; the loss is the mean over all tokens of the global batch.
             job.scaler.scale(out.sum * (job.world.size / batch.global_targets)).backward()
@@ -487,13 +477,6 @@ def _to_device(batch: Batch, device: torch.device) -> TokenBatch:
         return tensor.to(device, torch.int64, non_blocking=True)
 
     return TokenBatch(move(batch.inputs), move(batch.targets), move(batch.documents))
-
-
-def _gradient_sync(replica: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients are averaged over processes once a step, with its last micro-batch."""
-    if isinstance(replica, DistributedDataParallel) and not last:
-        return replica.no_sync()
-    return contextlib.nullcontext()
 
 
 def _say(job: Job, text: str) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -75,3 +78,19 @@ def disconnect() -> None:
     """Leave the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """The model as every process calls it: itself, or wrapped so that gradients are averaged over processes."""
+    if world.size == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # newer torch renames an argument
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def gradient_sync(replica: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Gradients are averaged over processes once a step, with its `last` micro-batch."""
+    if isinstance(replica, DistributedDataParallel) and not last:
+        return replica.no_sync()
+    return contextlib.nullcontext()
