@@ -38,12 +38,14 @@ def worker(name: str, threads: int) -> None:
             ids = theirs.generate(prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
             return ids.shape[1] - 16
     else:
-        from gptlab.inference.generate import Sampling
+        from gptlab.inference.generate import Sampling, decoding_copy
         from gptlab.inference.generate import generate as own_generate
         from gptlab.interop.gpt2 import gpt2_config
         from gptlab.model import build_model
 
+        cpu = torch.device("cpu")
         model = build_model(gpt2_config(dim=D, layers=L, heads=H, context_length=T), V).eval()
+        model = decoding_copy(model, cpu, torch.float32)
 
         def generate(count: int) -> int:
             sampling = Sampling(max_new_tokens=count, temperature=0, stop_at_end=False)
@@ -52,7 +54,7 @@ def worker(name: str, threads: int) -> None:
                 prompt.tolist(),
                 sampling,
                 end_of_text=None,
-                device=torch.device("cpu"),
+                device=cpu,
                 use_cache=name == "gptlab",
             )
             return len(rows[0])

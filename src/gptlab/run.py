@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from gptlab.data import IGNORE, Batch
 from gptlab.errors import CheckpointError
 from gptlab.evals.loss import LossResult, evaluate_loss
 from gptlab.files import write_atomic
-from gptlab.inference.generate import Sampling, generate
+from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.model import build_model
 from gptlab.systems.allocator import keep_memory
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
@@ -54,10 +53,8 @@ class Run:
 
     @functools.cached_property
     def generator(self) -> nn.Module:
-        """The model that generates. On a GPU a copy in the run's precision: a token costs a reading of all weights."""
-        if self.device.type != "cuda" or self.dtype == torch.float32:
-            return self.model
-        return copy.deepcopy(self.model).to(self.dtype)
+        """The model laid out for generation; made when it is first asked for."""
+        return decoding_copy(self.model, self.device, self.dtype)
 
     def generate(self, prompts: str | Sequence[str], *, sampling: Sampling | None = None, **options: Any) -> list[str]:
         """Continuations of `prompts`, without the prompts. `options` are the fields of `Sampling`."""
@@ -86,8 +83,9 @@ class Run:
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
     """A run from its folder: the final weights, or the newest whole checkpoint of an unfinished one.
 
-    `checkpoint`: the name of a folder in `checkpoints/` to load instead. A nanoGPT `ckpt.pt` loads too. Raises
-    GptlabError where there is nothing to load or it is damaged.
+    `dtype`: precision of losses and evaluations; auto is that of the training. `checkpoint`: the name of a folder in
+    `checkpoints/` to load instead. A nanoGPT `ckpt.pt` loads too. Raises GptlabError where there is nothing to load
+    or it is damaged.
     """
     folder = Path(folder)
     if folder.suffix == ".pt":
@@ -106,7 +104,8 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     where = pick_device(device)
     if where.type == "cpu":
         keep_memory()
-    return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(dtype, where), step)
+    asked = config.train.dtype if dtype == "auto" else dtype
+    return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(asked, where), step)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
-from gptlab.inference.generate import Sampling, choose, generate, window_start
+from gptlab.inference.generate import Sampling, choose, decoding_copy, generate, window_start
 from gptlab.model import build_model
 
 CPU = torch.device("cpu")
@@ -54,6 +54,19 @@ def test_cached_logits_equal_a_plain_forward_pass() -> None:
         text = torch.cat([ids, torch.tensor([tokens])], dim=1)
         expected = model(text, return_logits=True)[0, 11:15].argmax(-1).tolist()
     assert tokens == expected
+
+
+def test_the_decoding_copy_computes_the_same_and_leaves_the_model_alone() -> None:
+    model = make_model()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    twin = decoding_copy(model, CPU, torch.float32)
+    ids = torch.randint(61, (2, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(twin(ids, return_logits=True), model(ids, return_logits=True), rtol=1e-5, atol=1e-5)
+    assert twin.embedding.weight is model.embedding.weight
+    assert model.head.weight.is_contiguous()
+    assert not twin.head.weight.is_contiguous()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_window_start_is_steady_and_never_too_wide() -> None:
