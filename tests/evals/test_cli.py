@@ -154,3 +154,17 @@ def test_half_a_download_is_one_line(runs: Path, refused: Refused, benchmarks: P
     path.with_suffix(".jsonl.gz").write_bytes(whole[: len(whole) // 2])
     message = refused("eval", runs / "b", "--tasks", "hellaswag", "--task-data", benchmarks)
     assert "cannot be read" in message
+
+
+def test_questions_beside_the_working_folder_are_found(
+    tmp_path: Path, benchmarks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptlab.evals.tasks import find_benchmark
+
+    monkeypatch.delenv("GPTLAB_BENCHMARKS", raising=False)
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    (tmp_path / "work" / "data" / "benchmarks").symlink_to(benchmarks)
+    monkeypatch.chdir(tmp_path / "work")
+    found = find_benchmark("hellaswag", "hellaswag_val.jsonl", "http://127.0.0.1:9/hellaswag_val.jsonl")
+    assert found.is_file()
+    assert found.parts[:2] == ("data", "benchmarks")

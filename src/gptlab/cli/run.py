@@ -42,7 +42,9 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="data set for the loss task; by default the run's own")] = None,
     task_data: Annotated[
         Path | None,
-        typer.Option(help="folder of benchmark questions; by default $GPTLAB_BENCHMARKS, else they are downloaded"),
+        typer.Option(
+            help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"
+        ),
     ] = None,
     device: Device = "auto",
     checkpoint: Annotated[

@@ -229,25 +229,33 @@ def _multiple_choice(run: Run, task: str, questions: list[Question], path: Path)
     return Evaluation(task, results, errors, settings, records)
 
 
+BESIDE = (Path("data/benchmarks"), Path("../shared/data"))
+"""Folders, seen from the working folder, where questions are looked for before they are downloaded."""
+
+
 def find_benchmark(task: str, file: str, url: str, folder: Path | None = None) -> Path:
-    """Where the questions of `task` are: in `folder`, else in GPTLAB_BENCHMARKS, else downloaded from `url` once.
+    """Where the questions of `task` are: in `folder`; else in GPTLAB_BENCHMARKS, where that is set; else in one of
+    BESIDE; else downloaded from `url` once. Which file it was stands in the results.
 
     A folder holds them as TASK/FILE or FILE, plain or with .gz. Raises DataError where they are not to be had.
     """
-    if folder is None and not os.environ.get("GPTLAB_BENCHMARKS"):
-        try:
-            return download(url)
-        except DataError as error:
-            raise DataError(
-                f"{task}: {str(error).partition('; check')[0]}; put {file} into a folder and name it with --task-data "
-                "FOLDER or GPTLAB_BENCHMARKS"
-            ) from None
+    names = (f"{task}/{file}", f"{task}/{file}.gz", file, f"{file}.gz")
+    named = os.environ.get("GPTLAB_BENCHMARKS")
     source = "--task-data" if folder is not None else "GPTLAB_BENCHMARKS"
-    folder = folder or Path(os.environ["GPTLAB_BENCHMARKS"]).expanduser()
-    for name in (f"{task}/{file}", f"{task}/{file}.gz", file, f"{file}.gz"):
-        if (folder / name).is_file():
-            return folder / name
-    raise DataError(f"{source}: {folder} holds no {task}/{file} or {file} (.gz or not); get it from {url}")
+    if folder is None and named:
+        folder = Path(named).expanduser()
+    for place in BESIDE if folder is None else (folder,):
+        if (found := next((place / name for name in names if (place / name).is_file()), None)) is not None:
+            return found
+    if folder is not None:
+        raise DataError(f"{source}: {folder} holds no {task}/{file} or {file} (.gz or not); get it from {url}")
+    try:
+        return download(url)
+    except DataError as error:
+        raise DataError(
+            f"{task}: {str(error).partition('; check')[0]}; put {file} into a folder and name it with --task-data "
+            "FOLDER or GPTLAB_BENCHMARKS"
+        ) from None
 
 
 TASKS: dict[str, Callable[[Run, Options], Evaluation]] = {
