@@ -9,6 +9,7 @@ A schedule is built from `(total_steps)` and maps a step to a multiplier of ever
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -166,7 +167,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-class _Schedule:
+class _Schedule(abc.ABC):
     """Linear warmup over the first `warmup` of the run, then the shape of a subclass, down to `final`."""
 
     def __init__(self, total_steps: int, *, warmup: float = 0.02, final: float = 0.1) -> None:
@@ -181,9 +182,9 @@ class _Schedule:
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         return self.final + (1 - self.final) * self.shape(min(1.0, progress))
 
+    @abc.abstractmethod
     def shape(self, progress: float) -> float:
         """From 1 at progress 0 to 0 at progress 1."""
-        raise NotImplementedError
 
 
 class Cosine(_Schedule):

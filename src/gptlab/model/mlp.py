@@ -18,7 +18,28 @@ def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int) -
     return hidden if hidden is not None else multiple_of * math.ceil(round(ratio * dim, 3) / multiple_of)
 
 
-class GELU(nn.Module):
+class _Plain(nn.Module):
+    """down(activation(up(x))): two matrices, and what stands between them."""
+
+    def __init__(
+        self, dim: int, *, ratio: float = 4.0, hidden: int | None = None, multiple_of: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
+        self.up = nn.Linear(dim, self.hidden, bias=bias)
+        self.down = nn.Linear(self.hidden, dim, bias=bias)
+        self.down.writes_residual = True
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        return self.down(self.activation(self.up(x_BTD)))
+
+    def activation(self, x_BTF: Tensor) -> Tensor:
+        """(B, T, F) → (B, T, F); the identity, which makes the whole linear, unless a subclass says otherwise."""
+        return x_BTF
+
+
+class GELU(_Plain):
     """down(gelu(up(x))) (Hendrycks and Gimpel 2016, arXiv:1606.08415); `tanh` is the approximation that GPT-2 uses."""
 
     slot = "mlp"
@@ -33,41 +54,22 @@ class GELU(nn.Module):
         bias: bool = False,
         approximate: Literal["none", "tanh"] = "tanh",
     ) -> None:
-        super().__init__()
-        self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
-        self.up = nn.Linear(dim, self.hidden, bias=bias)
-        self.down = nn.Linear(self.hidden, dim, bias=bias)
-        self.down.writes_residual = True
+        super().__init__(dim, ratio=ratio, hidden=hidden, multiple_of=multiple_of, bias=bias)
         self.approximate = approximate
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) → (B, T, D)"""
-        return self.down(F.gelu(self.up(x_BTD), approximate=self.approximate))
+    def activation(self, x_BTF: Tensor) -> Tensor:
+        """(B, T, F) → (B, T, F)"""
+        return F.gelu(x_BTF, approximate=self.approximate)
 
 
-class ReLU2(nn.Module):
+class ReLU2(_Plain):
     """down(relu(up(x))²) (So et al. 2021, Primer, arXiv:2109.08668)."""
 
     slot = "mlp"
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        ratio: float = 4.0,
-        hidden: int | None = None,
-        multiple_of: int = 1,
-        bias: bool = False,
-    ) -> None:
-        super().__init__()
-        self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
-        self.up = nn.Linear(dim, self.hidden, bias=bias)
-        self.down = nn.Linear(self.hidden, dim, bias=bias)
-        self.down.writes_residual = True
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) → (B, T, D)"""
-        return self.down(F.relu(self.up(x_BTD)).square())
+    def activation(self, x_BTF: Tensor) -> Tensor:
+        """(B, T, F) → (B, T, F)"""
+        return F.relu(x_BTF).square()
 
 
 class SwiGLU(nn.Module):
