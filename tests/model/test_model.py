@@ -13,6 +13,7 @@ from gptlab.config import config_from, load_config
 from gptlab.errors import ConfigError
 from gptlab.loss import CrossEntropy, TokenBatch
 from gptlab.model import build_model
+from gptlab.model.attention import document_positions
 from gptlab.model.initialization import parameter_generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,19 +65,24 @@ def test_loss_at_initialization_is_ln_v_and_gradients_reach_everything(name: str
         assert parameter.grad.abs().sum() > 0, parameter_name
 
 
-def masked(**changes: object) -> nn.Module:
-    return wild(make_model(position="RoPE", block={"attention": {"document_mask": True, "kv_heads": 2}}, **changes))
+def masked(position: str = "RoPE") -> nn.Module:
+    return wild(make_model(position=position, block={"attention": {"document_mask": True, "kv_heads": 2}}))
 
 
-def test_packed_documents_do_not_see_each_other() -> None:
-    model = masked()
+@pytest.mark.parametrize("position", ["RoPE", "Learned"])
+def test_packed_documents_do_not_see_each_other(position: str) -> None:
+    model = masked(position)
     a, b = torch.randint(97, (1, 13)), torch.randint(97, (1, 19))
     documents = torch.tensor([[0] * 13 + [1] * 19])
     with torch.no_grad():
         packed = model(torch.cat([a, b], dim=1), documents, return_logits=True)[:, 13:]
         alone = model(b, torch.zeros_like(b), return_logits=True)
-    # RoPE depends on distances only, so B at positions 13… is B at positions 0…, up to rounding.
-    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5 * alone.abs().max().item())
+
+
+def test_positions_count_from_the_start_of_a_document() -> None:
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2], [4, 4, 4, 4, 4, 4]])
+    assert document_positions(documents).tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]
 
 
 def test_no_gradient_crosses_documents() -> None:

@@ -30,7 +30,8 @@ def train(
     folder = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
     run = run_training(loaded, resume=resume, folder=folder)
     if run.finished and find_world().is_main:
-        say(f"done: {run.folder}  (loss.png is the curve; next: gptlab eval {run.folder} | gptlab sample {run.folder})")
+        say(f"done: {run.folder}; its curve is loss.png")
+        say(f"next: gptlab eval {run.folder}\n      gptlab sample {run.folder}")
 
 
 def evaluate(
@@ -42,9 +43,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="data set for the loss task; by default the run's own")] = None,
     task_data: Annotated[
         Path | None,
-        typer.Option(
-            help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"
-        ),
+        typer.Option(help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"),
     ] = None,
     device: Device = "auto",
     checkpoint: Annotated[

@@ -59,6 +59,14 @@ def document_mask(documents_BT: Tensor) -> Tensor:
     return (same & causal)[:, None]
 
 
+def document_positions(documents_BT: Tensor) -> Tensor:
+    """Positions that count from the start of each packed document: (B, T) → (B, T)"""
+    index = torch.arange(documents_BT.shape[1], device=documents_BT.device).expand_as(documents_BT)
+    begins = torch.ones_like(documents_BT, dtype=torch.bool)
+    begins[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
 def attend(
     q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, *, causal: bool, dropout: float = 0.0
 ) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gptlab.config import Slot, build
 from gptlab.errors import ConfigError
-from gptlab.model.attention import Cache, Context
+from gptlab.model.attention import Cache, Context, document_positions
 
 
 class Block(nn.Module):
@@ -110,6 +110,7 @@ class GPT(nn.Module):
         self.head = nn.Linear(dim, rows, bias=head_bias)
         if tied:
             self.head.weight = self.embedding.weight
+        self.masks_documents = any(getattr(module, "document_mask", False) for module in self.modules())
         self._initialization = build("initialization", initialization, layers=layers)
 
     def initialize(self, seed: int) -> None:
@@ -126,11 +127,17 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Hidden states after the last norm, (B, T, D), or on request logits, (B, T, V).
 
-        `documents_BT` numbers the packed document of each position; attention that asks for it stays inside one.
+        `documents_BT` numbers the packed document of each position. Attention with `document_mask` stays inside one,
+        and positions then count from its start.
         With a `cache`, `ids_BT` are the tokens that follow what the cache holds.
         """
         length = ids_BT.shape[1]
-        positions = cache.positions(length) if cache is not None else torch.arange(length, device=ids_BT.device)
+        if cache is not None:
+            positions = cache.positions(length)
+        elif self.masks_documents and documents_BT is not None:
+            positions = document_positions(documents_BT)  # a document is what it would be alone
+        else:
+            positions = torch.arange(length, device=ids_BT.device)
         context = Context(self.position.rotary(positions), documents_BT, cache)
         x_BTD = self.dropout(self.position.embed(self.embedding(ids_BT), positions))
         for block in self.blocks:
