@@ -37,6 +37,9 @@ class LossResult:
         """Mean cross-entropy, nats a token."""
         return self.nats / max(1, self.tokens)
 
+    def __float__(self) -> float:
+        return self.loss
+
     @property
     def perplexity(self) -> float:
         """exp(loss)"""
