@@ -29,6 +29,7 @@ from turns import serve, take_turns
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 VARIANTS = ("gptlab eager", "transformers eager", "gptlab compiled", "transformers compiled")
+FUSED = "model.block.mlp.approximate=tanh"  # torch's kernel, for speed; the preset writes the formula out
 VOCABULARY, ROWS = 50304, 50257  # rows of the embedding, padded as tensor cores like it; ids that occur
 
 
@@ -52,7 +53,8 @@ def worker(variant: str, rows: int, length: int) -> None:
         from gptlab.model import build_model
         from gptlab.optim import AdamW
 
-        config = load_config(ROOT / "configs/gpt2.yaml", ["model.pad_vocab=128", f"train.sequence_length={length}"])
+        changes = ["model.pad_vocab=128", FUSED, f"train.sequence_length={length}"]
+        config = load_config(ROOT / "configs/gpt2.yaml", changes)
         model = build_model(config, ROWS, device="cuda")
         loss_of, documents = CrossEntropy(), torch.zeros_like(inputs)
         optimizer: Any = AdamW(model.named_parameters(), lr=1e-4)
@@ -151,6 +153,7 @@ def whole_command(folder: Path, rows: int) -> dict[str, Any]:
     settings = [
         "data.path=data/stdlib",
         "model.pad_vocab=128",
+        FUSED,
         "train.tokens=21M",
         "eval.every=0",
         "eval.tokens=131072",

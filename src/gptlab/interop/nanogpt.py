@@ -51,6 +51,7 @@ def load_nanogpt(path: Path) -> tuple[RunConfig, nn.Module, Tokenizer]:
             f"{path} has {sizes['vocab_size']} token ids and tokenizer {tokenizer.name} {tokenizer.vocab_size}; "
             f"put the right one in {beside}"
         )
+    model.vocab_size = tokenizer.vocab_size  # nanoGPT pads its vocabulary; ids beyond the tokenizer's mean nothing
     return config, model, tokenizer
 
 
