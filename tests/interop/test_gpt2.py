@@ -26,7 +26,7 @@ def hugging_face_model(vocab_size: int = 50257, layers: int = 12) -> torch.nn.Mo
     config = transformers.GPT2Config(n_layer=layers, vocab_size=vocab_size, initializer_range=0.2)
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
