@@ -64,11 +64,16 @@ def logged_step(folder: Path) -> int:
 
 
 def kill_when(process: subprocess.Popen[bytes], moment: Callable[[], bool]) -> None:
-    """kill -9 the process at the first `moment`."""
+    """kill -9 the process at the first `moment`, which still holds while it stands still."""
     deadline = time.monotonic() + 120
-    while not moment():
+    while True:
         assert process.poll() is None, "the run ended before the moment came"
         assert time.monotonic() < deadline, "the moment did not come"
+        if moment():
+            process.send_signal(signal.SIGSTOP)
+            if moment():
+                break
+            process.send_signal(signal.SIGCONT)
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -77,25 +82,19 @@ def kill_when(process: subprocess.Popen[bytes], moment: Callable[[], bool]) -> N
 def test_kill_9_at_five_moments(setting: tuple[Path, list[str]], reference: Path) -> None:
     folder, arguments = setting
     chance = random.Random(20)
-    # An epoch of the 6,000 tokens ends near step 23 of 60.
-    moments: list[Callable[[], bool]] = [
-        lambda: logged_step(folder) >= 5 + chance.randrange(1),
-        lambda: logged_step(folder) > 9 and any(folder.glob("runs/*/checkpoints/.step-*.tmp")),
-        lambda: logged_step(folder) >= 23,
-        lambda: logged_step(folder) >= 31,
-        lambda: logged_step(folder) >= 47,
-    ]
-    for moment in moments:
-        wait = chance.uniform(0, 0.02)
-        process = start(folder, arguments)
 
-        def late(moment: Callable[[], bool] = moment, wait: float = wait) -> bool:
-            if not moment():
-                return False
-            time.sleep(0 if any(folder.glob("runs/*/checkpoints/.step-*.tmp")) else wait)
-            return True
+    def writing() -> bool:
+        return logged_step(folder) > 9 and any(folder.glob("runs/*/checkpoints/.step-*.tmp"))
 
-        kill_when(process, late)
+    def logged(step: int) -> Callable[[], bool]:
+        return lambda: logged_step(folder) >= step
+
+    # An epoch ends at step 23 of 60, so what is repeated after the third kill crosses it.
+    moments = [logged(chance.randint(2, 8)), writing, logged(23), logged(chance.randint(28, 38))]
+    for moment in [*moments, logged(chance.randint(42, 55))]:
+        kill_when(start(folder, arguments), moment)
+        if moment is writing:
+            assert any(folder.glob("runs/*/checkpoints/.step-*.tmp"))
     assert start(folder, arguments).wait() == 0
     run = only_run(folder)
     assert len(json.loads((run / "env.json").read_text())) == 6
