@@ -7,8 +7,11 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from gptlab.errors import GptlabError
 
 
 def fsync_directory(folder: Path) -> None:
@@ -72,6 +75,53 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     fsync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, refusal: GptlabError) -> Iterator[None]:
+    """Hold the lock file `path`, which is made and in the end removed; raise `refusal` where another process holds it.
+
+    The lock is the system's: it ends with the process, however that ends. Windows has no such lock: there, two at once
+    are not noticed.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for attempt in range(8):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its last holder may have removed it between our open and our lock: then we hold what nobody sees.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    break
+            except FileNotFoundError:
+                pass
+            except BlockingIOError:
+                time.sleep(0.02 * attempt)  # `is_held` holds it for an instant
+        else:
+            raise refusal
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds the lock file `path` (`exclusive`)."""
+    try:
+        import fcntl
+
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, FileNotFoundError):
+        pass
+    return False
 
 
 def sha256_file(path: Path) -> str:

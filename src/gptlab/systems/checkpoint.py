@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptlab.config import RunConfig, difference
 from gptlab.console import say
 from gptlab.errors import CheckpointError
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
@@ -134,6 +135,27 @@ def read_state(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path / 'state.json'}: {error}; use an earlier checkpoint") from None
+    return state
+
+
+def checked_state(path: Path, identity: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """What a checkpoint says of itself, where it is one of this config's: `identity` is what must not have changed.
+
+    Raises CheckpointError where it is another's, or lies beyond the run's end.
+    """
+    state = read_state(path)
+    changed = difference(state["identity"], identity)
+    if changed:
+        key, old, new = changed[0]
+        raise CheckpointError(
+            f"{path} is from another config: {key} was {old!r} and is now {new!r}; resume with the config it was "
+            "trained with, or start a new run with --set name=NAME"
+        )
+    if state["step"] > config.total_steps:
+        raise CheckpointError(
+            f"{path} is beyond the end: step {state['step']} of {config.total_steps}; set train.tokens to at least "
+            f"{state['step'] * config.train.batch_tokens}"
+        )
     return state
 
 

@@ -11,29 +11,7 @@ from typing import Any
 import torch
 
 from gptlab.errors import ConfigError
-
-PEAK_FLOPS = {
-    # Dense bfloat16 FLOP/s by data sheet, for a part of the driver's name of the card; the first match wins.
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "A6000": 155e12,
-    "RTX 5090": 209e12,
-    "RTX 4090": 165e12,
-    "RTX 4080": 97e12,
-    "RTX 4070": 58e12,
-    "RTX 4060": 30e12,
-    "RTX 3090": 71e12,
-    "RTX 3080": 60e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
+from gptlab.gpus import gpu_of_driver, read_gpus
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -101,8 +79,8 @@ def peak_flops(device: torch.device) -> float | None:
     """Dense bfloat16 FLOP/s of one device by its data sheet; None where it is not known (every CPU)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    card = gpu_of_driver(torch.cuda.get_device_name(device), read_gpus())
+    return None if card is None else card.peak
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -66,17 +66,23 @@ def find_world() -> World:
     )
 
 
-def connect(world: World, device: torch.device) -> None:
-    """Join the other processes: nccl between GPUs, gloo between CPUs. Nothing to do for one process."""
+def connect(world: World, device: torch.device) -> bool:
+    """Join the other processes: nccl between GPUs, gloo between CPUs. Nothing to do for one process.
+
+    Whether this call joined them; who joined leaves. torchrun's processes can join once only: a second group would
+    find the addresses of the first.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world.size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if world.size == 1 or dist.is_initialized():
+        return False
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return True
 
 
-def disconnect() -> None:
-    """Leave the other processes."""
-    if dist.is_initialized():
+def disconnect(joined: bool) -> None:
+    """Leave the other processes where `connect` joined them."""
+    if joined:
         dist.destroy_process_group()
 
 

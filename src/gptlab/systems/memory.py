@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 
 import torch
@@ -35,6 +37,22 @@ def largest_micro_batch(run: Callable[[int], None], rows: int, device: torch.dev
     while rows > fits:
         rows = -(-rows // 2)
     return rows
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has had allocated on a GPU, elsewhere the most that was resident of it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    try:  # where there is no /proc; on Linux this would begin at the peak of the process that started this one
+        import resource
+    except ImportError:  # Windows keeps no such count
+        return 0
+    kept = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kept if sys.platform == "darwin" else kept * 1024
 
 
 def _by_trying(run: Callable[[int], None], rows: int) -> int:

@@ -1,14 +1,8 @@
-"""Numbers of a run: one JSON object a line in metrics.jsonl. Console, CSV, plots, TensorBoard and W&B are views of it.
-
-Rows carry `step` (optimizer steps done), `tokens` (trained on so far) and what was measured there: `train/loss` and
-its companions for a step, `val/loss` and its companions for a validation. Losses are in nats a token.
-"""
+"""Where the numbers of a run are written: metrics.jsonl, and what else was asked for. Reading is `record.metrics`."""
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import math
 import os
@@ -16,34 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gptlab.console import say
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
-
-Row = dict[str, Any]
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl. A torn last line (a crash while writing) is dropped and said.
-
-    Raises GptlabError where an earlier line is not JSON.
-    """
-    rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no step")
-        except ValueError:
-            if number == len(lines):
-                say(f"{path}:{number}: the last line is torn (a crash while writing it); it is left out")
-                break
-            raise GptlabError(f"{path}:{number}: not a row of metrics; delete the line, or restore the file") from None
-        rows.append(row)
-    return rows
+from gptlab.record.metrics import Row, read_metrics
 
 
 class MetricsLog:
@@ -88,19 +57,6 @@ class MetricsLog:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def write_csv(rows: list[Row], path: Path) -> None:
-    """The same numbers as a table, a row a step; a cell is empty where nothing was measured."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    by_step: dict[int, Row] = {}
-    for row in rows:
-        by_step.setdefault(row["step"], {}).update(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="")
-    writer.writeheader()
-    writer.writerows(by_step.values())
-    write_atomic(path, text.getvalue())
 
 
 def require_sinks(*, tensorboard: bool, wandb: str) -> None:

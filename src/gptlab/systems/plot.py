@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from gptlab.files import write_atomic
-from gptlab.systems.metrics import Row
+from gptlab.record.metrics import Row
 
 
 def plot_loss(rows: list[Row], path: Path, title: str) -> None:

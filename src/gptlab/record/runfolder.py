@@ -5,6 +5,7 @@ env.json           a record of each session: hardware, versions, git commit and 
 code/              the source that ran, user components included
 tokenizer/         the tokenizer, so that the run can be used alone
 metrics.jsonl, metrics.csv, log.txt, loss.png
+facts.json         what a finished run was and cost
 checkpoints/, model.safetensors, evals/
 """
 
@@ -20,14 +21,31 @@ from typing import Any
 
 import gptlab
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config
-from gptlab.files import write_atomic
+from gptlab.errors import ConfigError
+from gptlab.files import exclusive, write_atomic
+
+_FINISHED = ("model.safetensors", "facts.json")
+
+
+def training_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a run for training. Raises ConfigError, when entered, where another process trains it."""
+    return exclusive(
+        lock_path(folder), ConfigError(f"{folder}: another process is training this run; wait for it, or stop it")
+    )
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock file of a run: beside its folder, which may not be there yet."""
+    return folder.parent / f".{folder.name}.lock"
 
 
 def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -> None:
-    """Make or refresh a run folder: config, code, and one more session in env.json.
+    """Make or refresh a run folder: config, code, and one more session in env.json. It is not finished from now on.
 
     `config.yaml` names user components by their copy in code/, so that the folder can be moved and read alone.
     """
+    for name in _FINISHED:
+        (folder / name).unlink(missing_ok=True)
     code = folder / "code"
     shutil.rmtree(code, ignore_errors=True)
     package = Path(gptlab.__file__).parent
@@ -40,6 +58,11 @@ def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -
     write_atomic(folder / "config.yaml", dump_yaml(values))
     sessions = read_sessions(folder)
     write_atomic(folder / "env.json", json.dumps([*sessions, session], indent=1))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether training reached its end: the facts are written last."""
+    return all((folder / name).is_file() for name in _FINISHED)
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:

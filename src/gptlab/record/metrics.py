@@ -1,0 +1,119 @@
+"""Numbers of a run: one JSON object a line in metrics.jsonl. Console, CSV, plots, TensorBoard and W&B are views of it.
+
+Rows carry `step` (optimizer steps done), `tokens` (trained on so far) and what was measured there: `train/loss` and
+its companions for a step, `val/loss` and its companions for a validation. Losses are in nats a token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptlab.console import say
+from gptlab.errors import GptlabError
+from gptlab.files import write_atomic
+
+Row = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl. A torn last line (a crash while writing) is dropped and said.
+
+    Raises GptlabError where an earlier line is not JSON.
+    """
+    rows: list[Row] = []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError("no step")
+        except ValueError:
+            if number == len(lines):
+                say(f"{path}:{number}: the last line is torn (a crash while writing it); it is left out")
+                break
+            raise GptlabError(f"{path}:{number}: not a row of metrics; delete the line, or restore the file") from None
+        rows.append(row)
+    return rows
+
+
+def read_columns(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Some numbers of a metrics.jsonl as arrays, a value a row, nan where a row has none: many runs are read at once.
+
+    What is torn or damaged is met as by `read_metrics`, and raises the same.
+    """
+    found = _columns(path.read_bytes(), keys) if path.is_file() else None
+    if found is not None:
+        return found
+    rows = read_metrics(path)
+    return {key: np.array([np.nan if row.get(key) is None else row[key] for row in rows], np.float64) for key in keys}
+
+
+def _columns(content: bytes, keys: Sequence[str]) -> dict[str, NDArray[np.float64]] | None:
+    """The columns by Arrow's reader; None where a line is not what it should be."""
+    import pyarrow as pa
+    from pyarrow import json as arrow
+
+    if not content.endswith(b"\n"):
+        return None
+    wanted = list(dict.fromkeys(["step", *keys]))
+    options = arrow.ParseOptions(
+        explicit_schema=pa.schema([(key, pa.float64()) for key in wanted]), unexpected_field_behavior="ignore"
+    )
+    try:
+        table = arrow.read_json(
+            pa.BufferReader(content), arrow.ReadOptions(use_threads=False, block_size=2**22), options
+        )
+    except pa.ArrowInvalid:
+        return None
+    if len(table) != content.count(b"\n") or table["step"].null_count:
+        return None
+    return {key: np.concatenate([_values(chunk) for chunk in table[key].chunks]) for key in keys}
+
+
+def _values(chunk: Any) -> NDArray[np.float64]:
+    """Arrow's float64 array with nan for null. Its own to_numpy() imports pandas, half a second for nothing."""
+    there, data = chunk.buffers()
+    part = slice(chunk.offset, chunk.offset + len(chunk))
+    values = np.frombuffer(data, np.float64)[part]
+    if there is None:
+        return values
+    return np.where(np.unpackbits(np.frombuffer(there, np.uint8), bitorder="little")[part], values, np.nan)
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """The same numbers as a table, a row a step; a cell is empty where nothing was measured."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    by_step: dict[int, Row] = {}
+    for row in rows:
+        by_step.setdefault(row["step"], {}).update(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(by_step.values())
+    write_atomic(path, text.getvalue())
+
+
+def tail(path: Path, size: int = 4096) -> Row | None:
+    """The last whole row of a metrics.jsonl that may be written to just now; None before the first."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - size))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            return row if isinstance(row, dict) and "step" in row else None
+    return None
