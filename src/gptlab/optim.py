@@ -29,28 +29,33 @@ def parameter_kind(name: str, parameter: Tensor) -> str:
         return "scalar"
     if name.startswith("head."):
         return "head"
-    return "embedding" if "embedding" in name.split(".") else "matrix"
+    return "embedding" if any(part.endswith("embedding") for part in name.split(".")) else "matrix"
 
 
 def parameter_groups(
-    named_parameters: NamedParameters, *, rates: dict[str, float], weight_decay: float
+    named_parameters: NamedParameters,
+    *,
+    rates: dict[str, float],
+    weight_decay: float,
+    slower: Callable[[str, float], float] = lambda kind, rate: rate,
 ) -> list[dict[str, Any]]:
-    """One group a kind, in the order of KINDS: `rates` by kind, decay for what has two dimensions."""
-    members: dict[str, list[tuple[str, Tensor]]] = {kind: [] for kind in KINDS}
+    """One group a kind and width, in the order of KINDS: `rates` by kind, decay for what has two dimensions.
+
+    Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere); `slower(kind, rate)`
+    is what an optimizer makes of that. The decay of a step, rate · decay, stays as it is.
+    """
+    members: dict[tuple[int, float], list[Tensor]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            members[parameter_kind(name, parameter)].append((name, parameter))
-    return [
-        {
-            "kind": kind,
-            "params": [parameter for _, parameter in members[kind]],
-            "lr": rates[kind],
-            "base_lr": rates[kind],
-            "weight_decay": 0.0 if kind == "scalar" else weight_decay,
-        }
-        for kind in KINDS
-        if members[kind]
-    ]
+            kind = parameter_kind(name, parameter)
+            width = getattr(getattr(parameter, "growth", None), "rate", 1.0)
+            members.setdefault((KINDS.index(kind), slower(kind, width)), []).append(parameter)
+    groups = []
+    for (index, width), parameters in sorted(members.items(), key=lambda item: (item[0][0], -item[0][1])):
+        kind = KINDS[index]
+        lr, decay = rates[kind] * width, 0.0 if kind == "scalar" else weight_decay / width
+        groups.append({"kind": kind, "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return groups
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> None:
@@ -101,6 +106,8 @@ class Muon(torch.optim.Optimizer):
     `lr` is the matrices' rate, `adamw_lr` that of everything else unless a kind has its own. `adjust_lr`:
     *original* scales the rate by √max(1, rows/columns), *match_rms_adamw* by 0.2·√max(rows, columns), so that a rate
     tuned for AdamW fits (Liu et al. 2025, arXiv:2502.16982, section 2.2). Both algorithms are torch's own.
+    Under muP the rate of an orthogonal update needs no change with width as *original* (its spectral norm is what muP
+    asks for: Yang et al. 2023, arXiv:2310.17813), and falls by √n where it matches AdamW's.
     """
 
     slot = "optimizer"
@@ -123,7 +130,11 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
-        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay)
+
+        def slower(kind: str, rate: float) -> float:
+            return rate if kind != "matrix" else 1.0 if adjust_lr == "original" else math.sqrt(rate)
+
+        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay, slower=slower)
         matrices = [group for group in groups if group["kind"] == "matrix"]
         others = [group for group in groups if group["kind"] != "matrix"]
         wrong = [p for group in matrices for p in group["params"] if p.ndim != 2]
@@ -235,3 +246,23 @@ class Constant(_Schedule):
     def shape(self, progress: float) -> float:
         """1"""
         return 1.0
+
+
+class PowerLaw(_Schedule):
+    """Warmup, then n^(−`power`) at the n-th step after it, with no end in view (hlb-GPT's; Zhai et al. 2022,
+    arXiv:2106.04560, section 3.5, with power ½): a run of any length is the start of a longer one.
+
+    Warmup is a share of the run like everywhere, so it has to be lowered where the run is made longer.
+    """
+
+    slot = "schedule"
+
+    def __init__(self, total_steps: int, *, warmup: float = 0.02, power: float = 0.5) -> None:
+        super().__init__(total_steps, warmup=warmup, final=0.0)
+        if power < 0:
+            raise ConfigError(f"schedule.power: {power} would let the rate grow; make it 0 or more")
+        self.power = power
+
+    def shape(self, progress: float) -> float:
+        """n^(−power); the first step after the warmup is n = 1."""
+        return float((1 + progress * max(1, self.total - self.warmup)) ** -self.power)

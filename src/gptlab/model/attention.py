@@ -1,62 +1,62 @@
 """Attention: the layer in which positions exchange information, (B, T, D) → (B, T, D).
 
 Letters: B batch, T sequence, S keys seen (T plus what a cache holds), D width, H query heads, K key-value heads,
-C head width.
+C head width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+import math
+from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.config import Slot, build
 from gptlab.errors import ConfigError
+from gptlab.model.backends import Cache, Scores, View, attend
 from gptlab.model.position import Rotary, rotate
-
-_EXPLICIT_LENGTH = 512  # above it the scores outgrow the caches and the fused kernel catches up
-
-
-class Cache(Protocol):
-    """What attention needs of a key-value cache (the real one is in `gptlab.inference.cache`)."""
-
-    def positions(self, length: int) -> Tensor:
-        """Positions of the next `length` tokens, (T,) or (B, T)."""
-
-    def mask(self, length: int) -> Tensor | None:
-        """Which keys the next `length` queries may see, (B, 1, T, S); None: all that the cache and causality allow."""
-
-    def update(self, layer_index: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values; return all of the layer's so far, each (B, K, S, C)."""
 
 
 class Context:
-    """What all layers share in one forward pass: rotation, document boundaries, the cache."""
+    """What all layers share in one forward pass: token ids, rotation, document boundaries, the cache.
 
-    def __init__(self, rotary: Rotary | None, documents_BT: Tensor | None = None, cache: Cache | None = None) -> None:
-        self.rotary, self.documents, self.cache = rotary, documents_BT, cache
-        self._document_mask: Tensor | None = None
+    `values` is where a layer leaves values for later layers: value embeddings by their number, and "first".
+    """
 
-    def mask(self, length: int, *, documents: bool) -> tuple[Tensor | None, bool]:
-        """(mask or None, causal): what `length` queries may see, in the form that SDPA is fastest with."""
+    def __init__(
+        self,
+        ids_BT: Tensor,
+        rotary: Rotary | None = None,
+        slopes_H: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> None:
+        self.ids, self.rotary, self.slopes, self.documents, self.cache = ids_BT, rotary, slopes_H, documents_BT, cache
+        self.values: dict[int | str, Tensor] = {}
+        self._views: dict[tuple[int | None, bool], View] = {}
+
+    def view(self, *, window: int | None = None, documents: bool = False) -> View:
+        """Which keys the queries see; layers that ask for the same share its masks."""
+        key = (window, documents)
+        if key not in self._views:
+            self._views[key] = View(
+                self.ids.shape[1],
+                self.ids.device,
+                window=window,
+                documents_BT=self.documents if documents else None,
+                cache=self.cache,
+            )
+        return self._views[key]
+
+    def starts(self, *, documents: bool) -> Tensor:
+        """True at keys that no key of the same text precedes: (B or 1, S)."""
+        length = self.ids.shape[1]
         if self.cache is not None:
-            mask = self.cache.mask(length)
-            return mask, mask is None and length > 1
-        if not documents or self.documents is None:
-            return None, True
-        if self._document_mask is None:
-            self._document_mask = document_mask(self.documents)
-        return self._document_mask, False
-
-
-def document_mask(documents_BT: Tensor) -> Tensor:
-    """Causal and within one document: True where query t may see key s. (B, T) → (B, 1, T, T)"""
-    length = documents_BT.shape[1]
-    same = documents_BT[:, :, None] == documents_BT[:, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=documents_BT.device).tril()
-    return (same & causal)[:, None]
+            return self.cache.starts(length)
+        if documents and self.documents is not None:
+            return document_positions(self.documents) == 0
+        return (torch.arange(length, device=self.ids.device) == 0)[None]
 
 
 def document_positions(documents_BT: Tensor) -> Tensor:
@@ -67,50 +67,245 @@ def document_positions(documents_BT: Tensor) -> Tensor:
     return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
-def attend(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, *, causal: bool, dropout: float = 0.0
-) -> Tensor:
-    """softmax(q·k/√C)·v, (B, H, T, C), by whichever way is fastest here; all give the same numbers up to rounding."""
-    T, S = q_BHTC.shape[-2], k_BKSC.shape[-2]
-    if q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16 and T == S <= _EXPLICIT_LENGTH:
-        return explicit_attention(q_BHTC, k_BKSC, v_BKSC, mask, causal=causal, dropout=dropout)
-    return F.scaled_dot_product_attention(
-        q_BHTC,
-        k_BKSC,
-        v_BKSC,
-        attn_mask=mask,
-        is_causal=causal,
-        dropout_p=dropout,
-        enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1],
-    )
+class Window:
+    """How far back a layer looks: a pattern over the layers, and a width that may grow while training.
 
-
-def explicit_attention(
-    q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, *, causal: bool, dropout: float = 0.0
-) -> Tensor:
-    """Attention written out, with the scores of (B, H, T, S) in memory and their softmax in float32.
-
-    Torch's fused kernel for CPUs works on one head at a time and gains nothing from bfloat16 (its backward pass even
-    loses); as batched products the same work takes half the time while the scores are small (benchmarks/attention.py).
+    The pattern is repeated so that its last letter falls on the last layer, whatever the depth: F sees everything,
+    L the window, S half of it. From `start` the width grows linearly over the run in whole `step`s (as in the
+    modded-nanogpt records). `now` is the width at present, None: everything; after training it is the full window.
     """
-    B, H, T, C = q_BHTC.shape
-    K, S = k_BKSC.shape[1:3]
-    q = (q_BHTC * C**-0.5).reshape(B, K, H // K * T, C)  # the queries of a group meet their keys in one product
-    scores = (q @ k_BKSC.transpose(-1, -2)).view(B, H, T, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    elif causal:
-        scores = scores + torch.full((T, S), float("-inf"), dtype=scores.dtype, device=scores.device).triu(1)
-    weights = F.dropout(F.softmax(scores, -1, dtype=torch.float32).to(v_BKSC.dtype), dropout)
-    return (weights.view(B, K, H // K * T, S) @ v_BKSC).view(B, H, T, C)
+
+    def __init__(
+        self, layer_index: int, layers: int, width: int | None, pattern: str, start: int | None, step: int
+    ) -> None:
+        if not pattern or set(pattern) - set("FLS"):
+            raise ConfigError(
+                f"model.block.attention.pattern: {pattern!r} has other letters than F (full), L (window) and "
+                "S (half a window)"
+            )
+        for name, value in (("window", width), ("window_start", start), ("window_step", step)):
+            if value is not None and value < 1:
+                raise ConfigError(f"model.block.attention.{name}: {value} is too small; make it at least 1")
+        if width is None and (pattern != "L" or start is not None):
+            raise ConfigError("model.block.attention: pattern and window_start say where and when; set window as well")
+        if start is not None and width is not None and start > width:
+            raise ConfigError(
+                f"model.block.attention.window_start: {start} is wider than the window, {width}, that it grows to"
+            )
+        letter = pattern[(layer_index - layers) % len(pattern)]
+        self.share = {"F": None, "L": 1, "S": 2}[letter] if width is not None else None
+        self.width, self.start, self.step = width, start, step
+        self.now = self.at(1.0)
+
+    def at(self, progress: float) -> int | None:
+        """The width when `progress` of the run, 0 to 1, is done; None: no limit."""
+        if self.width is None or self.share is None:
+            return None
+        width = self.width
+        if self.start is not None:
+            grown = self.start + (self.width - self.start) * progress
+            width = min(self.width, self.step * math.ceil(grown / self.step))
+        return max(1, width // self.share)
 
 
 class Attention(nn.Module):
     """Causal softmax attention (Vaswani et al. 2017, arXiv:1706.03762, eq. 1) with H query and K key-value heads.
 
     `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), 1 is multi-query
-    (Shazeer 2019, arXiv:1911.02150). `qk_norm` normalizes queries and keys of each head before the rotation
-    (Dehghani et al. 2023, arXiv:2302.05442). `document_mask` keeps attention inside a packed document.
+    (Shazeer 2019, arXiv:1911.02150). `qk_norm` normalizes queries and keys before the rotation (Dehghani et al. 2023,
+    arXiv:2302.05442), each head by itself, or all heads at once (`qk_norm_over: width`, as OLMo 2 does).
+    `document_mask` keeps attention inside a packed document. `out_bias` null: as `bias`.
+
+    *Which keys*: `window` (null: all), on the layers that `pattern` gives one, grown from `window_start`: see `Window`.
+
+    *Scores*: times `scale` (sqrt: 1/√C; inverse: 1/C, as muP asks, arXiv:2203.03466, table 8; or a number), then bent
+    into ±`softcap`. `key_offset` shows a query, in the dimensions that the rotation leaves alone, the key *before* each
+    position, so that one layer can find what followed an earlier occurrence (modded-nanogpt's partial key offset).
+
+    *Values*: `value_embeddings` N gives the first N layers a table of values for each token id, added to theirs, and
+    the last N layers use the same tables again (modded-nanogpt). `value_residual` adds the first layer's values (Zhou
+    et al. 2024, arXiv:2410.17897, eq. 5). Both with learned weights, which start at ½ each.
+
+    *Output*: `gate` multiplies it by a sigmoid of the layer's input (its first `gate_width` dimensions; null: all),
+    one number a head, or one an element (Qiu et al. 2025, arXiv:2505.06708, section 2.2).
+    """
+
+    slot = "attention"
+
+    def __init__(
+        self,
+        dim: int,
+        layer_index: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        dropout: float,
+        vocab_size: int,
+        *,
+        kv_heads: int | None = None,
+        qk_norm: Annotated[Slot | None, "norm"] = None,
+        qk_norm_over: Literal["head", "width"] = "head",
+        bias: bool = False,
+        out_bias: bool | None = None,
+        document_mask: bool = False,
+        window: int | None = None,
+        pattern: str = "L",
+        window_start: int | None = None,
+        window_step: int = 128,
+        scale: float | Literal["sqrt", "inverse"] = "sqrt",
+        softcap: float | None = None,
+        key_offset: bool = False,
+        value_embeddings: int = 0,
+        value_residual: bool = False,
+        gate: Literal["none", "head", "element"] = "none",
+        gate_width: int | None = None,
+        weight_dropout: float | None = None,
+        backend: Literal["auto", "sdpa", "explicit", "flex", "varlen"] = "auto",
+    ) -> None:
+        super().__init__()
+        _require(
+            softcap=softcap is None or softcap > 0,
+            kv_heads=kv_heads is None or kv_heads > 0,
+            scale=isinstance(scale, str) or scale > 0,
+            weight_dropout=weight_dropout is None or 0 <= weight_dropout < 1,
+        )
+        kv_heads = kv_heads or heads
+        if heads % kv_heads:
+            raise ConfigError(
+                f"model.block.attention.kv_heads: {kv_heads} does not divide the {heads} heads; "
+                f"choose one of {', '.join(str(k) for k in range(1, heads + 1) if heads % k == 0)}"
+            )
+        self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
+        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
+        self.out.writes_residual = True
+        if qk_norm_over == "width" and qk_norm is None:
+            raise ConfigError("model.block.attention.qk_norm_over says over what to normalize; set qk_norm as well")
+        self.qk_norm_over = qk_norm_over
+        over = (heads, kv_heads) if qk_norm_over == "width" else (1, 1)
+        self.q_norm = build("norm", qk_norm, dim=head_dim * over[0]) if qk_norm is not None else None
+        self.k_norm = build("norm", qk_norm, dim=head_dim * over[1]) if qk_norm is not None else None
+        self.window = Window(layer_index, layers, window, pattern, window_start, window_step)
+        self.score_width = head_dim
+        self.scale = {"sqrt": head_dim**-0.5, "inverse": 1 / head_dim}.get(scale, scale)
+        self.softcap, self.key_offset, self.backend = softcap, key_offset, backend
+        self.dropout = dropout if weight_dropout is None else weight_dropout
+        self.document_mask = document_mask
+
+        self.table = _value_table(layer_index, layers, value_embeddings)
+        if self.table is not None:
+            if self.table == layer_index:
+                self.value_embedding = nn.Embedding(vocab_size, kv_heads * head_dim)
+            self.embedding_mix = nn.Parameter(torch.full((2,), 0.5))
+        self.value_residual = value_residual
+        if value_residual and layer_index > 0:
+            self.residual_mix = nn.Parameter(torch.full((2,), 0.5))
+        self.gate = None
+        if gate_width is not None and (gate == "none" or not 0 < gate_width <= dim):
+            raise ConfigError(
+                f"model.block.attention.gate_width: {gate_width} of {dim} dimensions for gate {gate}; "
+                f"make it from 1 to {dim}, and gate head or element"
+            )
+        if gate != "none":
+            self.gate = nn.Linear(gate_width or dim, heads if gate == "head" else heads * head_dim, bias=False)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        B, T, _ = x_BTD.shape
+        q, k, v = self._project(x_BTD)
+        v = self._mix_values(v, context)
+        if context.rotary is not None:
+            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        view = context.view(window=self.window.now, documents=self.document_mask)
+        if context.cache is not None:
+            k, v = context.cache.update(self.layer_index, k, v)
+        if self.key_offset:
+            turning = 0 if context.rotary is None else 2 * context.rotary[0].shape[-1]
+            if turning >= self.head_dim:
+                raise ConfigError(
+                    "model.block.attention.key_offset moves the dimensions that do not turn, and all of them do; "
+                    "set model.position to {use: RoPE, fraction: 0.5}, or key_offset to false"
+                )
+            k = _offset_keys(k, context.starts(documents=self.document_mask), turning)
+        scores = Scores(self.scale, self.softcap, context.slopes)
+        dropout = self.dropout if self.training else 0.0
+        y = attend(q, k, v, view, scores, dropout=dropout, backend=self.backend).transpose(1, 2)  # (B, T, H, C)
+        if self.gate is not None:
+            y = y * self.gate(x_BTD[..., : self.gate.in_features]).sigmoid().view(B, T, self.heads, -1)
+        return self.out(y.reshape(B, T, self.heads * self.head_dim))
+
+    def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, C), keys and values (B, K, T, C)."""
+        B, T, _ = x_BTD.shape
+        H, K, C = self.heads, self.kv_heads, self.head_dim
+        qkv = self.qkv(x_BTD)
+        if self.q_norm is not None and self.qk_norm_over == "width":
+            q, k, v = qkv.split((H * C, K * C, K * C), dim=-1)
+            q, k = self.q_norm(q).view(B, T, H, C), self.k_norm(k).view(B, T, K, C)
+            return q.transpose(1, 2), k.transpose(1, 2), v.view(B, T, K, C).transpose(1, 2)
+        q, k, v = qkv.view(B, T, H + 2 * K, C).transpose(1, 2).split((H, K, K), dim=1)
+        return (q, k, v) if self.q_norm is None else (self.q_norm(q), self.k_norm(k), v)
+
+    def _mix_values(self, v_BKTC: Tensor, context: Context) -> Tensor:
+        """Values with the token's own embedding and with the first layer's values added, as far as switched on."""
+        if self.table is not None:
+            if self.table == self.layer_index:
+                context.values[self.table] = self.value_embedding(context.ids)
+            embedded = context.values[self.table].view(v_BKTC.transpose(1, 2).shape).transpose(1, 2)
+            own, table = self.embedding_mix.to(v_BKTC.dtype)
+            v_BKTC = own * v_BKTC + table * embedded.to(v_BKTC.dtype)
+        if self.value_residual:
+            if self.layer_index == 0:
+                context.values["first"] = v_BKTC
+            else:
+                own, first = self.residual_mix.to(v_BKTC.dtype)
+                v_BKTC = own * v_BKTC + first * context.values["first"]
+        return v_BKTC
+
+    def before_step(self, progress: float) -> None:
+        """Set the window for a step at `progress`, 0 to 1, of the run."""
+        self.window.now = self.window.at(progress)
+
+    def score_flops(self, length: int) -> float:
+        """Training FLOPs of q·k and of weights·v, a token: 12·H·C for each of the keys that a query reads."""
+        window = self.window.at(1.0)
+        return 12.0 * self.heads * self.head_dim * (length if window is None else min(window, length))
+
+
+def _require(**fits: bool) -> None:
+    """Raises ConfigError for the first argument of attention, by name, that is out of its range."""
+    for name, fit in fits.items():
+        if not fit:
+            must = "at least 0 and below 1" if name.endswith("dropout") else "above 0"
+            raise ConfigError(f"model.block.attention.{name} must be {must}; leave it out for its default")
+
+
+def _value_table(layer_index: int, layers: int, tables: int) -> int | None:
+    """Which value embedding a layer uses: the first layers one each, and the last layers the same again."""
+    if not 0 <= tables <= layers:
+        raise ConfigError(f"model.block.attention.value_embeddings: {tables} tables for {layers} layers; lower it")
+    if layer_index < tables:
+        return layer_index
+    again = layer_index - (layers - tables)
+    return again if again >= 0 and tables > 0 else None
+
+
+def _offset_keys(k_BKSC: Tensor, starts: Tensor, turning: int) -> Tensor:
+    """Keys whose dimensions from `turning` on are those of the position before, but at the start of a text."""
+    still = k_BKSC[..., turning:]
+    moved = torch.where(starts[:, None, :, None], still, still.roll(1, dims=2))
+    return torch.cat((k_BKSC[..., :turning], moved), dim=-1)
+
+
+class MLA(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): the cache holds, a token, one latent
+    vector of `kv_rank` and one rotated key of `rope_dim`, for all heads together.
+
+    Keys and values of a head are projections of the latent (eq. 9–11). Position sits in the rotated key alone, which
+    all heads share (eq. 14–19); the position component must turn just `rope_dim` dimensions (null: as many as a head
+    has): half of a head's, as DeepSeek-V2 does, with `{use: RoPE, fraction: 0.5}`. `q_rank` compresses the
+    queries as well (eq. 12–13). When one token is read from a cache, keys and values are never formed: queries go into
+    the latent's space instead.
     """
 
     slot = "attention"
@@ -123,37 +318,66 @@ class Attention(nn.Module):
         head_dim: int,
         dropout: float,
         *,
-        kv_heads: int | None = None,
-        qk_norm: Annotated[Slot | None, "norm"] = None,
-        bias: bool = False,
+        kv_rank: int = 128,
+        q_rank: int | None = None,
+        rope_dim: int | None = None,
+        latent_norm: Annotated[Slot, "norm"] = "RMSNorm",
         document_mask: bool = False,
     ) -> None:
         super().__init__()
-        kv_heads = kv_heads or heads
-        if heads % kv_heads:
-            raise ConfigError(
-                f"model.block.attention.kv_heads: {kv_heads} does not divide the {heads} heads; "
-                f"choose one of {', '.join(str(k) for k in range(1, heads + 1) if heads % k == 0)}"
-            )
-        self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
-        self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
-        self.out = nn.Linear(heads * head_dim, dim, bias=bias)
-        self.out.writes_residual = True
-        self.q_norm = build("norm", qk_norm, dim=head_dim) if qk_norm is not None else None
-        self.k_norm = build("norm", qk_norm, dim=head_dim) if qk_norm is not None else None
+        _require(kv_rank=kv_rank > 0, q_rank=q_rank is None or q_rank > 0, rope_dim=rope_dim is None or rope_dim > 0)
+        rope_dim = rope_dim or head_dim
+        self.layer_index, self.heads, self.head_dim = layer_index, heads, head_dim
+        self.kv_rank, self.rope_dim = kv_rank, rope_dim
         self.dropout, self.document_mask = dropout, document_mask
+        width = heads * (head_dim + rope_dim)
+        if q_rank is None:
+            self.q = nn.Linear(dim, width, bias=False)
+        else:
+            norm = build("norm", latent_norm, dim=q_rank)
+            self.q = nn.Sequential(nn.Linear(dim, q_rank, bias=False), norm, nn.Linear(q_rank, width, bias=False))
+        self.kv_down = nn.Linear(dim, kv_rank + rope_dim, bias=False)
+        self.kv_norm = build("norm", latent_norm, dim=kv_rank)
+        self.kv_up = nn.Linear(kv_rank, heads * 2 * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim, bias=False)
+        self.out.writes_residual = True
+        self.score_width = head_dim + rope_dim
+        self.scale = self.score_width**-0.5
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """(B, T, D) → (B, T, D)"""
         B, T, _ = x_BTD.shape
-        H, K, C = self.heads, self.kv_heads, self.head_dim
-        q, k, v = self.qkv(x_BTD).view(B, T, H + 2 * K, C).transpose(1, 2).split((H, K, K), dim=1)  # (B, ·, T, C)
-        if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        H, C, R = self.heads, self.head_dim, self.rope_dim
+        q_BHTC, q_rope = self.q(x_BTD).view(B, T, H, C + R).transpose(1, 2).split((C, R), dim=-1)
+        latent, k_rope = self.kv_down(x_BTD)[:, None].split((self.kv_rank, R), dim=-1)  # one head: (B, 1, T, ·)
+        latent = self.kv_norm(latent)
         if context.rotary is not None:
-            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-        mask, causal = context.mask(T, documents=self.document_mask)
+            self._check_rotation(2 * context.rotary[0].shape[-1])
+            q_rope, k_rope = rotate(q_rope, context.rotary), rotate(k_rope, context.rotary)
         if context.cache is not None:
-            k, v = context.cache.update(self.layer_index, k, v)
-        y_BHTC = attend(q, k, v, mask, causal=causal, dropout=self.dropout if self.training else 0.0)
+            latent, k_rope = context.cache.update(self.layer_index, latent, k_rope)
+        view = context.view(documents=self.document_mask)
+        scores = Scores(self.scale, None, context.slopes)
+        dropout = self.dropout if self.training else 0.0
+        k_up, v_up = self.kv_up.weight.view(H, 2 * C, self.kv_rank).split(C, dim=1)  # each (H, C, rank)
+        if context.cache is not None and T == 1:
+            q = torch.cat((q_BHTC @ k_up, q_rope), dim=-1)
+            y_BHTC = attend(q, torch.cat((latent, k_rope), -1), latent, view, scores) @ v_up.mT
+        else:
+            S = latent.shape[2]
+            k, v = self.kv_up(latent[:, 0]).view(B, S, H, 2 * C).transpose(1, 2).split(C, dim=-1)
+            k = torch.cat((k, k_rope.expand(B, H, S, R)), dim=-1)
+            y_BHTC = attend(torch.cat((q_BHTC, q_rope), dim=-1), k, v, view, scores, dropout=dropout)
         return self.out(y_BHTC.transpose(1, 2).reshape(B, T, H * C))
+
+    def _check_rotation(self, turning: int) -> None:
+        if turning != self.rope_dim:
+            raise ConfigError(
+                f"model.block.attention.rope_dim: MLA has {self.rope_dim} dimensions to turn, and the position "
+                f"component turns {turning}; set rope_dim to {turning}, or model.position to "
+                f"{{use: RoPE, fraction: {self.rope_dim / self.head_dim:g}}}"
+            )
+
+    def score_flops(self, length: int) -> float:
+        """Training FLOPs of q·k and of weights·v, a token: 6·H·(C + R) and 6·H·C for each key."""
+        return 6.0 * self.heads * (2 * self.head_dim + self.rope_dim) * length

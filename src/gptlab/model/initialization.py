@@ -15,6 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gptlab.errors import ConfigError
+from gptlab.model.mup import growth
+
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:
     """The source of randomness of one parameter: a function of (seed, name) alone."""
@@ -41,7 +44,9 @@ class GPT2Init:
 
     Matrices that write to the residual stream are, by `residual`: *scaled*, by 1/√(2L) as in GPT-2; *plain*; or *zero*,
     so that every block starts as the identity (as muP and the modded-nanogpt records do).
-    `position_std`: another std for learned positions (OpenAI's code uses 0.01); null: the same.
+    `position_std`: another std for learned positions (OpenAI's code uses 0.01); null: the same. So `embedding_std` for
+    tables of token ids (1, as `nn.Embedding` draws them, suits embeddings that are normalized at once), and `head_std`
+    for an untied head (0: every token is as likely as any other at the start).
     """
 
     slot = "initialization"
@@ -53,20 +58,42 @@ class GPT2Init:
         std: float = 0.02,
         residual: Literal["scaled", "plain", "zero"] = "scaled",
         position_std: float | None = None,
+        embedding_std: float | None = None,
+        head_std: float | None = None,
     ) -> None:
-        self.std, self.position_std = std, position_std
+        self.std, self.position_std, self.embedding_std, self.head_std = std, position_std, embedding_std, head_std
         self.residual_scale = {"scaled": 1 / math.sqrt(2 * layers), "plain": 1.0, "zero": 0.0}[residual]
 
     def __call__(self, model: nn.Module, seed: int) -> None:
-        """Draw the weights of every linear and embedding layer of `model` in place."""
-        for name, module in _layers(model):
-            std = self.std * (self.residual_scale if getattr(module, "writes_residual", False) else 1.0)
-            if self.position_std is not None and name.startswith("position."):
-                std = self.position_std
+        """Draw the weights of every linear and embedding layer of `model` in place.
+
+        Raises ConfigError for a `head_std` where the head is the embedding.
+        """
+        layers = list(_layers(model))
+        if self.head_std is not None and "head" not in (name for name, _ in layers):
+            raise ConfigError(
+                "model.initialization.head_std: a tied head is the embedding, which has one std; set model.tied to "
+                "false, or embedding_std instead"
+            )
+        for name, module in layers:
+            std = self._std(name, module) * growth(module.weight).std
             generator = parameter_generator(seed, f"{name}.weight")
             _fill(module.weight, torch.randn(module.weight.shape, generator=generator) * std)
             if getattr(module, "bias", None) is not None:
                 _fill(module.bias, torch.zeros(module.bias.shape))
+
+    def _std(self, name: str, module: nn.Module) -> float:
+        """That of the layer called `name`, before muP."""
+        own = None
+        if name.startswith("position."):
+            own = self.position_std
+        elif isinstance(module, nn.Embedding):
+            own = self.embedding_std
+        elif name == "head":
+            own = self.head_std
+        if own is not None:
+            return own
+        return self.std * (self.residual_scale if getattr(module, "writes_residual", False) else 1.0)
 
 
 class PyTorchInit:
@@ -84,7 +111,8 @@ class PyTorchInit:
             if isinstance(module, nn.Embedding):
                 _fill(module.weight, torch.randn(module.weight.shape, generator=generator))
                 continue
-            bound = 1 / math.sqrt(module.in_features)
+            wider = growth(module.weight)
+            bound = wider.std * math.sqrt(wider.fan_in / module.in_features)  # 1/√fan_in is muP's rule for most
             _fill(module.weight, (torch.rand(module.weight.shape, generator=generator) * 2 - 1) * bound)
             if module.bias is not None:
                 generator = parameter_generator(seed, f"{name}.bias")

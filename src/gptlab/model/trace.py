@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab.config import RunConfig
 from gptlab.model.build import build_model
+from gptlab.model.rehearsal import explained
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def trace_model(config: RunConfig, vocab_size: int) -> Trace:
 
         handles += [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
     ids = torch.zeros(1, T, dtype=torch.long, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), explained(model), FlopCounterMode(display=False) as counter:
         model(ids, torch.zeros_like(ids), return_logits=True)
     for handle in handles:
         handle.remove()

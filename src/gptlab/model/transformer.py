@@ -11,59 +11,26 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import Slot, build
+from gptlab.config import Slot, build, starting_run
 from gptlab.errors import ConfigError
-from gptlab.model.attention import Cache, Context, document_positions
-
-
-class Block(nn.Module):
-    """A pre-norm residual block: attention, then MLP, each on a normalized copy of the stream."""
-
-    slot = "block"
-
-    def __init__(
-        self,
-        dim: int,
-        layer_index: int,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        context_length: int,
-        dropout: float,
-        norm: Slot,
-        *,
-        attention: Annotated[Slot, "attention"] = "Attention",
-        mlp: Annotated[Slot, "mlp"] = "GELU",
-    ) -> None:
-        super().__init__()
-        site = {
-            "dim": dim,
-            "layer_index": layer_index,
-            "layers": layers,
-            "heads": heads,
-            "head_dim": head_dim,
-            "context_length": context_length,
-            "dropout": dropout,
-        }
-        self.attention_norm = build("norm", norm, dim=dim)
-        self.attention = build("attention", attention, **site)
-        self.mlp_norm = build("norm", norm, dim=dim)
-        self.mlp = build("mlp", mlp, **site)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """(B, T, D) → (B, T, D)"""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), context))
-        return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+from gptlab.model.attention import Context, document_positions
+from gptlab.model.backends import Cache
+from gptlab.model.counting import flops_per_token
 
 
 class GPT(nn.Module):
     """Token ids (B, T) → hidden states (B, T, D) → logits (B, T, V).
 
     `context_length` is the longest sequence the model can see (null: the run's sequence length). `tied` shares the
-    embedding matrix with the head (Press and Wolf 2017, arXiv:1608.05859). `logit_softcap` bends logits into
-    ±cap by cap·tanh(x/cap) (Gemma 2, arXiv:2408.00118, section 2). `pad_vocab` rounds the number of embedding rows up
-    to a multiple of it, which tensor cores like; the extra rows are never predicted.
+    embedding matrix with the head (Press and Wolf 2017, arXiv:1608.05859). `embedding_norm` normalizes embeddings;
+    `final_norm: false` leaves out the last norm, which post-norm blocks do not need. `embedding_scale` and
+    `logit_scale` multiply embeddings and logits. `logit_softcap` bends logits into ±cap by cap·tanh(x/cap) (Gemma 2,
+    arXiv:2408.00118, section 2). `pad_vocab` rounds the number of embedding rows up to a multiple of it, which tensor
+    cores like; the extra rows are never predicted. `dropout` is that of every site which has none of its own. `ahead`
+    adds so many blocks beside each other after the last, each for a token further on (Gloeckle et al. 2024,
+    arXiv:2404.19737, section 2): for the loss `MultiToken`. `mup` names the base of a maximal update parametrization,
+    this model with other widths, as `{dim: 128, heads: 2}`: see `gptlab.model.mup`. `init_from`: a run folder whose
+    weights training starts from, and whose `model` section holds for all that this one does not say.
 
     Raises ConfigError where the shapes cannot work (heads that do not divide the width, …).
     """
@@ -83,30 +50,43 @@ class GPT(nn.Module):
         block: Annotated[Slot, "block"] = "Block",
         norm: Annotated[Slot, "norm"] = "RMSNorm",
         position: Annotated[Slot, "position"] = "RoPE",
+        residual: Annotated[Slot, "residual"] = "Residual",
         initialization: Annotated[Slot, "initialization"] = "GPT2Init",
         tied: bool = True,
         head_bias: bool = False,
+        embedding_norm: Annotated[Slot | None, "norm"] = None,
+        embedding_scale: float = 1.0,
+        final_norm: bool = True,
         dropout: float = 0.0,
+        embedding_dropout: float | None = None,
+        logit_scale: float = 1.0,
         logit_softcap: float | None = None,
         pad_vocab: int = 1,
+        ahead: int = 0,
+        mup: dict[str, int] | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         context_length = context_length or sequence_length
         _check_shapes(dim, layers, heads, head_dim, context_length, sequence_length, dropout)
+        _check_options(pad_vocab, ahead, logit_softcap, embedding_dropout)
         head_dim = head_dim or dim // heads
         self.vocab_size, self.dim, self.heads, self.head_dim = vocab_size, dim, heads, head_dim
         self.context_length, self.logit_softcap = context_length, logit_softcap
-        site = {"heads": heads, "head_dim": head_dim, "context_length": context_length}
+        self.embedding_scale, self.logit_scale = embedding_scale, logit_scale
+        self.init_from, self.mup = starting_run(init_from), dict(mup or {})
+        site = {"dim": dim, "layers": layers, "heads": heads, "head_dim": head_dim, "context_length": context_length}
+        site |= {"dropout": dropout, "vocab_size": vocab_size, "norm": norm}
         rows = -(-vocab_size // pad_vocab) * pad_vocab
 
         self.embedding = nn.Embedding(rows, dim)
-        self.position = build("position", position, dim=dim, **site)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            build("block", block, dim=dim, layer_index=i, layers=layers, dropout=dropout, norm=norm, **site)
-            for i in range(layers)
-        )
-        self.norm = build("norm", norm, dim=dim)
+        self.position = build("position", position, **site)
+        self.embedding_norm = build("norm", embedding_norm, dim=dim) if embedding_norm is not None else None
+        self.dropout = nn.Dropout(dropout if embedding_dropout is None else embedding_dropout)
+        self.blocks = nn.ModuleList(build("block", block, layer_index=i, **site) for i in range(layers))
+        self.residual = build("residual", residual, layers=layers)
+        self.ahead = nn.ModuleList(build("block", block, layer_index=layers - 1, **site) for _ in range(ahead))
+        self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
         self.head = nn.Linear(dim, rows, bias=head_bias)
         if tied:
             self.head.weight = self.embedding.weight
@@ -124,12 +104,13 @@ class GPT(nn.Module):
         *,
         cache: Cache | None = None,
         return_logits: bool = False,
+        ahead: bool = False,
     ) -> Tensor:
         """Hidden states after the last norm, (B, T, D), or on request logits, (B, T, V).
 
         `documents_BT` numbers the packed document of each position. Attention with `document_mask` stays inside one,
-        and positions then count from its start.
-        With a `cache`, `ids_BT` are the tokens that follow what the cache holds.
+        and positions then count from its start. With a `cache`, `ids_BT` are the tokens that follow what it holds.
+        With `ahead`, hidden states for each of the next tokens, (1 + ahead, B, T, D).
         """
         length = ids_BT.shape[1]
         if cache is not None:
@@ -138,35 +119,47 @@ class GPT(nn.Module):
             positions = document_positions(documents_BT)  # a document is what it would be alone
         else:
             positions = torch.arange(length, device=ids_BT.device)
-        context = Context(self.position.rotary(positions), documents_BT, cache)
-        x_BTD = self.dropout(self.position.embed(self.embedding(ids_BT), positions))
-        for block in self.blocks:
-            x_BTD = block(x_BTD, context)
+        rotary, slopes = self.position.rotary(positions), self.position.slopes()
+        context = Context(ids_BT, rotary, slopes, documents_BT, cache)
+        x_BTD = self.embedding(ids_BT)
+        if self.embedding_scale != 1.0:
+            x_BTD = x_BTD * self.embedding_scale
+        x_BTD = self.position.embed(x_BTD, positions)
+        x_BTD = self.dropout(x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD))
+        x_BTD = self.residual(x_BTD, self.blocks, context)
+        if ahead:
+            return torch.stack([self.norm(x) for x in (x_BTD, *(block(x_BTD, context) for block in self.ahead))])
         x_BTD = self.norm(x_BTD)
         return self.logits(x_BTD) if return_logits else x_BTD
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """The head: hidden states (…, D) → logits (…, V)."""
         logits = self.head(x_BTD)[..., : self.vocab_size]
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
         if self.logit_softcap is not None:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
         return logits
 
     def parameter_count(self, *, embeddings: bool = True) -> int:
-        """Trainable numbers; without `embeddings`, those of token and position tables (and the head) are left out."""
-        tables = {self.embedding.weight, self.head.weight, *self.position.parameters()}
-        return sum(p.numel() for p in self.parameters() if embeddings or p not in tables)
+        """Trainable numbers; without `embeddings`, those of all embedding tables (and the head) are left out."""
+        tables = {m.weight for m in self.modules() if isinstance(m, nn.Embedding)} | {self.head.weight}
+        return sum(p.numel() for p in self.parameters() if p.requires_grad and (embeddings or p not in tables))
 
     def flops_per_token(self, length: int | None = None) -> float:
-        """Training FLOPs a token: 6 a weight that multiplies, plus 12·L·H·C·T for attention over T keys.
+        """Training FLOPs a token in sequences of `length` (None: the context length); see `gptlab.model.counting`."""
+        return flops_per_token(self, length or self.context_length)
 
-        Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B); like theirs, it gives causality no discount.
-        """
-        matrices = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        attended = sum(
-            m.heads * m.head_dim for m in self.modules() if hasattr(m, "heads") and hasattr(m, "layer_index")
-        )
-        return 6.0 * matrices + 12.0 * attended * (length or self.context_length)
+
+def _check_options(pad_vocab: int, ahead: int, logit_softcap: float | None, embedding_dropout: float | None) -> None:
+    if pad_vocab < 1:
+        raise ConfigError(f"model.pad_vocab: {pad_vocab} is too small; it must be at least 1, which pads nothing")
+    if ahead < 0:
+        raise ConfigError(f"model.ahead: {ahead} blocks; it must be 0 or more")
+    if logit_softcap is not None and logit_softcap <= 0:
+        raise ConfigError(f"model.logit_softcap: {logit_softcap} leaves no logit; make it above 0, or null for none")
+    if embedding_dropout is not None and not 0 <= embedding_dropout < 1:
+        raise ConfigError(f"model.embedding_dropout: {embedding_dropout} must be at least 0 and below 1")
 
 
 def _check_shapes(

@@ -1,0 +1,220 @@
+"""Blocks: one layer of the residual stream, (B, T, D) → (B, T, D).
+
+Letters: B batch, T sequence, D width, H heads, C head width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.config import Slot, build
+from gptlab.errors import ConfigError
+from gptlab.model.attention import Context
+from gptlab.model.backends import Scores, attend
+
+
+class Block(nn.Module):
+    """A residual block: attention, then MLP.
+
+    `placement` says where the norms stand. *pre*: x + f(norm(x)) (Xiong et al. 2020, arXiv:2002.04745); *post*:
+    norm(x + f(x)), the original transformer; *sandwich*: x + norm(f(norm(x))) (Ding et al. 2021, arXiv:2105.13290);
+    *reordered*: x + norm(f(x)) (OLMo 2, arXiv:2501.00656, section 3.2). `branch_scale`: what attention and MLP add is
+    multiplied by one learned number each, which starts here (Bachlechner et al. 2020, ReZero, arXiv:2003.04887); null:
+    by nothing. `attention_dropout` and `mlp_dropout` act on what is added; null: the model's dropout. The layers of
+    `without_attention`, counted from 0, are an MLP alone (modded-nanogpt leaves it out of its eighth).
+    """
+
+    slot = "block"
+
+    def __init__(
+        self,
+        dim: int,
+        layer_index: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        context_length: int,
+        dropout: float,
+        vocab_size: int,
+        norm: Slot,
+        *,
+        attention: Annotated[Slot, "attention"] = "Attention",
+        mlp: Annotated[Slot, "mlp"] = "GELU",
+        placement: Literal["pre", "post", "sandwich", "reordered"] = "pre",
+        branch_scale: float | None = None,
+        attention_dropout: float | None = None,
+        mlp_dropout: float | None = None,
+        without_attention: list[int] = [],  # noqa: B006 - not kept
+    ) -> None:
+        super().__init__()
+        _check_without(without_attention, layer_index, layers, attention)
+        for name, rate in (("attention_dropout", attention_dropout), ("mlp_dropout", mlp_dropout)):
+            if rate is not None and not 0 <= rate < 1:
+                raise ConfigError(f"model.block.{name}: {rate} must be at least 0 and below 1")
+        site = {
+            "dim": dim,
+            "layer_index": layer_index,
+            "layers": layers,
+            "heads": heads,
+            "head_dim": head_dim,
+            "context_length": context_length,
+            "dropout": dropout,
+            "vocab_size": vocab_size,
+        }
+        self.placement = placement
+        attends = layer_index not in without_attention
+        self.attention_norm = build("norm", norm, dim=dim) if attends else None
+        self.attention = build("attention", attention, **site) if attends else None
+        self.mlp_norm = build("norm", norm, dim=dim)
+        self.mlp = build("mlp", mlp, **site)
+        self.attention_dropout = nn.Dropout(dropout if attention_dropout is None else attention_dropout)
+        self.mlp_dropout = nn.Dropout(dropout if mlp_dropout is None else mlp_dropout)
+        sandwich = placement == "sandwich"
+        self.attention_out_norm = build("norm", norm, dim=dim) if sandwich and attends else None
+        self.mlp_out_norm = build("norm", norm, dim=dim) if sandwich else None
+        branches = 2 if attends else 1
+        self.branch_scale = nn.Parameter(torch.full((branches,), branch_scale)) if branch_scale is not None else None
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        if self.attention is not None:
+            x_BTD = self._add("attention", x_BTD, lambda y_BTD: self.attention(y_BTD, context))
+        return self._add("mlp", x_BTD, self.mlp)
+
+    def _add(self, name: str, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """x and what the branch `name`, computed by `f`, gives it; norms where `placement` says."""
+        norm, out_norm = getattr(self, f"{name}_norm"), getattr(self, f"{name}_out_norm")
+        match self.placement:
+            case "pre":
+                return x + self._weigh(name, f(norm(x)))
+            case "post":
+                return norm(x + self._weigh(name, f(x)))
+            case "sandwich":
+                return x + self._weigh(name, out_norm(f(norm(x))))
+            case "reordered":
+                return x + self._weigh(name, norm(f(x)))
+
+    def _weigh(self, name: str, y: Tensor) -> Tensor:
+        if self.branch_scale is not None:
+            y = y * self.branch_scale[0 if name == "attention" else -1].to(y.dtype)
+        return self.attention_dropout(y) if name == "attention" else self.mlp_dropout(y)
+
+
+def _check_without(without: list[int], layer_index: int, layers: int, attention: Slot) -> None:
+    wrong = [layer for layer in without if not 0 <= layer < layers]
+    if wrong:
+        raise ConfigError(
+            f"model.block.without_attention: there is no layer {wrong[0]}; {layers} layers are counted from 0"
+        )
+    holds = attention.get("value_embeddings", 0) + bool(attention.get("value_residual", False))
+    if layer_index in without and layer_index < holds:
+        raise ConfigError(
+            f"model.block.without_attention: the attention of layer {layer_index} holds values that later layers use; "
+            "leave it in, or take fewer value_embeddings or no value_residual"
+        )
+
+
+class ParallelBlock(nn.Module):
+    """x + attention(norm(x)) + mlp(norm(x)): both read the same stream (GPT-J; PaLM, arXiv:2204.02311, section 2).
+
+    `shared_norm: false` gives the MLP a norm of its own (GPT-NeoX, arXiv:2204.06745, section 2.1).
+    """
+
+    slot = "block"
+
+    def __init__(
+        self,
+        dim: int,
+        layer_index: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        context_length: int,
+        dropout: float,
+        vocab_size: int,
+        norm: Slot,
+        *,
+        attention: Annotated[Slot, "attention"] = "Attention",
+        mlp: Annotated[Slot, "mlp"] = "GELU",
+        shared_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        site = {
+            "dim": dim,
+            "layer_index": layer_index,
+            "layers": layers,
+            "heads": heads,
+            "head_dim": head_dim,
+            "context_length": context_length,
+            "dropout": dropout,
+            "vocab_size": vocab_size,
+        }
+        self.attention_norm = build("norm", norm, dim=dim)
+        self.mlp_norm = None if shared_norm else build("norm", norm, dim=dim)
+        self.attention = build("attention", attention, **site)
+        self.mlp = build("mlp", mlp, **site)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        n_BTD = self.attention_norm(x_BTD)
+        m_BTD = n_BTD if self.mlp_norm is None else self.mlp_norm(x_BTD)
+        return x_BTD + self.dropout(self.attention(n_BTD, context) + self.mlp(m_BTD))
+
+
+class LatentAttentionBlock(nn.Module):
+    """hlb-GPT's block: one matrix in, one matrix out, and between them attention and a gated MLP in one latent space.
+
+    A GeGLU of width `expand` · D is cut in two: the last D are the values of one narrow attention head (width
+    D / `qk_divisor`), the rest goes past it. Scores fall linearly with distance, by a slope that each layer learns
+    (softplus of a scalar that starts at 1), so the block needs no other position (Balsam 2023, hlb-GPT,
+    https://github.com/tysam-code/hlb-gpt). `heads` and `head_dim` of the model have no part in it.
+    """
+
+    slot = "block"
+
+    def __init__(
+        self,
+        dim: int,
+        layer_index: int,
+        dropout: float,
+        norm: Slot,
+        *,
+        expand: int = 2,
+        qk_divisor: int = 8,
+        document_mask: bool = False,
+    ) -> None:
+        super().__init__()
+        if qk_divisor < 1 or dim % qk_divisor or expand < 1:
+            raise ConfigError(
+                f"model.block.qk_divisor: {qk_divisor} must divide the width {dim}, and expand ({expand}) be at least 1"
+            )
+        self.layer_index, self.dim, self.qk_dim, self.hidden = layer_index, dim, dim // qk_divisor, expand * dim
+        self.score_width, self.scale = self.qk_dim, self.qk_dim**-0.5
+        self.norm = build("norm", norm, dim=dim)
+        self.expand = nn.Linear(dim, 2 * self.qk_dim + 2 * self.hidden, bias=False)
+        self.project = nn.Linear(self.hidden, dim, bias=False)
+        self.project.writes_residual = True
+        self.distance = nn.Parameter(torch.ones(1))
+        self.dropout, self.document_mask = nn.Dropout(dropout), document_mask
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """(B, T, D) → (B, T, D)"""
+        sizes = (self.qk_dim, self.qk_dim, self.hidden, self.hidden)
+        q, k, linear, gate = self.expand(self.norm(x_BTD)).split(sizes, dim=-1)
+        local, v = (linear * F.gelu(gate)).split((self.hidden - self.dim, self.dim), dim=-1)
+        q, k, v = q[:, None], k[:, None], v[:, None]  # one head
+        if context.cache is not None:
+            k, v = context.cache.update(self.layer_index, k, v)
+        view = context.view(documents=self.document_mask)
+        y = attend(q, k, v, view, Scores(self.scale, slopes_H=F.softplus(self.distance)))
+        return x_BTD + self.dropout(self.project(torch.cat((local, y[:, 0]), dim=-1)))
+
+    def score_flops(self, length: int) -> float:
+        """Training FLOPs of q·k and of weights·v, a token: 6 for each dimension of keys and values, for each key."""
+        return 6.0 * (self.qk_dim + self.dim) * length
