@@ -1,0 +1,144 @@
+"""The contracts of what is no part of a model: optimizers, schedules, mixtures."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptlab.contracts.core import Broken, contract
+from gptlab.contracts.promises import require_equal_weights
+from gptlab.contracts.subject import Subject, loss_sum
+from gptlab.systems.checkpoint import Checkpoints, load_tensors
+from gptlab.systems.distributed import World
+
+# ---------------------------------------------------------------- optimizer
+
+
+def _steps(subject: Subject, model: nn.Module, optimizer: torch.optim.Optimizer, seeds: list[int]) -> list[float]:
+    """One step on the batch of each seed; the loss before each, in nats a token."""
+    loss, losses = subject.loss(), []
+    for seed in seeds:
+        out = loss_sum(loss, model, subject.batch(seed=seed))
+        (out.sum / out.count).backward()
+        losses.append(float(out.sum.detach()) / int(out.count))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+@contract("moves", "a step moves every parameter that has a gradient", "optimizer")
+def moves(subject: Subject) -> None:
+    """One step of a tiny GPT."""
+    model = subject.model(wild=True)
+    optimizer = subject.optimizer(model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _steps(subject, model, optimizer, [0])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and torch.equal(parameter, before[name]):
+            raise Broken(
+                "a step leaves a parameter where it was",
+                where=name,
+                fix="put every parameter of named_parameters into a group, at a rate above 0",
+            )
+
+
+@contract("learns", "twenty steps on one batch lower its loss", "optimizer")
+def learns(subject: Subject) -> None:
+    """At the component's own learning rate."""
+    model = subject.model()
+    losses = _steps(subject, model, subject.optimizer(model), [0] * 21)
+    if not losses[-1] < losses[0]:
+        raise Broken(
+            f"the loss goes from {losses[0]:.4f} to {losses[-1]:.4f}",
+            where="the loss on one batch, 20 steps",
+            fix="check the sign of the step and its size; a lower rate, if it climbs",
+        )
+
+
+@contract("resumes", "saved and loaded it takes the same next step, bit for bit", "optimizer")
+def resumes(subject: Subject) -> None:
+    """A checkpoint after three steps, loaded into a new model and a new optimizer."""
+    model = subject.model()
+    optimizer = subject.optimizer(model)
+    _steps(subject, model, optimizer, [0, 1, 2])
+    other = subject.model(seed=2)
+    loaded = subject.optimizer(other)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Checkpoints(Path(folder), keep=1, world=World()).save(3, model, optimizer, {})
+        load_tensors(path, other, loaded, World())
+    _steps(subject, model, optimizer, [3, 4])
+    _steps(subject, other, loaded, [3, 4])
+    require_equal_weights(
+        other,
+        model,
+        "the steps after loading are not those without saving",
+        "keep all that a step depends on as tensors in self.state[parameter], made at the first step",
+    )
+
+
+@contract("repeatable", "the same gradients give the same steps, bit for bit", "optimizer")
+def repeatable(subject: Subject) -> None:
+    """Three steps, twice, with everybody's random state different."""
+    models = []
+    for attempt in range(2):
+        np.random.seed(attempt)  # it is what a careless component would use
+        model = subject.model()
+        optimizer = subject.optimizer(model)
+        _steps(subject, model, optimizer, [0, 1, 2])
+        models.append(model)
+    require_equal_weights(
+        *models, "the same steps end elsewhere", "draw random numbers from torch, seeded by what is stepped"
+    )
+
+
+# ---------------------------------------------------------------- schedule and mixture
+
+
+@contract("multiplier", "the multiplier is finite and at least 0 at every step, and not always 0", "schedule")
+def multiplier(subject: Subject) -> None:
+    """From step 0 to the last, of runs of one step, of seven, and of a thousand."""
+    for total in (1, 7, 1000):
+        made = subject.schedule(total)
+        values = [float(made(step)) for step in range(total)]
+        for step, value in enumerate(values):
+            if not (math.isfinite(value) and value >= 0):
+                raise Broken(
+                    f"the multiplier is {value}",
+                    where=f"step {step} of {total}",
+                    fix="stay finite and at least 0 for every step from 0 to total_steps − 1",
+                )
+        if not any(values):
+            raise Broken("the multiplier is always 0", where=f"a run of {total} steps", fix="let some step have a rate")
+        if [float(made(step)) for step in range(total)] != values:
+            raise Broken(
+                "the multiplier is no function of the step",
+                where=f"a run of {total} steps, asked twice",
+                fix="keep no state between calls: a run that resumes starts in the middle",
+            )
+
+
+@contract("shares", "weights are at least 0 and sum to 1 at any progress", "mix")
+def shares(subject: Subject) -> None:
+    """At a hundred and one moments of training, asked forwards and backwards."""
+    made = subject.mixture()
+    names = list(subject.config.data.sources or {})
+    moments = [i / 100 for i in range(101)]
+    seen = {}
+    for moment in [*moments, *reversed(moments)]:
+        weights = np.array(made(moment), dtype=float)
+        fix = "return one weight a source, at least 0, divided by their sum"
+        if weights.shape != (len(names),):
+            raise Broken("not one weight a source", where=f"progress {moment}: shape {weights.shape}", fix=fix)
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and abs(weights.sum() - 1) <= 1e-9):
+            raise Broken("the weights are no shares", where=f"progress {moment}: {weights.tolist()}", fix=fix)
+        if not np.array_equal(seen.setdefault(moment, weights), weights):
+            raise Broken(
+                "the weights are no function of the progress",
+                where=f"progress {moment}, asked twice",
+                fix="keep no state between calls: a run that resumes starts in the middle",
+            )

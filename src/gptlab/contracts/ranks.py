@@ -1,0 +1,155 @@
+"""The same training steps by one process or by two, and two processes that stay to serve many subjects.
+
+A pool of two is started when it is first asked for, and ends with the program. Subjects travel as nested dictionaries;
+what comes back are tensors.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gptlab.config import config_from
+from gptlab.contracts.subject import B, Subject, gradients, loss_sum, rows_of
+from gptlab.model.lifecycle import after_step, before_step
+from gptlab.systems.distributed import World, gradient_sync, replicate
+
+_SECONDS = 120  # no tiny subject takes longer; two that wait for each other would wait forever
+
+
+@dataclass(frozen=True)
+class Work:
+    """What two training steps leave: loss sums of the first, its gradients, how far each parameter moved, and what
+    parameters without a gradient hold (a balance that modules keep by themselves)."""
+
+    sums: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    moved: dict[str, Tensor]
+    kept: dict[str, Tensor]
+
+
+def work(
+    subject: Subject, *, pieces: int, world: World | None = None, documents: bool = False, wild: bool = True
+) -> Work:
+    """Two optimizer steps on the subject's batch, in `pieces` micro-batches, by this process's share of it."""
+    world = world or World()
+    model = subject.model(wild=wild, documents=documents)
+    replica = replicate(model, world, torch.device("cpu"))
+    loss, optimizer, batch = subject.loss(), subject.optimizer(model), subject.batch()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    share = B // world.size
+    rows = share // pieces
+    sums: dict[str, Tensor] = {}
+    first: dict[str, Tensor] = {}
+    for step in range(2):
+        before_step(model, step / 2)
+        for piece in range(pieces):
+            start = world.rank * share + piece * rows
+            with gradient_sync(replica, piece == pieces - 1):
+                out = loss_sum(loss, replica, rows_of(batch, start, start + rows))
+                (out.sum * world.size / batch.inputs.numel()).backward()
+            if step == 0:
+                for name, value in {"sum": out.sum, "count": out.count, **out.metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach().double()
+        if step == 0:
+            sums = {name: world.sum(value) for name, value in sums.items()}
+            first = gradients(model)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after_step(model, world.sum)
+    after = {name: p.detach() for name, p in model.named_parameters()}
+    moved = {name: after[name] - before[name] for name in first}
+    return Work(sums, first, moved, {name: value for name, value in after.items() if name not in first})
+
+
+# ---------------------------------------------------------------- two processes
+
+
+class Pool:
+    """Two processes, connected by gloo, that take subjects one after the other."""
+
+    def __init__(self) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, self._folder.name), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, subject: Subject, *, wild: bool = True) -> Work | str:
+        """The work of both on `subject`; or, in words, what went wrong. After that the next call starts anew."""
+        for pipe in self._pipes:
+            pipe.send({"config": subject.config.plain(), "parts": subject.parts, "wild": wild})
+        answers: list[Any] = []
+        for pipe in self._pipes:
+            try:
+                answers.append(pipe.recv() if pipe.poll(_SECONDS) else f"no answer in {_SECONDS} seconds")
+            except EOFError:
+                answers.append("a process ended without a word")
+            if isinstance(answers[-1], str):
+                break
+        problem = next((answer for answer in answers if isinstance(answer, str)), None)
+        if problem is not None:
+            self.close()
+            pool.cache_clear()
+            return problem
+        return _unpack(answers[0])
+
+    def close(self) -> None:
+        """End both processes."""
+        for process in self._processes:
+            process.terminate()
+            process.join()
+        self._folder.cleanup()
+
+
+@functools.cache
+def pool() -> Pool:
+    """The program's two processes."""
+    made = Pool()
+    atexit.register(made.close)
+    return made
+
+
+def _serve(pipe: Connection, rank: int, folder: str) -> None:
+    """What each process does: join the other, then work on what comes."""
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(Path(folder) / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=_SECONDS))
+    world = World(rank=rank, size=2, local_rank=rank)
+    while True:
+        try:
+            message = pipe.recv()
+        except EOFError:
+            return
+        try:
+            subject = Subject(kind="", label="", config=config_from(message["config"]), parts=tuple(message["parts"]))
+            pipe.send(_pack(work(subject, pieces=1, world=world, wild=message["wild"])))
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _pack(done: Work) -> dict[str, dict[str, Any]]:
+    """Tensors as arrays: torch would pass them as shared memory, which ends with the process that made it."""
+    return {group: {name: tensor.numpy() for name, tensor in tensors.items()} for group, tensors in vars(done).items()}
+
+
+def _unpack(message: Mapping[str, Mapping[str, Any]]) -> Work:
+    groups = {group: {name: torch.as_tensor(a) for name, a in items.items()} for group, items in message.items()}
+    return Work(**groups)
