@@ -1,1 +1,67 @@
-"""Weights of others, in and out."""
+"""Weights of others, in and out: `import_run` makes a run folder of them, `export_run` writes a run for others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptlab.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gptlab.run import Run
+
+FORMATS = ("hf", "nanogpt", "gguf")
+
+
+def import_run(
+    source: str | Path,
+    *,
+    name: str,
+    tokenizer: str | None = None,
+    end_of_text: str | None = None,
+    runs: Path = Path("runs"),
+) -> Path:
+    """Make the run folder `runs`/NAME-HASH of weights from elsewhere, and return it.
+
+    Args:
+        source: a Hugging Face folder or model of the hub (see `gptlab.interop.huggingface`), or a nanoGPT `ckpt.pt`.
+        name: of the run.
+        tokenizer: name or folder of its tokenizer; None: the one beside the weights.
+        end_of_text: the token between documents, where the files do not name it.
+        runs: the folder for the run's folder.
+
+    Raises GptlabError where anything is missing, damaged, unknown or does not fit; then nothing is written.
+    """
+    if str(source).endswith(".pt"):
+        if end_of_text is not None:
+            raise CheckpointError("--end-of-text is for a Hugging Face tokenizer; name a tokenizer with --tokenizer")
+        from gptlab.interop.nanogpt import import_nanogpt
+
+        return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
+    from gptlab.interop.huggingface import import_huggingface
+
+    return import_huggingface(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, runs=runs)
+
+
+def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
+    """Write `run` into the new folder `folder` as "hf", "nanogpt" or "gguf"; return the folder or the file in it.
+
+    Raises CheckpointError naming the part of the model that the format has no place for; then nothing is written.
+    """
+    folder = Path(folder)
+    if format == "hf":
+        from gptlab.interop.huggingface import export_huggingface
+
+        return export_huggingface(run, folder)
+    if format == "nanogpt":
+        from gptlab.interop.nanogpt import export_nanogpt
+
+        return export_nanogpt(run, folder)
+    if format == "gguf":
+        from gptlab.interop.gguf import export_gguf
+
+        return export_gguf(run, folder)
+    raise CheckpointError(f"no format {format!r}; known: {', '.join(FORMATS)}")
+
+
+__all__ = ["FORMATS", "export_run", "import_run"]

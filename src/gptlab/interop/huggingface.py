@@ -1,0 +1,230 @@
+"""Folders of Hugging Face `transformers`, in and out: config.json, model.safetensors, tokenizer.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gptlab.errors import CheckpointError, did_you_mean
+from gptlab.interop.gpt2 import GPT2
+from gptlab.interop.llama import LLAMA, OLMO2, QWEN3
+from gptlab.interop.runs import (
+    Named,
+    convert,
+    match,
+    new_folder,
+    record,
+    row_counts,
+    run_config,
+    save_tensors,
+    write_run,
+)
+from gptlab.interop.table import Architecture, Values, filling, spelled_out
+from gptlab.interop.tensors import TensorFiles
+from gptlab.model import build_model
+from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from gptlab.run import Run
+
+ARCHITECTURES = {architecture.name: architecture for architecture in (GPT2, LLAMA, QWEN3, OLMO2)}
+"""What can be imported and exported, by the `model_type` of config.json."""
+
+_GPT2_VOCABULARY = 50257
+_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+# ---------------------------------------------------------------- in
+
+
+def import_huggingface(
+    source: str | Path,
+    *,
+    name: str,
+    tokenizer: str | None = None,
+    end_of_text: str | None = None,
+    runs: Path = Path("runs"),
+) -> Path:
+    """Make a run folder `runs`/NAME-HASH of the weights in `source`, and return it.
+
+    Args:
+        source: a folder with config.json and weights, or the name of a model on the Hugging Face hub.
+        name: of the run.
+        tokenizer: name or folder of the tokenizer, where none is beside the weights or another is wanted.
+        end_of_text: the token that separates documents, where tokenizer_config.json does not name it.
+        runs: the folder for the run's folder.
+
+    Raises GptlabError where anything is missing, damaged, unknown, or does not fit; then nothing is written.
+    """
+    folder = _folder(source)
+    theirs = _read_config(folder / "config.json")
+    where = str(folder / "config.json")
+    architecture = _architecture(theirs, where)
+    files = TensorFiles(folder)
+    section = architecture.model_section(theirs, where)
+    rows = theirs.get("vocab_size")
+    if not isinstance(rows, int) or isinstance(rows, bool):
+        raise CheckpointError(f"{where} does not say vocab_size, or not as a number")
+    found = _tokenizer(folder, theirs, name, tokenizer, end_of_text)
+    config = run_config(name, section, rows, found, where)
+    model = build_model(config, found.vocab_size, device="meta")
+    tensors = Named(architecture, files, files.shapes, tied=section["tied"])
+    match(architecture, model, section, tensors.shapes, str(folder))
+    revision = folder.name if folder != Path(source) else None  # the hub's snapshots are folders named by their commit
+    used = [folder / "config.json", *files.files]
+    origin = record(source, used, architecture=architecture.name, revision=revision)
+    return write_run(name, config, convert(architecture, section, tensors), found, origin, runs)
+
+
+def _folder(source: str | Path) -> Path:
+    """The folder that `source` is or that the hub gives for it."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise CheckpointError(
+            f"no folder {source}; give one that holds config.json and weights, or a model of the hub (owner/name)"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"no folder {source}, and a model of the hub needs: pip install 'gptlab[hub]'") from None
+    try:
+        place = Path(
+            snapshot_download(str(source), allow_patterns=[*_BESIDE, "*.safetensors", "*.safetensors.index.json"])
+        )
+        if not any(place.glob("*.safetensors")):
+            snapshot_download(str(source), allow_patterns=[*_BESIDE, "*.bin", "*.bin.index.json"])
+        return place
+    except Exception as error:  # the hub's client raises its own, requests' and httpx's
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CheckpointError(
+            f"no folder {source}, and the hub does not give it ({type(error).__name__}: {reason}); "
+            "check the name and the network, or download it and name the folder"
+        ) from None
+
+
+def _read_config(path: Path) -> Values:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} is no Hugging Face folder: it holds no config.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no config: it is not a table of names and values")
+    return content
+
+
+def _architecture(theirs: Values, where: str) -> Architecture:
+    kind = theirs.get("model_type")
+    if kind not in ARCHITECTURES:
+        hint = did_you_mean(str(kind), ARCHITECTURES) if kind else ""
+        known = ", ".join(ARCHITECTURES)
+        raise CheckpointError(f"{where}: architecture {kind!r} is not known; known are {known}. {hint}".rstrip(". "))
+    return ARCHITECTURES[kind]
+
+
+def _tokenizer(folder: Path, theirs: Values, name: str, chosen: str | None, end_of_text: str | None) -> Tokenizer:
+    """The one that was asked for, the one beside the weights, or GPT-2's for a model that can only have that."""
+    new_name = f"{name}-tokenizer"
+    place = Path(chosen) if chosen is not None else folder
+    holds_theirs = (place / "tokenizer.json").is_file() or (place.is_file() and place.suffix == ".json")
+    if (place / "meta.json").is_file() and chosen is None:
+        return load_tokenizer(place)
+    if holds_theirs and not (place / "meta.json").is_file():
+        return import_tokenizer(str(place), name=new_name, end_of_text=end_of_text)
+    if chosen is not None:
+        return load_tokenizer(chosen)
+    if theirs["model_type"] == "gpt2" and theirs.get("vocab_size") == _GPT2_VOCABULARY:
+        return load_tokenizer("gpt2")
+    hint = " (tokenizer.model is SentencePiece's; transformers turns it into tokenizer.json)"
+    raise CheckpointError(
+        f"{folder} holds no tokenizer.json{hint if (folder / 'tokenizer.model').is_file() else ''}; "
+        "name the model's tokenizer: --tokenizer NAME_OR_FOLDER"
+    )
+
+
+# ---------------------------------------------------------------- out
+
+
+def export_huggingface(run: Run, folder: Path) -> Path:
+    """Write `run` as a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; return it.
+
+    Logits and token ids are equal. Raises CheckpointError where transformers has no class for a part of the model,
+    where the folder holds something already, or the disk refuses.
+    """
+    architecture, section = fitting_architecture(run)
+    config = huggingface_config(run, architecture, section)
+    tensors = {name: tensor.contiguous() for name, tensor in huggingface_tensors(run, architecture, section).items()}
+    with new_folder(folder) as aside:
+        run.tokenizer.save(aside / "tokenizer")
+        for file in (aside / "tokenizer").iterdir():
+            file.rename(aside / file.name)
+        (aside / "tokenizer").rmdir()
+        save_tensors(tensors, aside / "model.safetensors")
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def fitting_architecture(
+    run: Run, among: tuple[Architecture, ...] = tuple(ARCHITECTURES.values())
+) -> tuple[Architecture, Values]:
+    """The architecture that a run's model is of, with its `model` section written out.
+
+    Raises CheckpointError naming the parts that stand in the way of the one that comes closest.
+    """
+    if run.config.model.use != "GPT":
+        raise CheckpointError(f"{run.folder} cannot be exported: model is {run.config.model.use}, a class of your own")
+    section = spelled_out(run.config.model.plain(), run.config.train.sequence_length)
+    found = [(architecture.obstacle(section), architecture) for architecture in among]
+    obstacles, closest = min(found, key=lambda pair: len(pair[0]))
+    if not obstacles:
+        return closest, section
+    parts = ", ".join(f"model.{key} is {_short(here)} (there: {_short(there)})" for key, here, there in obstacles[:4])
+    raise CheckpointError(
+        f"{run.folder} cannot be exported: no known architecture has its parts; {closest.name} comes closest, but "
+        f"{parts}"
+    )
+
+
+def huggingface_config(run: Run, architecture: Architecture, section: Values) -> Values:
+    """config.json."""
+    rows = run.model.embedding.weight.shape[0]
+    separator = run.tokenizer.end_of_text
+    tokens = {"bos_token_id": separator, "eos_token_id": separator}
+    return architecture.theirs(section, rows) | tokens | {"torch_dtype": "float32"}
+
+
+def huggingface_tensors(run: Run, architecture: Architecture, section: Values) -> dict[str, Tensor]:
+    """The weights under the architecture's names; parts that ours lacks as what they do, zeros or ones."""
+    own = {name: p.detach().float().cpu() for name, p in run.model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for ours, theirs, row, kind in architecture.names(section):
+        tensor = own.pop(ours, None)
+        if tensor is None:
+            tensor = filling(ours, _like(run, ours, kind))
+        pieces = tensor.split(row_counts(tensor.shape[0], len(theirs), run.model))
+        for name, piece in zip(theirs, pieces, strict=True):
+            found[name] = piece.t() if row.turned and piece.ndim == 2 else piece
+    if own:
+        raise AssertionError(f"the table of {architecture.name} has no place for {sorted(own)[0]}")
+    return found
+
+
+def _like(run: Run, name: str, kind: str) -> Tensor:
+    """A tensor of the shape that a missing gain or bias would have."""
+    module = run.model.get_submodule(name.removesuffix(f".{kind}"))
+    return torch.empty(module.out_features if hasattr(module, "out_features") else module.dim)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping) and "use" in value:
+        return str(value["use"])
+    return "null" if value is None else str(value)
