@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptlab.config import RunConfig
+from gptlab.config import RunConfig, weights_digest
 from gptlab.data import IGNORE, Batch
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.evals.loss import LossResult, evaluate_loss
 from gptlab.files import write_atomic
 from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.model import build_model
+from gptlab.record.runfolder import read_config
 from gptlab.systems.allocator import keep_memory
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.systems.device import pick_device, pick_dtype
 from gptlab.systems.distributed import World
-from gptlab.systems.runfolder import read_config
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -42,7 +42,7 @@ class Run:
     @functools.cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
-        from gptlab.systems.metrics import read_metrics
+        from gptlab.record.metrics import read_metrics
 
         return read_metrics(self.folder / "metrics.jsonl")
 
@@ -100,7 +100,8 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
         tokenizer = load_tokenizer(folder / "tokenizer")
         model = build_model(config, tokenizer.vocab_size)
         step = _load_weights(folder, model, checkpoint)
-        step = config.total_steps if step is None else step
+        if step is None and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
+            step = config.total_steps
     where = pick_device(device)
     if where.type == "cpu":
         keep_memory()
@@ -119,17 +120,59 @@ def save_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
 
 
+def start_from(model: nn.Module, tokenizer: Tokenizer) -> None:
+    """Give `model` the weights of the run that its `init_from` names; nothing where it names none.
+
+    Learned positions beyond the model's context are left out. `tokenizer`: that of the data, which must be the run's.
+    Raises CheckpointError where the run is gone or changed, DataError for another tokenizer, ConfigError for another
+    shape.
+    """
+    start: tuple[Path, str] | None = getattr(model, "init_from", None)
+    if start is None:
+        return
+    folder, digest = start
+    path = folder / "model.safetensors"
+    if not path.is_file() or weights_digest(path) != digest:
+        state = "holds other weights than when the config was read" if path.is_file() else "is not there"
+        raise CheckpointError(f"model.init_from: {path} {state}; put it back, or set model.init_from anew")
+    theirs = load_tokenizer(folder / "tokenizer")
+    if theirs.hash != tokenizer.hash:
+        raise DataError(
+            f"model.init_from: {folder} has tokenizer {theirs.name} ({theirs.vocab_size} ids), the data is of "
+            f"{tokenizer.name} ({tokenizer.vocab_size}); prepare it with --tokenizer {folder / 'tokenizer'}"
+        )
+    tensors, own = _read_weights(path), dict(model.named_parameters())
+    positions = "position.embedding.weight"
+    if positions in own and positions in tensors:
+        tensors[positions] = tensors[positions][: len(own[positions])]
+    for name in [*own, *tensors]:
+        here, there = (list(side[name].shape) if name in side else "absent" for side in (own, tensors))
+        if here != there:
+            raise ConfigError(
+                f"model.init_from: {name} is {here} here and {there} in {folder}; leave what shapes the model as it is "
+                "there"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model.safetensors. Raises CheckpointError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); load a checkpoint of the run instead") from None
+
+
 def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int | None:
     """Load them; the step of the checkpoint they are from, None for the final ones."""
     final = folder / "model.safetensors"
     if checkpoint is None and final.is_file():
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            tensors = load_file(final)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{final} is damaged ({error}); load a checkpoint of the run instead") from None
+        tensors = _read_weights(final)
         own = dict(model.named_parameters())
         odd = set(own) ^ set(tensors) or {n for n in own if own[n].shape != tensors[n].shape}
         if odd:

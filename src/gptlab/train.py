@@ -11,14 +11,14 @@ import statistics
 import sys
 import time
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import RunConfig, build, config_hash, difference, hashed_values, run_name
+from gptlab.config import RunConfig, build, config_hash, hashed_values, run_name
 from gptlab.console import say
 from gptlab.data import Batch, BatchStream, TokenDataset, micro_batches, open_splits, validation_batches
 from gptlab.data.permutation import hash64
@@ -26,18 +26,23 @@ from gptlab.errors import CheckpointError, ConfigError, TrainingError
 from gptlab.evals.loss import evaluate_loss
 from gptlab.loss import LossSum, TokenBatch
 from gptlab.model import build_model
+from gptlab.model.counting import training_flops
+from gptlab.model.lifecycle import after_step, before_step
+from gptlab.model.rehearsal import rehearse
 from gptlab.optim import set_learning_rate
-from gptlab.run import Run, load, save_weights
-from gptlab.systems import runfolder
+from gptlab.record import runfolder
+from gptlab.record.facts import write_facts
+from gptlab.record.metrics import read_metrics
+from gptlab.run import Run, load, save_weights, start_from
 from gptlab.systems.allocator import keep_memory
-from gptlab.systems.checkpoint import Checkpoints, load_tensors, read_state
+from gptlab.systems.checkpoint import Checkpoints, checked_state, load_tensors
 from gptlab.systems.compile import try_compile
+from gptlab.systems.conclusion import gather_facts, write_views
 from gptlab.systems.device import autocast, describe, peak_flops, pick_device, pick_dtype
 from gptlab.systems.display import TrainingDisplay
 from gptlab.systems.distributed import World, connect, disconnect, find_world, gradient_sync, replicate
-from gptlab.systems.memory import largest_micro_batch
-from gptlab.systems.metrics import MetricsLog, read_metrics, require_sinks, write_csv
-from gptlab.systems.plot import plot_loss
+from gptlab.systems.memory import largest_micro_batch, peak_memory
+from gptlab.systems.metrics import MetricsLog, require_sinks
 from gptlab.systems.signals import StopRequest, stop_signals
 from gptlab.tokenizer import Tokenizer
 
@@ -51,20 +56,21 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
     there, starts where there is none, and extends a finished run whose config asks for more tokens. Raises
     GptlabError for everything a user can mend: before any training where that can be known.
     """
+    started = time.monotonic()
     world = find_world()
     device = pick_device(config.system.device, world.local_rank)
-    connect(world, device)
+    joined = connect(world, device)
     if device.type == "cpu":
         keep_memory()
     try:
-        job = build_job(config, world, device, resume=resume, folder=folder)
-        with stop_signals() as job.stop:
-            loop(job)
-        if world.is_main:
-            _write_views(job)
-        world.barrier()
+        with contextlib.ExitStack() as held:
+            job = build_job(config, world, device, resume=resume, folder=folder, held=held)
+            with stop_signals() as job.stop:
+                loop(job)
+            _conclude(job, time.monotonic() - started)
+            world.barrier()
     finally:
-        disconnect()
+        disconnect(joined)
     return load(job.folder, device=config.system.device)
 
 
@@ -101,8 +107,16 @@ class Job:
 # ---------------------------------------------------------------- build
 
 
-def build_job(config: RunConfig, world: World, device: torch.device, *, resume: bool, folder: str | Path | None) -> Job:
-    """Check everything, build everything, and only then write the first file."""
+def build_job(
+    config: RunConfig,
+    world: World,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    folder: str | Path | None = None,
+    held: contextlib.ExitStack | None = None,
+) -> Job:
+    """Check everything, build everything, and only then write the first file. `held` keeps the folder's lock."""
     if config.system.threads is not None:
         torch.set_num_threads(config.system.threads)
     dtype = pick_dtype(config.train.dtype, device)
@@ -117,13 +131,19 @@ def build_job(config: RunConfig, world: World, device: torch.device, *, resume: 
             f"train.batch_tokens: {config.batch_rows} sequences a step cannot be shared by {world.size} processes; "
             f"make it a multiple of {config.train.sequence_length * world.size}"
         )
+    if held is not None and world.is_main:
+        held.enter_context(runfolder.training_lock(folder))
     if folder.exists() and not resume and any(folder.iterdir()):
         raise ConfigError(f"{folder} exists already; add --resume to continue it, or change --set name=NAME")
     identity = hashed_values(config, prints) | {"seed": config.seed.model_dump()}
     identity["train"].pop("tokens")
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, world=world)
     newest = checkpoints.newest_whole() if resume else None
-    state = _check_state(newest, identity, config) if newest is not None else {}
+    if resume and newest is None and (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
+        )
+    state = checked_state(newest, identity, config) if newest is not None else {}
 
     weights = {name: dataset.tokens for name, dataset in train_sets.items()}
     stream = BatchStream(
@@ -138,6 +158,8 @@ def build_job(config: RunConfig, world: World, device: torch.device, *, resume: 
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
     model = build_model(config, vocab_size, device=device)
+    if newest is None:
+        start_from(model, tokenizer)
     replica = replicate(model, world, device)
     optimizer = build("optimizer", config.optimizer, named_parameters=list(model.named_parameters()))
     job = Job(
@@ -160,6 +182,7 @@ def build_job(config: RunConfig, world: World, device: torch.device, *, resume: 
         micro_batch=0,
         identity=identity,
     )
+    rehearse(model, job.loss, _to_device(stream.batch(0).rows(0, 1), device))
     job.micro_batch = _pick_micro_batch(job, state)
     if config.system.compile is True or (config.system.compile == "auto" and device.type == "cuda"):
         try_compile(model, job.loss, lambda: _forward_backward(job, job.micro_batch))
@@ -173,24 +196,6 @@ def build_job(config: RunConfig, world: World, device: torch.device, *, resume: 
         _open_folder(job, prints, resume_step)
     job.best, job.evaluated = world.agree((job.best, job.evaluated))
     return job
-
-
-def _check_state(path: Path, identity: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint says of itself, where it is one of this config's."""
-    state = read_state(path)
-    changed = difference(state["identity"], identity)
-    if changed:
-        key, old, new = changed[0]
-        raise CheckpointError(
-            f"{path} is from another config: {key} was {old!r} and is now {new!r}; resume with the config it was "
-            "trained with, or start a new run with --set name=NAME"
-        )
-    if state["step"] > config.total_steps:
-        raise CheckpointError(
-            f"{path} is beyond the end: step {state['step']} of {config.total_steps}; set train.tokens to at least "
-            f"{state['step'] * config.train.batch_tokens}"
-        )
-    return state
 
 
 def _pick_micro_batch(job: Job, state: dict[str, Any]) -> int:
@@ -216,12 +221,11 @@ def _forward_backward(job: Job, rows: int) -> None:
 def _open_folder(job: Job, prints: dict[str, str], resume_step: int | None) -> None:
     """Make the run folder (or go on in it)."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    if job.step < job.config.total_steps:  # a finished run that goes on is not finished
-        (job.folder / "model.safetensors").unlink(missing_ok=True)
     session = runfolder.session_record(
         config_hash(job.config, prints), job.config, describe(job.device), job.world.size
     )
-    runfolder.write_run_folder(job.folder, job.config, session)
+    if job.step < job.config.total_steps or not runfolder.is_finished(job.folder):
+        runfolder.write_run_folder(job.folder, job.config, session)
     job.tokenizer.save(job.folder / "tokenizer")
     log = job.config.log
     job.metrics = MetricsLog(
@@ -248,9 +252,10 @@ def loop(job: Job) -> None:
     config, total = job.config, job.config.total_steps
     pending: list[StepResult] = []
     flush_every = 1 if job.device.type == "cpu" else 10
-    flops = job.model.flops_per_token(config.train.sequence_length) if hasattr(job.model, "flops_per_token") else 0.0
     peak = peak_flops(job.device)
-    display = TrainingDisplay(total, job.step, flops, peak and peak * job.world.size)
+    display = TrainingDisplay(
+        total, job.step, training_flops(job.model, config.train.sequence_length), peak and peak * job.world.size
+    )
     first = job.step
     clock = time.monotonic()
     with display if job.world.is_main else contextlib.nullcontext():
@@ -263,6 +268,7 @@ def loop(job: Job) -> None:
                 or _is_multiple(job.step, config.checkpoint.every)
                 or (evaluating and config.checkpoint.best)
             )
+            before_step(job.model, job.step / total)
             if pending and (saving or evaluating):
                 _flush(job, pending, display, clock)
             if saving:
@@ -325,6 +331,8 @@ def step(job: Job) -> StepResult:
     if not skipped:
         job.scaler.step(job.optimizer)
         job.scaler.update()
+        for name, value in after_step(job.model, job.world.sum).items():
+            metrics[name] = value / job.world.size  # the log adds up what the processes say
     job.optimizer.zero_grad(set_to_none=True)
     return StepResult(job.step + 1, loss, metrics, norm.detach(), multiplier, skipped)
 
@@ -455,11 +463,14 @@ def evaluate(job: Job, display: TrainingDisplay) -> None:
         runfolder.log_line(job.folder, text)
 
 
-def _write_views(job: Job) -> None:
-    rows = read_metrics(job.folder / "metrics.jsonl")
-    write_csv(rows, job.folder / "metrics.csv")
-    if rows:
-        plot_loss(rows, job.folder / "loss.png", job.folder.name)
+def _conclude(job: Job, seconds: float) -> None:
+    """Pictures and tables of the numbers; of a finished run its facts too. `seconds`: how long this session took."""
+    memory = -job.world.minimum(-peak_memory(job.device))
+    if job.world.is_main:
+        write_views(job.folder)
+    if job.world.is_main and job.step == job.config.total_steps and not (job.folder / "facts.json").exists():
+        found = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
+        write_facts(job.folder, replace(found, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory))
 
 
 # ---------------------------------------------------------------- small parts

@@ -33,8 +33,24 @@ START: dict[str, Any] = {
 }
 # What a leaf is changed to: the first that is another value and is valid there.
 OTHERS: list[Any] = [
-    *(True, False, 1, 2, 3, 64, 512, 0.5, 0.25, 1024, 16384, [0.5, 0.6]),
-    *("skip", "float32", "none", "match_rms_adamw", "zero", "RMSNorm", "offline", "elsewhere", "auto"),
+    {"dim": 64},
+    *(True, False, 1, 2, 3, 64, 512, 0.5, 0.25, 1024, 16384, [0.5, 0.6], [1]),
+    *(
+        "skip",
+        "float32",
+        "none",
+        "width",
+        "head",
+        "flex",
+        "sandwich",
+        "match_rms_adamw",
+        "runs/gpt2-0a1b2c3d@0123456789abcdef",
+        "zero",
+        "RMSNorm",
+        "offline",
+        "elsewhere",
+        "auto",
+    ),
 ]
 
 

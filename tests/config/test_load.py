@@ -117,6 +117,7 @@ def test_a_default_component_counts_as_named(write: Write) -> None:
         "hidden": None,
         "multiple_of": 1,
         "bias": False,
+        "hidden_dropout": 0.0,
         "approximate": "none",
     }
     assert (

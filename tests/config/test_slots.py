@@ -212,7 +212,8 @@ def test_every_slot_has_a_menu_and_every_name_on_it_can_be_read() -> None:
         for name in menu(kind):
             assert set(signature(kind, name).asks) <= set(SLOTS[kind].offers)
     assert menu("model") == ["GPT"]
-    assert menu("block") == ["Block"]  # of the same file
+    assert menu("block") == ["Block", "ParallelBlock", "LatentAttentionBlock"]
+    assert "Context" not in menu("attention")  # a class of the home module that is no component
     with pytest.raises(ConfigError, match="did you mean 'mlp'"):
         menu("mpl")
 
@@ -221,7 +222,7 @@ def test_a_slot_reads_like_a_mapping_and_like_an_object() -> None:
     slot = validate_slot("mlp", {"use": "SwiGLU", "ratio": 2})
     assert slot.kind == "mlp"
     assert slot["ratio"] == slot.ratio == 2.0
-    assert set(slot) == {"use", "ratio", "hidden", "multiple_of", "bias"}
+    assert set(slot) == {"use", "ratio", "hidden", "multiple_of", "bias", "hidden_dropout"}
     assert slot.replace(hidden=5).hidden == 5
     assert slot.hidden is None
     with pytest.raises(AttributeError, match="mlp SwiGLU has no argument 'widht'"):

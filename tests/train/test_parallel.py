@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ["data.path=data", "eval.every=7", "checkpoint.every=11"]
+MOE = "model.block.mlp={use: MoE, experts: 4, expert: {use: SwiGLU, hidden: 16}, balance_rate: 0.01}"
+OPTIONS = ["data.path=data", "eval.every=7", "checkpoint.every=11", MOE]
 SETTINGS = [part for option in OPTIONS for part in ("--set", option)]
 RECORD_IDS = """
 import hashlib, json, os, sys

@@ -20,11 +20,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A folder with data and a config: dropout, four micro-batches a step, and an epoch that ends inside the run."""
+    """Dropout, four micro-batches a step, an epoch that ends inside the run, and parts with a state of their own: a
+    router that balances and a window that grows."""
     folder = tmp_path_factory.mktemp("resume")
     make_data(folder)
     (folder / "config.yaml").write_text(TINY)
     options = ["data.path=data", "name=killed", "model.dropout=0.1", "system.micro_batch=2"]
+    options += ["model.block.mlp={use: MoE, experts: 4, expert: {use: SwiGLU, hidden: 16}, balance_rate: 0.01}"]
+    options += ["model.block.attention={window: 24, window_start: 4, window_step: 4}"]
     options += ["checkpoint.every=4", "eval.every=10", "train.tokens=15360"]
     return folder, ["config.yaml", *(part for option in options for part in ("--set", option))]
 

@@ -1,10 +1,12 @@
 """What a run is: a typed schema, YAML with inheritance, slots, and the hash that identifies a run."""
 
 from gptlab.config.identity import component_files, config_hash, hashed_values, run_name
-from gptlab.config.load import config_from, difference, json_schema, load_config
+from gptlab.config.load import config_from, difference, load_config
 from gptlab.config.numbers import format_count, parse_number
 from gptlab.config.schema import RunConfig, Seed
 from gptlab.config.slots import SLOTS, Slot, build, menu, validate_slot
+from gptlab.config.stages import Stage, has_stages, json_schema, load_stages
+from gptlab.config.start import pin, starting_run, weights_digest
 from gptlab.config.yamlfile import dump_yaml
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "RunConfig",
     "Seed",
     "Slot",
+    "Stage",
     "build",
     "component_files",
     "config_from",
@@ -19,11 +22,16 @@ __all__ = [
     "difference",
     "dump_yaml",
     "format_count",
+    "has_stages",
     "hashed_values",
     "json_schema",
     "load_config",
+    "load_stages",
     "menu",
     "parse_number",
+    "pin",
     "run_name",
+    "starting_run",
     "validate_slot",
+    "weights_digest",
 ]

@@ -15,6 +15,7 @@ from typing import Any
 
 from gptlab.config.schema import RunConfig
 from gptlab.config.slots import Slot, used_files
+from gptlab.config.start import starting_run
 
 UNHASHED = (
     "name",
@@ -51,6 +52,8 @@ def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
             section = section[parent]
         section.pop(last, None)
     values["data"]["fingerprints"] = dict(sorted(data.items()))
+    if (start := starting_run(values["model"].get("init_from"))) is not None:
+        values["model"]["init_from"] = start[1]
     digests = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in component_files(config).items()
     }

@@ -11,9 +11,11 @@ import pydantic
 
 from gptlab.config.schema import RunConfig, Section, SlotError, spell_out_seed
 from gptlab.config.slots import SLOTS, explain, menu, signature
+from gptlab.config.start import is_pinned, pin, starting_run
 from gptlab.config.yamlfile import KeyPath, Origin, parse_yaml, read_yaml
 from gptlab.errors import ConfigError, did_you_mean
 
+Layer = tuple[Path, dict[str, Any], dict[KeyPath, Origin]]  # a file, what it says, and on which line
 _COMPONENT_FILE = re.compile(r"[^:\s]+\.py:[A-Za-z_]\w*")
 
 
@@ -21,43 +23,98 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config in `source` (a YAML file, or a run folder that holds config.yaml), with `a.b=c` overrides applied.
 
     A file may name a `base:` (a path relative to it) and then says only what differs. `name` is not inherited: it
-    is the file's own, or its stem. Raises ConfigError naming file and line.
+    is the file's own, or its stem. `model.init_from` brings the model of
+    a run (`gptlab.config.start`). Raises ConfigError naming file and line, also for a file with `stages`, which are
+    several runs (`load_stages`).
     """
+    layers = read_layers(source)
+    for _, layer, places in layers:
+        if "stages" in layer:
+            raise ConfigError(
+                f"{places[('stages',)]}: `stages` make several runs, and one is asked for; `gptlab train` and "
+                "`gptlab config show` take them"
+            )
+    config, origins = resolve(layers)
+    return override(config, overrides, origins) if overrides else config
+
+
+def read_layers(source: str | Path) -> list[Layer]:
+    """The files that `source` is made of, the most basic first, each with its own name."""
     path = Path(source)
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
-    values: dict[str, Any] = {}
-    origins: dict[KeyPath, Origin] = {}
-    config = RunConfig()
-    for file, layer, places in _layers(path):
+    layers = _layers(path)
+    for file, layer, _ in layers:
         layer.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or "run")
-        values, origins = merge(values, layer), origins | places
-        config = _validate(values, origins)
+    return layers
+
+
+def resolve(layers: Sequence[Layer]) -> tuple[RunConfig, dict[KeyPath, Origin]]:
+    """Layers laid over each other, and where each value was written."""
+    config, origins = RunConfig(), dict[KeyPath, Origin]()
+    values: dict[str, Any] = {}
+    for _, layer, places in layers:
+        origins = origins | places
+        config = lay_over(values, layer, origins)
         # Resolved before the next layer, so that every `use` is written out and a diff that changes one is seen.
         values = config.plain()
-    for text in overrides:
+    return config, origins
+
+
+def lay_over(values: dict[str, Any], layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> RunConfig:
+    """The config that `layer` makes of resolved `values`."""
+    return _validate(merge(values, _started(layer, origins)), origins)
+
+
+def override(config: RunConfig, overrides: Sequence[str], origins: dict[KeyPath, Origin]) -> RunConfig:
+    """`config` with `a.b=c` applied; `origins` learns where the values came from."""
+    values = config.plain()
+    for text in _start_first(overrides):
         values = _override(values, text, origins)
-    return _validate(values, origins) if overrides else config
+    return _validate(values, origins)
 
 
 def config_from(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """A config from nested dictionaries instead of a file. Raises ConfigError."""
     origins: dict[KeyPath, Origin] = {}
-    merged = _validate(_absolute(dict(values), Path.cwd()), origins).plain()
-    for text in overrides:
-        merged = _override(merged, text, origins)
-    return _validate(merged, origins)
+    return override(lay_over({}, absolute(dict(values), Path.cwd()), origins), overrides, origins)
 
 
 def _override(values: dict[str, Any], text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
     """`values` with one --set applied. `seed=4` is spelled out, so that a later `seed.data=5` leaves the others 4."""
-    values = merge(values, parse_override(text, origins))
+    values = merge(values, _started(parse_override(text, origins), origins))
     return {**values, "seed": spell_out_seed(values["seed"])} if "seed" in values else values
 
 
-def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin]]]:
+def _start_first(overrides: Sequence[str]) -> list[str]:
+    """`model.init_from` sets the whole model aside, so that it acts before what changes the model."""
+    return sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "model.init_from")
+
+
+def _started(layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> dict[str, Any]:
+    """A layer in which `model.init_from` is pinned to its content (see `start`) and brings that run's whole model.
+
+    The layer's own `model` is laid over it. `Whole` keeps the model of layers before this one out.
+    """
+    model = layer.get("model")
+    if not isinstance(model, dict) or not isinstance(text := model.get("init_from"), str) or is_pinned(text):
+        return layer
+    try:
+        pinned = pin(text)
+        section = load_config(starting_run(pinned)[0]).model.plain()  # type: ignore[index]
+    except ConfigError as error:
+        where = next((str(origins[path]) for path in (("model", "init_from"), ("model",)) if path in origins), "")
+        raise ConfigError(": ".join(filter(None, (where, "model.init_from", str(error))))) from None
+    return {**layer, "model": Whole(merge(section, {**model, "init_from": pinned}))}
+
+
+class Whole(dict[str, Any]):
+    """A mapping that takes the place of the one it is laid over, and is not merged with it."""
+
+
+def _layers(path: Path) -> list[Layer]:
     """The chain of `base:` files, the most basic first."""
-    chain: list[tuple[Path, dict[str, Any], dict[KeyPath, Origin]]] = []
+    chain: list[Layer] = []
     seen: list[Path] = []
     while True:
         if path.resolve() in seen:
@@ -65,7 +122,7 @@ def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin
         seen.append(path.resolve())
         values, origins = read_yaml(path)
         base = values.pop("base", None)
-        chain.append((path, _absolute(values, path.parent), origins))
+        chain.append((path, absolute(values, path.parent), origins))
         if base is None:
             return chain[::-1]
         if not isinstance(base, str):
@@ -76,10 +133,10 @@ def _layers(path: Path) -> list[tuple[Path, dict[str, Any], dict[KeyPath, Origin
         path = target
 
 
-def _absolute(value: Any, folder: Path) -> Any:
+def absolute(value: Any, folder: Path) -> Any:
     """`./idea.py:Name` is relative to the YAML that names it; make it independent of the working folder."""
     if isinstance(value, dict):
-        return {key: _absolute(item, folder) for key, item in value.items()}
+        return {key: absolute(item, folder) for key, item in value.items()}
     if isinstance(value, str) and _COMPONENT_FILE.fullmatch(value):
         file, _, name = value.rpartition(":")
         return f"{(folder / file).resolve()}:{name}"
@@ -91,6 +148,8 @@ def merge(base: Any, diff: Any) -> Any:
 
     A slot is replaced whole where `diff` changes its `use`: the old component's arguments mean nothing to the new.
     """
+    if isinstance(diff, Whole):
+        return dict(diff)
     if isinstance(diff, str) and isinstance(base, dict) and "use" in base:
         diff = {"use": diff}
     if isinstance(base, str) and isinstance(diff, dict):
@@ -109,7 +168,7 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.tokens=2M")
     value, _ = parse_yaml(value_text, f"--set {text}")
-    value = _absolute(None if not value_text.strip() else value, Path.cwd())
+    value = absolute(None if not value_text.strip() else value, Path.cwd())
     if path[0] == "base":
         raise ConfigError(f"--set {text}: `base` is for files; name that file as the config instead")
     for known in [known for known in origins if known[: len(path)] == path]:
@@ -171,7 +230,7 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> 
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a config file, for editors: completion, types and descriptions, components included."""
+    """JSON Schema of a config file of one run (`gptlab.config.stages` adds `stages`), components included."""
     schema = RunConfig.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     for kind in SLOTS:

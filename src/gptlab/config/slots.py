@@ -32,7 +32,7 @@ from typing import Any, Literal
 import pydantic
 
 from gptlab.config.types import Boolean, Integer, Number, Text
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, GptlabError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,16 @@ class SlotKind:
     offers: tuple[str, ...]
 
 
-_BLOCK_OFFERS = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout")
+_BLOCK_OFFERS = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size")
 
 SLOTS: dict[str, SlotKind] = {
     "model": SlotKind("gptlab.model.transformer", ("vocab_size", "sequence_length")),
-    "block": SlotKind("gptlab.model.transformer", (*_BLOCK_OFFERS, "norm")),
+    "block": SlotKind("gptlab.model.block", (*_BLOCK_OFFERS, "norm")),
     "attention": SlotKind("gptlab.model.attention", _BLOCK_OFFERS),
     "mlp": SlotKind("gptlab.model.mlp", _BLOCK_OFFERS),
     "norm": SlotKind("gptlab.model.norm", ("dim",)),
     "position": SlotKind("gptlab.model.position", ("dim", "heads", "head_dim", "context_length")),
+    "residual": SlotKind("gptlab.model.residual", ("layers",)),
     "initialization": SlotKind("gptlab.model.initialization", ("layers",)),
     "loss": SlotKind("gptlab.loss", ()),
     "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
@@ -479,7 +480,17 @@ def build(kind: str, value: Any, *, default: str | None = None, **offered: Any) 
     if kind == "optimizer":
         offered["params"] = offered["named_parameters"]
     given = {name: offered[name] for name in found.asks}
-    return component(**given, **{key: slot[key] for key in slot if key != "use"})
+    try:
+        return component(**given, **{key: slot[key] for key in slot if key != "use"})
+    except GptlabError:
+        raise
+    except Exception as error:
+        if component.__module__.partition(".")[0] == "gptlab":
+            raise
+        line = next((t.lineno for t in reversed(inspect.trace()) if t.filename == inspect.getfile(component)), 1)
+        raise ConfigError(
+            f"{found.file}:{line}: {component.__name__} cannot be built: {type(error).__name__}: {error}"
+        ) from error
 
 
 def used_files(slot: Slot) -> dict[str, Path]:
