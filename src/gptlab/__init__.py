@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptlab.config import load_config as load_config
+    from gptlab.config import load_stages as load_stages
     from gptlab.run import Run as Run
     from gptlab.run import load as load
+    from gptlab.souping import soup as soup
+    from gptlab.stages import train_stages as train_stages
     from gptlab.train import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -23,8 +26,12 @@ def __getattr__(name: str) -> Any:
 
     if name in ("load", "Run"):
         return getattr(importlib.import_module("gptlab.run"), name)
-    if name == "load_config":
-        return importlib.import_module("gptlab.config").load_config
+    if name in ("load_config", "load_stages"):
+        return getattr(importlib.import_module("gptlab.config"), name)
+    if name == "soup":
+        return importlib.import_module("gptlab.souping").soup
+    if name == "train_stages":
+        return importlib.import_module("gptlab.stages").train_stages
     if name == "train":
         return importlib.import_module("gptlab.train")
     raise AttributeError(f"module 'gptlab' has no attribute {name!r}")

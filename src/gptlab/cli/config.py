@@ -15,10 +15,15 @@ Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help
 
 @app.command()
 def show(config: Source, overrides: Overrides = []) -> None:  # noqa: B006 - typer copies it
-    """Print CONFIG with its base chain followed and every default written out."""
-    from gptlab.config import dump_yaml, load_config
+    """Print CONFIG with its base chain followed and every default written out, each of its stages too."""
+    from gptlab.config import dump_yaml, has_stages, load_config, load_stages
 
-    print(dump_yaml(load_config(config, overrides).plain()), end="")
+    if has_stages(config):
+        stages = load_stages(config, overrides)
+        name = stages[0].config.name.removesuffix(f"-{stages[0].name}")
+        print(dump_yaml({"name": name, "stages": [stage.plain() for stage in stages]}), end="")
+    else:
+        print(dump_yaml(load_config(config, overrides).plain()), end="")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from gptlab.run import load
 
 _SHOWN = {
     "loss": {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits/byte"},
+    "topk": {"top_1": "top-1", "top_5": "top-5", "top_10": "top-10"},
     "hellaswag": {"acc": "hellaswag acc", "acc_norm": "acc_norm"},
 }
 _PLACES = {"perplexity": 2}
@@ -50,7 +51,7 @@ def evaluate_runs(
 def result_path(folder: Path, found: Evaluation, *, data: Path | None = None, checkpoint: str | None = None) -> Path:
     """RUN/evals/TASK.json; another data set or checkpoint than the run's own goes into the name."""
     base = folder.parent if folder.suffix == ".pt" else folder
-    parts = [found.task, data.resolve().name if data and found.task == "loss" else "", checkpoint or ""]
+    parts = [found.task, data.resolve().name if data and found.task != "hellaswag" else "", checkpoint or ""]
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 

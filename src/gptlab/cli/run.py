@@ -20,12 +20,17 @@ def train(
         bool, typer.Option(help="continue from the newest whole checkpoint; start if there is none")
     ] = False,
 ) -> None:
-    """Train what CONFIG describes, into runs/NAME-HASH-seedN."""
-    from gptlab.config import load_config
+    """Train what CONFIG describes, into runs/NAME-HASH-seedN; a config of stages into a folder for each of its runs."""
+    from gptlab.config import has_stages, load_config
     from gptlab.console import say
     from gptlab.systems.distributed import find_world
     from gptlab.train import train as run_training
 
+    if has_stages(config):
+        from gptlab.cli.staging import train_in_stages
+
+        train_in_stages(config, overrides, resume=resume)
+        return
     loaded = load_config(config, overrides)
     folder = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
     run = run_training(loaded, resume=resume, folder=folder)
@@ -36,11 +41,11 @@ def train(
 
 def evaluate(
     runs: Runs,
-    tasks: Annotated[str, typer.Option(help="comma-separated: loss, hellaswag")] = "loss",
+    tasks: Annotated[str, typer.Option(help="comma-separated: loss, topk, hellaswag")] = "loss",
     limit: Annotated[
         int | None, typer.Option(help="questions of a task, or validation sequences; all by default")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="data set for the loss task; by default the run's own")] = None,
+    data: Annotated[Path | None, typer.Option(help="data set for loss and topk; by default the run's own")] = None,
     task_data: Annotated[
         Path | None,
         typer.Option(help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"),

@@ -60,7 +60,7 @@ from gptlab.data.sources import (
     utf8_length,
 )
 from gptlab.errors import DataError, GptlabError
-from gptlab.files import atomic_folder, fsync_directory, write_atomic
+from gptlab.files import atomic_folder, exclusive, fsync_directory, write_atomic
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -296,7 +296,8 @@ def _working_folder(out: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-    with _lock(folder / "lock"):
+    busy = DataError(f"{folder}: another process is preparing this data set; wait for it to end")
+    with exclusive(folder / "lock", busy):
         try:
             yield folder
         except BaseException as error:
@@ -323,21 +324,6 @@ def _remove(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once in one folder are not noticed
-        yield
-        return
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"{path.parent}: another process is preparing this data set; wait for it to end") from None
-        yield
 
 
 def _finish(folder: Path, out: Path, manifest: Manifest) -> None:

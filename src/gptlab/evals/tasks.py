@@ -21,10 +21,13 @@ from gptlab.errors import DataError, GptlabError, did_you_mean
 from gptlab.evals import hellaswag
 from gptlab.evals.choice import Question, accuracy, answer_questions
 from gptlab.evals.loss import LossResult, window_sums
+from gptlab.evals.topk import KS, window_hits
 from gptlab.files import sha256_file, write_atomic
 
 if TYPE_CHECKING:
+    from gptlab.config.schema import Data
     from gptlab.run import Run
+    from gptlab.tokenizer import Tokenizer
 
 _WINDOW_TOKENS = {"cpu": 2**13, "mps": 2**14, "cuda": 2**16}  # tokens of a batch of windows
 
@@ -116,24 +119,51 @@ def check_tasks(names: list[str]) -> None:
 
 def evaluate_loss_task(run: Run, options: Options) -> Evaluation:
     """Loss, perplexity and bits per byte on validation text, in windows as in training's own validation."""
-    sets = _validation_sets(run, options.data)
+    sets = validation_sets(run.folder, run.config.data, run.tokenizer, options.data)
     length = run.config.train.sequence_length
-    rows = {name: _window_rows(run, dataset, name, options.limit) for name, dataset in sets.items()}
+    table = run.tokenizer.token_bytes()
+
+    def sums(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
+        return window_sums(run.model, batches, token_bytes=table, device=run.device, dtype=run.dtype)
+
+    rows = {name: _window_rows(run, dataset, "loss", name, options.limit, sums) for name, dataset in sets.items()}
     every = torch.cat(list(rows.values()))
     results, errors = _loss_numbers(every)
     if len(sets) > 1:
         results["sources"] = {name: _loss_numbers(found)[0] for name, found in rows.items()}
+    return Evaluation("loss", results, errors, _window_settings(sets, length))
+
+
+def evaluate_topk(run: Run, options: Options) -> Evaluation:
+    """How often the next token of validation text is among the k likeliest, given the true tokens before it."""
+    sets = validation_sets(run.folder, run.config.data, run.tokenizer, options.data)
+
+    def hits(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
+        return window_hits(run.model, batches, device=run.device, dtype=run.dtype)
+
+    found = [_window_rows(run, dataset, "top-k", name, options.limit, hits) for name, dataset in sets.items()]
+    rows = torch.cat(found)
+    results: dict[str, Any] = {"tokens": int(rows[:, 0].sum()), "windows": len(rows)}
+    errors: dict[str, float | None] = {}
+    for number, k in enumerate(KS, start=1):
+        results[f"top_{k}"] = float(rows[:, number].sum() / rows[:, 0].sum())
+        errors[f"top_{k}"] = _ratio_error(rows[:, number], rows[:, 0])
+    return Evaluation("topk", results, errors, _window_settings(sets, run.config.train.sequence_length))
+
+
+def _window_settings(sets: dict[str, TokenDataset], length: int) -> dict[str, Any]:
     described = {name: {"path": str(d.path), "fingerprint": d.fingerprint} for name, d in sets.items()}
-    settings = {"data": described, "split": "validation", "sequence_length": length}
-    return Evaluation("loss", results, errors, settings)
+    return {"data": described, "split": "validation", "sequence_length": length}
 
 
-def _validation_sets(run: Run, data: Path | None) -> dict[str, TokenDataset]:
-    """The validation split of each source of the run's data, or of `data`; made with the run's tokenizer."""
-    section, tokenizer = run.config.data, run.tokenizer
+def validation_sets(folder: Path, section: Data, tokenizer: Tokenizer, data: Path | None) -> dict[str, TokenDataset]:
+    """The validation split of each source of `section`, the data of the run in `folder`, or of `data` in its place.
+
+    Raises DataError where nothing is named, or it was made with another tokenizer.
+    """
     sources = {"data": str(data)} if data else section.sources or ({"data": section.path} if section.path else {})
     if not sources:
-        raise DataError(f"{run.folder} names no data; give a data set with --data FOLDER")
+        raise DataError(f"{folder} names no data; give a data set with --data FOLDER")
     found = {}
     for name, path in sources.items():
         if (Path(path) / MANIFEST).is_file() or not Path(path).is_dir():
@@ -144,24 +174,29 @@ def _validation_sets(run: Run, data: Path | None) -> dict[str, TokenDataset]:
     return found
 
 
-def _window_rows(run: Run, dataset: TokenDataset, name: str, limit: int | None) -> torch.Tensor:
-    """The sums of each window, (windows, 4) as in `window_sums`."""
+def _window_rows(
+    run: Run,
+    dataset: TokenDataset,
+    what: str,
+    name: str,
+    limit: int | None,
+    measure: Callable[[Iterator[Batch]], Iterator[torch.Tensor]],
+) -> torch.Tensor:
+    """What `measure` finds in each window, (windows, numbers), float64."""
     length = run.config.train.sequence_length
     available = max(0, dataset.tokens - 1)
     tokens = available if limit is None else min(available, limit * length)
     rows = max(1, _WINDOW_TOKENS[run.device.type] // length)
     windows = -(-tokens // length)
     with progress(unit="windows") as bar:
-        task = bar.add_task(f"{run.folder.name}: loss" + ("" if name == "data" else f" on {name}"), total=windows)
+        task = bar.add_task(f"{run.folder.name}: {what}" + ("" if name == "data" else f" on {name}"), total=windows)
 
         def counted() -> Iterator[Batch]:
             for batch in validation_batches(dataset, length, min(rows, max(1, windows)), tokens):
                 yield batch
                 bar.advance(task, len(batch.inputs))
 
-        table = run.tokenizer.token_bytes()
-        sums = window_sums(run.model, counted(), token_bytes=table, device=run.device, dtype=run.dtype)
-        found = [rows_of_batch.cpu().double() for rows_of_batch in sums]
+        found = [rows_of_batch.cpu().double() for rows_of_batch in measure(counted())]
     return torch.cat(found)[:windows]
 
 
@@ -260,6 +295,7 @@ def find_benchmark(task: str, file: str, url: str, folder: Path | None = None) -
 
 TASKS: dict[str, Callable[[Run, Options], Evaluation]] = {
     "loss": evaluate_loss_task,
+    "topk": evaluate_topk,
     "hellaswag": evaluate_hellaswag,
 }
 """Every task by its name."""

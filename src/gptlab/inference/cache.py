@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+_FIRST = 512
+
 
 class KVCache:
-    """The cache of one batch, up to `capacity` positions; memory is taken when the first keys arrive.
+    """The cache of one batch, up to `capacity` positions. Memory is taken as they come, doubling from `_FIRST`: a model
+    that could see 131,072 tokens takes no memory for those that a text does not have.
 
     `padding_B`: how many positions at the left of each row are padding (prompts of different lengths are aligned at
     their ends); None where there is none. Padding is never seen, and positions count from the first real token.
@@ -37,17 +42,30 @@ class KVCache:
         # A padding query sees itself: softmax over nothing would be NaN, and NaN spreads.
         return ((key <= query) & real | (key == query))[:, None]
 
+    def starts(self, length: int) -> Tensor:
+        """True where a row's first real token stands, over what is held and the next `length`: (B or 1, S)."""
+        key = torch.arange(self.length + length, device=self.device)[None]
+        return key == 0 if self.padding is None else key == self.padding[:, None]
+
     def update(self, layer_index: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values of the next tokens; return all of the layer's, each (B, K, S, C)."""
-        batch, heads, length, width = k_BKTC.shape
-        keys, values = self._keys[layer_index], self._values[layer_index]
-        if keys is None or values is None:
-            keys = self._keys[layer_index] = k_BKTC.new_empty(batch, heads, self.capacity, width)
-            values = self._values[layer_index] = torch.empty_like(keys)
-        end = self.length + length
+        """Store keys and values of the next tokens; return all of the layer's, each (B, K, S, its own width)."""
+        end = self.length + k_BKTC.shape[2]
+        keys = self._keys[layer_index] = self._room(self._keys[layer_index], k_BKTC, end)
+        values = self._values[layer_index] = self._room(self._values[layer_index], v_BKTC, end)
         keys[:, :, self.length : end] = k_BKTC
         values[:, :, self.length : end] = v_BKTC
         return keys[:, :, :end], values[:, :, :end]
+
+    def _room(self, held: Tensor | None, new_BKTC: Tensor, end: int) -> Tensor:
+        """`held`, moved to twice the room where `end` positions do not fit."""
+        if held is not None and end <= held.shape[2]:
+            return held
+        batch, heads, _, width = new_BKTC.shape
+        room = min(self.capacity, max(_FIRST, 2 ** math.ceil(math.log2(end))))
+        larger = new_BKTC.new_empty(batch, heads, room, width)
+        if held is not None:
+            larger[:, :, : self.length] = held[:, :, : self.length]
+        return larger
 
     def advance(self, length: int) -> None:
         """Count `length` tokens as read, after every layer has stored them."""

@@ -118,7 +118,7 @@ def stream(
     if sampling.temperature > 0:
         generator = torch.Generator(device)
         _ = generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
-    reader = _Reader(model, [list(prompt) for prompt in prompts], device, use_cache)
+    reader = Reader(model, [list(prompt) for prompt in prompts], device, use_cache)
     ended = [False] * len(prompts)
     for _ in range(sampling.max_new_tokens):
         tokens = choose(reader.next_logits(), sampling, generator).tolist()
@@ -147,7 +147,7 @@ def generate(
     return rows
 
 
-class _Reader:
+class Reader:
     """Feeds the model what it has not read yet, and gives the logits that follow."""
 
     def __init__(self, model: nn.Module, rows: list[list[int]], device: torch.device, use_cache: bool) -> None:
@@ -157,6 +157,7 @@ class _Reader:
         self.starts: list[int] = []
 
     def append(self, tokens: list[int]) -> None:
+        """One more token for each row."""
         for row, token in zip(self.rows, tokens, strict=True):
             row.append(token)
 

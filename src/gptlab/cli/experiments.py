@@ -1,0 +1,141 @@
+"""`gptlab run`: an experiment from its statement to its verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptlab.lab.agenda import Outlook
+    from gptlab.lab.evidence import Evidence
+    from gptlab.lab.experiment import Experiment
+    from gptlab.lab.store import Store, Wanted
+
+Folder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
+
+
+def run(
+    folder: Folder,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the plan and train nothing")] = False,
+    arms: Annotated[str | None, typer.Option(help="comma-separated: only these arms")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="no more than the first so many seeds, this time")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")
+    ] = None,
+    probe: Annotated[bool, typer.Option(help="measure speed and memory before asking")] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="refuse to pair runs of different code, libraries or hardware")
+    ] = False,
+) -> None:
+    """Train the runs that an experiment still needs, and say what they show, after every seed."""
+    from gptlab.console import say
+    from gptlab.lab.agenda import foresee, outlook, predict, still_needed
+    from gptlab.lab.evidence import gather
+    from gptlab.lab.execution import find_devices, train_all
+    from gptlab.lab.experiment import load_experiment
+    from gptlab.lab.store import Store
+
+    experiment = load_experiment(folder)
+    if arms is not None:
+        experiment = experiment.only([name.strip() for name in arms.split(",")])
+    store = Store()
+    missing = still_needed(experiment, store, seeds=seeds, strict=strict)
+    if missing:
+        predictions = predict(missing, store, probe=probe)
+        rate = _hourly_rate(experiment, [prediction.hardware for prediction in predictions.values()])
+        devices = find_devices(jobs)
+        _show_plan(experiment, outlook(experiment, store, missing, predictions, rate), len(devices))
+        _show_power(experiment, store)
+        for name, wrong in foresee(experiment, store).items():
+            say(f"careful: {name} will get no verdict, {'; '.join(map(str, wrong))}")
+        if dry_run:
+            return
+        if not yes and not typer.confirm("Train these?", default=True, err=True):
+            raise typer.Exit(1)
+        shown: dict[str, int] = {}
+
+        def needed() -> list[Wanted]:
+            return still_needed(experiment, store, seeds=seeds, strict=strict)
+
+        train_all(
+            needed,
+            store,
+            devices=devices,
+            # The last news is the result, which is printed in any case.
+            after=lambda: _show_news(gather(experiment, store, strict=strict), shown) if needed() else None,
+            predictions=predictions,
+        )
+    _show_verdicts(gather(experiment, store, strict=strict))
+    say(f"next: gptlab report {folder}")
+
+
+def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | None:
+    from gptlab.gpus import gpu_of_driver, read_gpus
+
+    if experiment.statement.dollars_per_hour is not None:
+        return experiment.statement.dollars_per_hour
+    cards = [gpu_of_driver(name, read_gpus()) for name in set(hardware)]
+    return next((card.dollars_per_hour for card in cards if card is not None), None)
+
+
+def _show_plan(experiment: Experiment, ahead: Outlook, devices: int) -> None:
+    """What will be trained, in the worst case of every seed, and what that takes."""
+    from gptlab.console import say
+    from gptlab.lab.planning import format_bytes, format_dollars, format_seconds
+
+    say(f"{experiment.name}: {experiment.statement.hypothesis}")
+    runs = ", ".join(f"{count} of {arm}" for arm, count in ahead.runs.items())
+    reused = f"; {ahead.reused} are there already and are used" if ahead.reused else ""
+    say(f"at most {sum(ahead.runs.values())} runs to train ({runs}){reused}")
+    if ahead.seconds is not None:
+        each = f" on {devices} devices" if devices > 1 else ""
+        cost = "" if ahead.dollars is None else f", {format_dollars(ahead.dollars)}"
+        memory = "" if ahead.peak_memory is None else f", {format_bytes(ahead.peak_memory)} of memory each"
+        say(f"about {format_seconds(ahead.seconds / devices)}{each}{cost}{memory}; less, where fewer seeds settle it")
+
+
+def _show_power(experiment: Experiment, store: Store) -> None:
+    """What the experiment can find, where `gptlab noise` has measured its baseline."""
+    from gptlab.console import say
+    from gptlab.errors import GptlabError
+    from gptlab.lab.evidence import rule_of
+    from gptlab.lab.noise import read_noise
+    from gptlab.lab.power import minimum_detectable_effect
+
+    known, statement = read_noise(store, experiment.baseline.hash), experiment.statement
+    if known is None or known.metric != statement.metric.label or not known.paired_sd:
+        return
+    maximum, arms = statement.most_seeds, len(statement.arms)
+    with_noise = f"with a noise of {known.paired_sd:.2g} a difference and {maximum} seeds"
+    try:
+        least = minimum_detectable_effect(known.paired_sd, rule_of(experiment), maximum=maximum, arms=arms)
+        say(f"{with_noise}, this experiment finds differences of {least:.2g} or more in 80% of cases")
+    except GptlabError as error:
+        say(f"careful: {with_noise}: {error}")
+
+
+def _show_news(evidence: Evidence, shown: dict[str, int]) -> None:
+    """A line for each arm that has a pair more than when it was last `shown`."""
+    from gptlab.console import say
+    from gptlab.lab.verdict import line
+
+    for found in evidence.arms:
+        if len(found.pairs) > shown.get(found.arm.name, 0):
+            shown[found.arm.name] = len(found.pairs)
+            say(line(evidence, found))
+
+
+def _show_verdicts(evidence: Evidence) -> None:
+    """The result: a line for each arm, and what a careful reader wants to know beside it."""
+    from gptlab.console import output, say
+    from gptlab.lab.verdict import line, notes
+
+    for found in evidence.arms:
+        output().print(line(evidence, found), markup=False)
+        for note in notes(evidence, found):
+            say(f"  {note}")

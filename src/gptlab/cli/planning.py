@@ -1,0 +1,314 @@
+"""`gptlab plan`: what a run will cost, before it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gptlab.cli.config import Overrides
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from gptlab.config import RunConfig
+    from gptlab.gpus import Gpu
+    from gptlab.lab.planning import Budget, Footprint, Plan, Probe
+
+_GPT2_VOCABULARY = 50257
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="a YAML file, or a run folder")],
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    gpu: Annotated[str | None, typer.Option(help="a card of the table of GPUs, such as 'RTX 4090'")] = None,
+    gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
+    budget: Annotated[float | None, typer.Option(help="dollars: also say what they train best")] = None,
+    rate: Annotated[float | None, typer.Option(help="dollars an hour of one device; default: the table's")] = None,
+    overhead: Annotated[float, typer.Option(help="minutes paid for beside the run: renting, setting up", min=0)] = 60,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="real steps on this machine; default: if there is data")
+    ] = None,
+    probe_seconds: Annotated[float, typer.Option(help="how long to take steps", min=0)] = 20,
+    gpu_table: Annotated[Path | None, typer.Option(help="laid over the shipped table; default: ./gpus.yaml")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="V; default: that of the config's data", min=1)] = None,
+    json_: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
+) -> None:
+    """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
+    from gptlab.config import load_config
+    from gptlab.gpus import find_gpu, read_gpus
+    from gptlab.lab.planning import Price, plan_run, probe_in_subprocess, spend
+
+    _check_options(gpu, gpus, rate, probe)
+    loaded, cards = load_config(config, overrides), read_gpus(gpu_table)
+    card = find_gpu(gpu, cards) if gpu is not None else None
+    measured = None
+    if card is None and (_has_data(loaded) if probe is None else probe):
+        # Before torch is imported here, so that there is one torch in memory and not two.
+        with _spinner(f"{loaded.name}: real steps for about {probe_seconds:g} s"):
+            measured = probe_in_subprocess(loaded, seconds=probe_seconds)
+    vocabulary = vocab_size or _vocabulary(loaded)
+    found, limit = _footprint(loaded, vocabulary, card, gpus, measured)
+    planned = plan_run(
+        loaded,
+        found,
+        probe=measured,
+        gpu=card,
+        devices=gpus,
+        price=Price(rate) if rate is not None else _own_price(measured, cards),
+        overhead_minutes=overhead,
+        memory_limit=limit,
+        validation_tokens=_validation_tokens(loaded),
+    )
+    bought = spend(planned, budget) if budget is not None else None
+    if json_:
+        _print_json(planned, measured, bought)
+    else:
+        _print_tables(planned, measured)
+        if bought is not None:
+            _print_budget(bought, planned, Path(config), vocabulary)
+        _print_past(Path("runs"))
+
+
+def _check_options(gpu: str | None, gpus: int, rate: float | None, probe: bool | None) -> None:
+    from gptlab.errors import GptlabError
+
+    if gpu is not None and probe:
+        raise GptlabError("--probe takes steps on this machine and --gpu asks of another; give one of them")
+    if gpu is None and gpus > 1:
+        raise GptlabError(f"--gpus {gpus}: of which kind? name it with --gpu, for example --gpu 'RTX 4090'")
+    if rate is not None and rate < 0:
+        raise GptlabError(f"--rate must be 0 or more (given: {rate:g})")
+
+
+# ---------------------------------------------------------------- what a plan is made of
+
+
+def _sources(config: RunConfig) -> list[Path]:
+    paths = config.data.sources.values() if config.data.sources else [config.data.path] if config.data.path else []
+    return [Path(path) for path in paths]
+
+
+def _has_data(config: RunConfig) -> bool:
+    return bool(sources := _sources(config)) and all(path.is_dir() for path in sources)
+
+
+def _vocabulary(config: RunConfig) -> int:
+    """V of the config's data where it is here, else of its tokenizer, else GPT-2's, which is said."""
+    from gptlab.console import say
+    from gptlab.data import MANIFEST, Manifest
+    from gptlab.tokenizer import load_tokenizer
+
+    for path in _sources(config):
+        if (path / MANIFEST).is_file():
+            return Manifest.load(path).vocab_size
+    if config.data.tokenizer:
+        return load_tokenizer(config.data.tokenizer).vocab_size
+    say(f"no data set here says V; taking {_GPT2_VOCABULARY} (--vocab-size sets another)")
+    return _GPT2_VOCABULARY
+
+
+def _validation_tokens(config: RunConfig) -> int | None:
+    """Tokens of one validation; None where only data that is not here would tell."""
+    from gptlab.data import MANIFEST, Manifest
+
+    sources = _sources(config)
+    if config.eval.tokens is not None:
+        return config.eval.tokens * max(1, len(sources))
+    if not sources or not all((path / MANIFEST).is_file() for path in sources):
+        return None
+    return sum(Manifest.load(path).splits["validation"].tokens for path in sources)
+
+
+def _footprint(
+    config: RunConfig, vocabulary: int, card: Gpu | None, gpus: int, probe: Probe | None
+) -> tuple[Footprint, int | None]:
+    """Bytes by kind at the micro-batch that the run will have, and the bytes that there are."""
+    import torch
+
+    from gptlab.errors import ConfigError
+    from gptlab.footprint import fitting_footprint, footprint
+    from gptlab.lab.planning import USABLE
+
+    fixed = config.system.micro_batch
+    if card is None:
+        accelerator = probe is not None and probe.accelerator
+        dtype = probe.dtype if probe is not None else {"auto": "bfloat16"}.get(config.train.dtype, config.train.dtype)
+        rows = probe.micro_batch if probe is not None else 1 if fixed == "auto" else min(fixed, config.batch_rows)
+        compiled = accelerator and config.system.compile is not False
+        kind = getattr(torch, dtype)
+        return footprint(config, vocabulary, rows, accelerator=accelerator, dtype=kind, compiled=compiled), None
+    if config.batch_rows % gpus:
+        raise ConfigError(
+            f"--gpus {gpus}: {config.batch_rows} sequences a step cannot be shared by so many; "
+            f"take {max(n for n in range(1, gpus) if config.batch_rows % n == 0)}"
+        )
+    rows, limit = config.batch_rows // gpus, int(card.memory * USABLE)
+    kind = torch.float32 if config.train.dtype == "float32" else torch.bfloat16
+    with _spinner(f"{config.name}: counting bytes"):
+        found = fitting_footprint(
+            config,
+            vocabulary,
+            rows if fixed == "auto" else min(fixed, rows),
+            limit,
+            halve=fixed == "auto",
+            accelerator=True,
+            dtype=kind,
+            compiled=config.system.compile is not False,
+        )
+    return found, limit
+
+
+def _own_price(probe: Probe | None, cards: dict[str, Gpu]) -> Any:
+    """What the table says that the GPU of this machine rents for, where it is one that the table knows."""
+    from gptlab.gpus import gpu_of_driver
+    from gptlab.lab.planning import Price
+
+    mine = gpu_of_driver(probe.hardware, cards) if probe is not None and probe.accelerator else None
+    return None if mine is None else Price(mine.dollars_per_hour, mine.priced, mine.source)
+
+
+# ---------------------------------------------------------------- what is printed
+
+
+def _spinner(text: str) -> Any:
+    from gptlab.console import console
+
+    return console().status(text)
+
+
+def _print_json(planned: Plan, probe: Probe | None, bought: Budget | None) -> None:
+    import dataclasses
+    import json
+
+    values: dict[str, Any] = {"plan": planned.plain()}
+    values |= {name: part and dataclasses.asdict(part) for name, part in (("probe", probe), ("budget", bought))}
+    print(json.dumps(values, indent=1))
+
+
+def _print_tables(planned: Plan, probe: Probe | None) -> None:
+    from gptlab.config import format_count
+    from gptlab.console import output
+    from gptlab.lab.planning import format_dollars, format_seconds
+
+    screen, size = output(), planned.footprint
+    screen.print(
+        f"{planned.name}: {format_count(size.parameters)} parameters, "
+        f"{format_count(size.parameters_without_embeddings)} without embeddings (V = {size.vocab_size:,})\n"
+        f"{format_count(planned.tokens)} tokens in {planned.steps:,} steps of {planned.batch_rows:,} sequences; "
+        f"{planned.flops:.3g} FLOPs, {format_count(size.flops_per_token)} a token\n",
+        markup=False,
+    )
+    screen.print(_memory_table(planned))
+    if planned.seconds is None:
+        screen.print("\ntime: prepare the data to take real steps here, or name a card with --gpu", markup=False)
+    else:
+        screen.print()
+        screen.print(_time_table(planned))
+    if probe is not None:
+        steps = f"{probe.steps} steps: {format_seconds(probe.step_seconds)} each, the middle half "
+        steps += f"{format_seconds(probe.step_low)} to {format_seconds(probe.step_high)}"
+        screen.print(f"\nmeasured on {probe.hardware} in {probe.dtype}, {steps}", markup=False)
+    if planned.dollars is not None and planned.dollars_with_overhead is not None:
+        screen.print(
+            f"\n{format_dollars(planned.dollars)} for the run, {format_dollars(planned.dollars_with_overhead)} with "
+            f"{planned.overhead_minutes:g} minutes beside it, "
+            f"at {format_dollars(planned.dollars_per_hour or 0)} an hour"
+            f"\nprice: {planned.priced}",
+            markup=False,
+        )
+    if planned.assumptions:
+        screen.print("\nassumed:", *(f"  {text}" for text in planned.assumptions), sep="\n", markup=False)
+
+
+def _table(*headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def _memory_table(planned: Plan) -> Table:
+    """Bytes by kind; the rest of a measured peak is what nobody counts."""
+    from gptlab.lab.planning import format_bytes
+
+    size = planned.footprint
+    unit = "card" if planned.basis == "table" else "process"
+    table = _table(f"memory of one {unit}, {size.micro_batch} sequences at once", "")
+    for name in ("weights", "gradients", "optimizer", "activations", "logits"):
+        table.add_row(f"  {name}", format_bytes(getattr(size, name)))
+    if planned.peak_memory > size.total:
+        table.add_row(
+            "  Python, libraries and what the allocator keeps", format_bytes(planned.peak_memory - size.total)
+        )
+    limit = "" if planned.memory_limit is None else f" of {format_bytes(planned.memory_limit)} usable"
+    total = "peak, measured" if planned.basis == "probe" else f"together{limit}"
+    table.add_row(f"  {total}", format_bytes(planned.peak_memory), style="bold")
+    return table
+
+
+def _time_table(planned: Plan) -> Table:
+    from gptlab.lab.planning import format_seconds
+
+    where = planned.hardware if planned.devices == 1 else f"{planned.devices} × {planned.hardware}"
+    spread = planned.spread
+    table = _table(f"time on {where}", "", "range")
+    parts = {"start-up": planned.startup_seconds, "training": planned.training_seconds}
+    parts |= {f"validation, {planned.validations} times": planned.validation_seconds}
+    parts |= {"saving": planned.saving_seconds, "together": planned.seconds}
+    for name, seconds in parts.items():
+        if seconds:
+            low, high = format_seconds(seconds / spread), format_seconds(seconds * spread)
+            shown = f"{low} to {high}" if name in ("training", "together") else ""
+            table.add_row(f"  {name}", format_seconds(seconds), shown, style="bold" if name == "together" else "")
+    return table
+
+
+def _print_budget(bought: Budget, planned: Plan, config: Path, vocabulary: int) -> None:
+    """What the money trains, and the config beside this one that comes nearest."""
+    from gptlab.config import format_count
+    from gptlab.console import output
+    from gptlab.lab.planning import format_dollars, format_seconds, nearest
+
+    text = (
+        f"\n{format_dollars(bought.dollars)} buy {format_seconds(bought.hours * 3600)} of training after the overhead: "
+        f"{bought.flops:.3g} FLOPs at the speed above.\nChinchilla-optimal: {format_count(bought.parameters)} "
+        f"parameters on {format_count(bought.tokens)} tokens ({bought.tokens_per_parameter:g} a parameter)."
+    )
+    sizes = _sizes_beside(config, vocabulary)
+    if (name := nearest(bought.parameters, sizes)) is not None:
+        text += f"\nNearest beside this config: {name}, {format_count(sizes[name])} parameters."
+    output().print(text, markup=False)
+
+
+def _sizes_beside(config: Path, vocabulary: int) -> dict[str, int]:
+    """Parameters of the configs in the folder of `config`; those that need what is not here are left out."""
+    from gptlab.config import load_config
+    from gptlab.errors import GptlabError
+    from gptlab.model import build_model
+
+    sizes = {}
+    for path in sorted(config.parent.glob("*.yaml")) if config.is_file() else []:
+        try:
+            model = build_model(load_config(path), vocabulary, device="meta")
+        except GptlabError:
+            continue
+        sizes[path.stem] = sum(p.numel() for p in model.parameters())
+    return sizes
+
+
+def _print_past(runs: Path) -> None:
+    """How good earlier predictions were."""
+    from gptlab.console import output
+    from gptlab.lab.planning import median_ratios, past_predictions
+
+    if past := past_predictions(runs):
+        time, memory = median_ratios(past)
+        output().print(
+            f"\nPredicted ÷ actual of {len(past)} finished runs in {runs}/, median: "
+            f"time {time:.2f}, peak memory {memory:.2f}",
+            markup=False,
+        )

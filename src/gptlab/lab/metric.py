@@ -1,0 +1,119 @@
+"""What an experiment measures: one number of a run, and which way is better."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from pydantic import Field
+
+from gptlab.config.schema import Section
+from gptlab.config.types import Number, Text
+from gptlab.errors import GptlabError, did_you_mean
+from gptlab.record.metrics import Row, read_metrics
+
+_PLAIN = {"loss": "val/loss", "bits_per_byte": "val/bits_per_byte"}
+
+
+class Metric(Section):
+    """`loss`, `bits_per_byte`, {accuracy: TASK}, {tokens_to: LOSS}, {seconds_to: LOSS} or {logged: KEY, better: …}."""
+
+    logged: Text | None = Field(None, description="a key of metrics.jsonl, its last value")
+    accuracy: Text | None = Field(None, description="a task of `gptlab eval`; its acc_norm")
+    tokens_to: Number | None = Field(None, description="tokens until the validation loss is this low")
+    seconds_to: Number | None = Field(None, description="seconds of training until the validation loss is this low")
+    better: Text = Field("", description="lower or higher; known for all but `logged`")
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in _PLAIN:
+            raise ValueError(f"no metric is called {value!r}; {did_you_mean(value, [*_PLAIN, *cls.model_fields])}")
+        return {"logged": _PLAIN[value], "better": "lower"}
+
+    @pydantic.model_validator(mode="after")
+    def _one(self) -> Metric:
+        given = [name for name in ("logged", "accuracy", "tokens_to", "seconds_to") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"one metric decides; {given[0]} and {given[1]} are two")
+        if self.logged not in (None, *_PLAIN.values()) and self.better not in ("lower", "higher"):
+            raise ValueError("say which way is better: {logged: KEY, better: lower}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The key of metrics.jsonl that it is read from; that of the validation loss where it is derived from that."""
+        return self.logged or "val/loss"
+
+    @property
+    def label(self) -> str:
+        """What it is called in a table, with its unit."""
+        if self.accuracy is not None:
+            return f"{self.accuracy} accuracy"
+        if self.tokens_to is not None:
+            return f"tokens to loss {self.tokens_to:g}"
+        if self.seconds_to is not None:
+            return f"seconds to loss {self.seconds_to:g}"
+        return {"val/loss": "validation loss (nats a token)", "val/bits_per_byte": "bits per byte"}.get(
+            self.key, self.key
+        )
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less is better."""
+        return self.accuracy is None and self.better != "higher"
+
+    def value(self, run: Path, rows: Sequence[Row] | None = None) -> float:
+        """The metric of a finished run. `rows`: its metrics, where they have been read already.
+
+        Raises GptlabError where the run does not have it, or never reached the target.
+        """
+        if self.accuracy is not None:
+            return _accuracy(run, self.accuracy)
+        rows = read_metrics(run / "metrics.jsonl") if rows is None else rows
+        measured = [row for row in rows if row.get(self.key) is not None]
+        if not measured:
+            logged = sorted({key for row in rows for key in row} - {"step", "tokens"})
+            raise GptlabError(f"{run}: no run logs {self.key!r}; {did_you_mean(self.key, logged)}")
+        if self.tokens_to is not None:
+            return _crossing(run, measured, "tokens", self.tokens_to)
+        if self.seconds_to is not None:
+            return _crossing(run, measured, "seconds", self.seconds_to)
+        return float(measured[-1][self.key])
+
+
+def _crossing(run: Path, rows: Sequence[Row], what: str, target: float) -> float:
+    """Where the validation loss first reaches `target`, between two validations linearly."""
+    before: Row | None = None
+    for row in rows:
+        if row["val/loss"] <= target:
+            if before is None:
+                return float(row[what])
+            share = (before["val/loss"] - target) / (before["val/loss"] - row["val/loss"])
+            return float(before[what] + share * (row[what] - before[what]))
+        before = row
+    lowest = min(row["val/loss"] for row in rows)
+    raise GptlabError(
+        f"{run}: the validation loss never reached {target:g} (lowest: {lowest:.4f}); set a target that every arm "
+        "reaches, or train for longer"
+    )
+
+
+def _accuracy(run: Path, task: str) -> float:
+    path = run / "evals" / f"{task}.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        value = float(results.get("acc_norm", results.get("acc", math.nan)))
+    except FileNotFoundError:
+        raise GptlabError(f"{run} has no evals/{task}.json; run `gptlab eval {run} --tasks {task}`") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise GptlabError(f"{path}: damaged; run `gptlab eval {run} --tasks {task}` again") from None
+    if not math.isfinite(value):
+        raise GptlabError(f"{path}: {task} has no accuracy; choose a task of questions")
+    return value

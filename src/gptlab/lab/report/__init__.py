@@ -1,0 +1,1 @@
+"""Reports: blocks of text, tables and figures, rendered as Markdown, HTML and LaTeX."""

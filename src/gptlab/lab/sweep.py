@@ -1,0 +1,405 @@
+"""Search: many trials of a config by Optuna, each an ordinary run that is found again by its hash.
+
+The study lives in SQLite, so that the same command goes on with it, and several at once share it. What is best of many
+trials is best partly by luck: its value here is too good, and the runs that chose it are no evidence for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from gptlab.config import RunConfig
+from gptlab.config.load import override
+from gptlab.config.yamlfile import parse_yaml
+from gptlab.console import say
+from gptlab.errors import ConfigError, GptlabError
+from gptlab.lab.execution import Device, train_all
+from gptlab.lab.experiment import hash_of, with_seed
+from gptlab.lab.metric import Metric
+from gptlab.lab.report.drawing import COLOURS, GREY, image
+from gptlab.lab.store import Store, Wanted
+from gptlab.record.metrics import read_columns
+
+if TYPE_CHECKING:
+    import optuna
+    from matplotlib.figure import Figure
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, Trial
+
+Sampler = Literal["tpe", "random", "grid"]
+Value = str | int | float | bool | None
+FIRST_SEED = 101
+"""Where the seeds of trials begin: those by which experiments tune, and not those that are evidence."""
+
+_RUNGS = 16  # a run may be stopped after 1/16, 1/8, 1/4 and 1/2 of its steps
+_RANGE = re.compile(r"\s*([^:\s\[]+?)\.\.([^:\s]+?)\s*(?::\s*(log|step=(\S+)))?\s*")
+_REASON = "reason"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, whole where both are; drawn in the logarithm, or in steps."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and isinstance(self.step, int | None)
+
+
+Space = dict[str, Range | list[Value]]
+
+
+def parse_space(texts: Sequence[str], config: RunConfig) -> Space:
+    """`optimizer.lr=1e-4..1e-2:log`, `model.dim=64..128:step=32` or `model.block.mlp=[GELU, SwiGLU]`, by dotted key.
+
+    Raises GptlabError for what is none of these, an empty range or list, and keys or values that `config` cannot take.
+    """
+    space: Space = {}
+    for text in texts:
+        key, equals, written = (part.strip() for part in text.partition("="))
+        if not equals or not key or not written:
+            raise GptlabError(f"--param {text}: write KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=[A, B]")
+        values = _range(text, match) if (match := _RANGE.fullmatch(written)) else _choices(text, written)
+        for value in [values.low, values.high] if isinstance(values, Range) else values:
+            try:
+                override(config, [_setting(key, value)], {})
+            except ConfigError as error:
+                message = str(error).removeprefix(f"--set {_setting(key, value)}: ")
+                raise GptlabError(f"--param {text}: {message}") from None
+        space[key] = values
+    if not space:
+        raise GptlabError("nothing to search over; give --param, for example --param optimizer.lr=1e-4..1e-2:log")
+    return space
+
+
+def _range(text: str, match: re.Match[str]) -> Range:
+    low, high, kind, step = match.groups()
+    try:
+        found = Range(_number(low), _number(high), kind == "log", None if step is None else _number(step))
+    except ValueError:
+        raise GptlabError(f"--param {text}: the ends of a range are numbers, such as 1e-4..1e-2:log") from None
+    if not found.low < found.high or (found.log and found.low <= 0) or (found.step is not None and found.step <= 0):
+        raise GptlabError(f"--param {text}: the range is empty; low must be below high (and above 0 for log)")
+    return found
+
+
+def _number(text: str) -> int | float:
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+
+
+def _choices(text: str, written: str) -> list[Value]:
+    values, _ = parse_yaml(written, f"--param {text}")
+    if not isinstance(values, list) or not values:
+        raise GptlabError(f"--param {text}: give a range LOW..HIGH, or choices in brackets: [GELU, SwiGLU]")
+    return [value if isinstance(value, Value) else json.dumps(value) for value in values]
+
+
+def _setting(key: str, value: Value) -> str:
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+# ---------------------------------------------------------------- the study
+
+
+@dataclass
+class Sweep:
+    """A search in progress.
+
+    `seeds`: runs a trial, whose mean counts. `prune`: stop trials that fall behind, by ASHA.
+    """
+
+    config: RunConfig
+    space: Space
+    metric: Metric
+    trials: int
+    sampler: Sampler
+    prune: bool
+    seeds: int
+    store: Store
+    study: optuna.Study
+    active: list[_Active] = field(default_factory=list)
+
+    def run(self, devices: Sequence[Device]) -> None:
+        """Train until the study has its trials. What was interrupted is tried again by the same command."""
+        try:
+            train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
+        finally:
+            for each in self.active:  # interrupted: not an answer, so it is asked again
+                self.study.tell(each.trial, state=_states().FAIL)
+                self.study.enqueue_trial(each.trial.params)
+
+    @property
+    def done(self) -> list[FrozenTrial]:
+        """Trials with an outcome: a value, pruned, or stopped by themselves."""
+        states = _states()
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state in (states.COMPLETE, states.PRUNED)
+            or (trial.state == states.FAIL and _REASON in trial.user_attrs)
+        ]
+
+    @property
+    def ranked(self) -> list[FrozenTrial]:
+        """Trials with a value, the best first."""
+        complete = [trial for trial in self.done if trial.state == _states().COMPLETE]
+        return sorted(complete, key=lambda trial: _value(trial), reverse=not self.metric.lower_is_better)
+
+    def _wanted(self, workers: int) -> list[Wanted]:
+        """The next run of every trial in progress; new trials are asked for where a worker is free."""
+        self._settle()
+        while len(self.active) < workers and len(self.done) + len(self.active) < self.trials:
+            trial = self.study.ask(_distributions(self.space))
+            runs = self._runs(trial)
+            if runs:
+                self.active.append(_Active(trial, runs))
+                self._settle()
+        return [next(run for run in each.runs if self.store.finished(run) is None) for each in self.active]
+
+    def _runs(self, trial: Trial) -> list[Wanted]:
+        """The runs of a trial; none where its values do not go together, which is said and is its outcome."""
+        try:
+            config = override(self.config, [_setting(key, value) for key, value in trial.params.items()], {})
+        except ConfigError as error:
+            self._fail(trial, str(error))
+            return []
+        if self.prune:
+            rung = max(1, config.total_steps // _RUNGS)
+            every = min(config.eval.every or rung, rung)
+            config = config.model_copy(update={"eval": config.eval.model_copy(update={"every": every})})
+        digest = hash_of(config)
+        return [
+            Wanted(with_seed(config, init=seed, data=seed, dropout=seed), digest, f"trial {trial.number} seed {seed}")
+            for seed in range(FIRST_SEED, FIRST_SEED + self.seeds)
+        ]
+
+    def _settle(self) -> None:
+        """Tell the study of every trial that has come to its end."""
+        for each in list(self.active):
+            failures = [found for run in each.runs if (found := self.store.failure(self.store.folder(run)))]
+            if all(self.store.finished(run) is not None for run in each.runs):
+                values = [self.metric.value(self.store.folder(run)) for run in each.runs]
+                self.study.tell(each.trial, float(np.mean(values)))
+                say(f"trial {each.trial.number}: {np.mean(values):.4f} with {_parameters(each.trial.params)}")
+            elif failures:
+                self._fail(each.trial, failures[0].reason)
+            else:
+                continue
+            self.active.remove(each)
+
+    def _fail(self, trial: Trial, reason: str) -> None:
+        trial.set_user_attr(_REASON, reason)
+        self.study.tell(trial, state=_states().FAIL)
+        say(f"trial {trial.number} with {_parameters(trial.params)}: {reason}")
+
+    def _falls_behind(self, run: Wanted, folder: Path) -> bool:
+        """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
+        each = next((each for each in self.active if self.prune and each.runs[0].suffix == run.suffix), None)
+        if each is None:
+            return False
+        columns = read_columns(folder / "metrics.jsonl", ["step", self.metric.key])
+        for step, value in zip(columns["step"], columns[self.metric.key], strict=True):
+            if not np.isfinite(value) or step in each.reported or step >= run.config.total_steps:
+                continue
+            each.reported.add(step)
+            each.trial.report(float(value), int(step))
+            if each.trial.should_prune():
+                self.study.tell(each.trial, state=_states().PRUNED)
+                self.active.remove(each)
+                say(f"trial {each.trial.number}: pruned at step {step:.0f}")
+                return True
+        return False
+
+
+@dataclass
+class _Active:
+    trial: Trial
+    runs: list[Wanted]
+    reported: set[float] = field(default_factory=set)
+
+
+def open_sweep(
+    config: RunConfig,
+    space: Space,
+    store: Store,
+    *,
+    trials: int = 20,
+    sampler: Sampler = "tpe",
+    metric: Metric,
+    prune: bool = False,
+    seeds: int = 1,
+    storage: str | None = None,
+    seed: int = 0,
+) -> Sweep:
+    """The study of a config, a space, a metric and a number of seeds: begun, or gone on with.
+
+    `storage`: an Optuna URL; by default sqlite in the store's `.sweeps`. `seed`: of the sampler of a new study.
+    Raises GptlabError without Optuna, for a grid with a range, and for a storage that cannot be opened.
+    """
+    optuna = _optuna()
+    _check_numbers(trials, seeds)
+    name = study_name(config, space, metric, seeds)
+    if storage is None:
+        folder = (store.root / ".sweeps").resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        storage = f"sqlite:///{folder / 'studies.db'}"
+    points = _points(space) if sampler == "grid" else []
+    pruner = optuna.pruners.NopPruner()
+    if prune:
+        rung = max(1, config.total_steps // _RUNGS)
+        pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=2)
+    try:
+        try:
+            direction = "minimize" if metric.lower_is_better else "maximize"
+            study = optuna.create_study(study_name=name, storage=storage, direction=direction, pruner=pruner)
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
+            # Who goes on, or joins, must not draw again what was drawn first.
+            seed = int(np.random.SeedSequence([seed, len(study.trials), os.getpid()]).generate_state(1)[0])
+    except Exception as error:  # whatever a driver of a database raises
+        raise GptlabError(f"--storage {storage}: {str(error).splitlines()[0]}") from None
+    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    study.sampler = samplers.get(sampler, optuna.samplers.RandomSampler)(seed=seed)
+    for point in points:
+        study.enqueue_trial(point, skip_if_exists=True)
+    return Sweep(config, space, metric, len(points) or trials, sampler, prune, seeds, store, study)
+
+
+def study_name(config: RunConfig, space: Space, metric: Metric, seeds: int) -> str:
+    """Unlike for whatever makes another search of it."""
+    what = json.dumps([hash_of(config), {k: str(v) for k, v in sorted(space.items())}, metric.label, seeds])
+    return f"{config.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+
+def _check_numbers(trials: int, seeds: int) -> None:
+    for name, number in (("trials", trials), ("seeds", seeds)):
+        if number < 1:
+            raise GptlabError(f"--{name} {number}: nothing would be trained; give 1 or more")
+
+
+def _points(space: Space) -> list[dict[str, Value]]:
+    """Every combination of choices."""
+    for key, values in space.items():
+        if isinstance(values, Range):
+            raise GptlabError(f"--param {key}: a grid needs choices, not a range; write {key}=[A, B], or --sampler tpe")
+    lists = [values for values in space.values() if isinstance(values, list)]
+    return [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for key, values in space.items():
+        if not isinstance(values, Range):
+            found[key] = CategoricalDistribution(values)
+        elif values.whole:
+            found[key] = IntDistribution(int(values.low), int(values.high), values.log, int(values.step or 1))
+        else:
+            found[key] = FloatDistribution(values.low, values.high, values.log, values.step)
+    return found
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise GptlabError("a sweep needs Optuna; install it with: pip install 'gptlab[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _states() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState
+
+
+# ---------------------------------------------------------------- for people
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None
+    return trial.value
+
+
+def _parameters(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(sweep: Sweep, most: int = 10) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the best trials: number, value, and what was set."""
+    keys = list(sweep.space)
+    rows = [
+        [str(trial.number), f"{_value(trial):.4f}", *(_short(trial.params[key]) for key in keys)]
+        for trial in sweep.ranked[:most]
+    ]
+    return ["trial", sweep.metric.label, *keys], rows
+
+
+def best_diff(sweep: Sweep) -> dict[str, Any]:
+    """What the best trial sets, as a nested dictionary for a YAML file. Raises GptlabError where none has a value."""
+    if not sweep.ranked:
+        raise GptlabError("no trial came to its end; widen the space, or see what the trials said")
+    found: dict[str, Any] = {}
+    for key, value in sweep.ranked[0].params.items():
+        *parents, last = key.split(".")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = parse_yaml(value, key)[0] if isinstance(value, str) else value
+    return found
+
+
+def draw(sweep: Sweep) -> bytes:
+    """The value against the trial, with the best so far, and against each thing that was varied, as PNG."""
+    return image(lambda figure, paint: _draw(sweep, figure), "png")
+
+
+def _draw(sweep: Sweep, figure: Figure) -> None:
+    trials = sorted(sweep.ranked, key=lambda trial: trial.number)
+    values = np.array([_value(trial) for trial in trials])
+    columns = min(3, 1 + len(sweep.space))
+    rows = -(-(1 + len(sweep.space)) // columns)
+    figure.set_size_inches(3.6 * columns, 3.0 * rows)
+    plots = np.atleast_1d(figure.subplots(rows, columns, sharey=True)).ravel()
+    numbers = [trial.number for trial in trials]
+    best = (np.minimum if sweep.metric.lower_is_better else np.maximum).accumulate(values)
+    plots[0].plot(numbers, best, color=GREY, linewidth=1.2, drawstyle="steps-post", label="best so far")
+    plots[0].scatter(numbers, values, color=COLOURS[0], s=22, zorder=3)
+    plots[0].set_xlabel("trial")
+    plots[0].xaxis.get_major_locator().set_params(integer=True)
+    plots[0].legend(frameon=False, fontsize=8)
+    for axes, (key, choices) in zip(plots[1:], sweep.space.items(), strict=False):
+        chosen = [trial.params[key] for trial in trials]
+        if isinstance(choices, Range):
+            axes.scatter(chosen, values, color=COLOURS[0], s=22)
+            axes.set_xscale("log" if choices.log else "linear")
+        else:
+            axes.scatter([choices.index(value) for value in chosen], values, color=COLOURS[0], s=22)
+            axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+            axes.set_xlim(-0.5, len(choices) - 0.5)
+        axes.set_xlabel(key)
+    for axes in plots[1 + len(sweep.space) :]:
+        axes.set_visible(False)
+    for axes in plots[::columns]:
+        axes.set_ylabel(sweep.metric.label)
