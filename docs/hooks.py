@@ -6,6 +6,7 @@ A line of its own in a page is replaced:
 {{ component KIND NAME }}  one of them
 {{ command NAME … }}       a command of `gptlab`: usage, arguments, options
 {{ schema }}               the fields of a config, section by section
+{{ experiment }}           the fields of an experiment.yaml
 {{ configs }}              the configs that come with the project
 {{ file PATH }}            a file of the repository, as a code block
 {{ output ARGUMENTS … }}   what `gptlab ARGUMENTS …` prints, run in the repository
@@ -32,6 +33,8 @@ from gptlab.config import SLOTS, RunConfig, menu
 from gptlab.config.schema import Section
 from gptlab.config.slots import import_component, signature
 from gptlab.config.yamlfile import dump_yaml
+from gptlab.lab.experiment import ComputeCurve, DecisionRule, Statement
+from gptlab.lab.metric import Metric
 
 ROOT = Path(__file__).resolve().parent.parent
 _DIRECTIVE = re.compile(r"^\{\{ (\w+)((?: [^\s}]+)*) \}\}$", re.M)
@@ -202,6 +205,18 @@ def schema() -> str:
     return "\n\n".join([_table(("key", "type", "default", "meaning"), top), *parts])
 
 
+def experiment() -> str:
+    """Every field of an experiment.yaml."""
+    rows: list[tuple[str, ...]] = []
+    sections = {"": Statement, "metric.": Metric, "decision.": DecisionRule, "compute_curve.": ComputeCurve}
+    for name, section in sections.items():
+        for key, field in section.model_fields.items():
+            default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
+            default = "see below" if isinstance(field.default, Section) else default
+            rows.append((f"`{name}{key}`", default, str(field.description or "")))
+    return _table(("key", "default", "meaning"), rows)
+
+
 def _field(section: type[Section], key: str, field: Any, prefix: str) -> tuple[str, ...]:
     default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
     return f"`{prefix}{key}`", _type(str(section.__annotations__[key])), default, str(field.description or "")
@@ -262,6 +277,7 @@ DIRECTIVES: dict[str, Callable[..., str]] = {
     "slot": slot,
     "component": component,
     "command": command,
+    "experiment": experiment,
     "schema": schema,
     "configs": configs,
     "file": file,
