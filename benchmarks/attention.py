@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from turns import ratio, spread
 
-from gptlab.model.attention import explicit_attention
+from gptlab.model.backends import PLAIN, View, explicit_attention
 from gptlab.systems.allocator import keep_memory
 
 SHAPES = [(16, 4, 128, 32), (32, 4, 256, 36), (16, 6, 256, 64), (8, 6, 512, 64), (4, 12, 1024, 64)]  # B, H, T, C
@@ -28,7 +28,7 @@ def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 def explicit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Scores in memory."""
-    return explicit_attention(q, k, v, None, causal=True)
+    return explicit_attention(q, k, v, View(q.shape[-2], q.device), PLAIN, 0.0)
 
 
 def milliseconds(attention: Callable[..., torch.Tensor], qkv: list[torch.Tensor], upstream: torch.Tensor) -> float:

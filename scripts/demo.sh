@@ -28,14 +28,36 @@ run gptlab eval "$trained" --tasks loss
 step "5. What does it write?"
 run gptlab sample "$trained" 'def read_file(path):' 'class Stack:' --temperature 0.7 --top-k 50 --max-new-tokens 80 --seed 1
 
+step "6. Is Muon worth it? Four pairs of smaller runs, decided by a rule that is written down first"
+mkdir -p experiments/adamw
+cat > experiments/adamw/experiment.yaml <<'YAML'
+hypothesis: After the same tokens AdamW has a higher validation loss than Muon, each at one rate.
+baseline: ../../demo.yaml
+common:
+  model: {dim: 96, layers: 2, heads: 3}
+  train: {tokens: 100k, batch_tokens: 2048, sequence_length: 128}
+  eval: {every: 25, tokens: 32k}
+arms:
+  adamw: {optimizer: {use: AdamW, lr: 4e-3}}
+seeds: 4
+metric: loss
+match: {tokens: 0%, flops: 1%}
+decision: {alpha: 0.05, smallest_effect: 0.02}
+YAML
+run cat experiments/adamw/experiment.yaml
+run gptlab run experiments/adamw --yes --no-probe
+run gptlab report experiments/adamw
+
 cat <<END
 
 That took $((SECONDS - started)) seconds. The loss curve is demo/$trained/loss.png, every number is in metrics.jsonl beside it.
+The verdict is demo/experiments/adamw/report.html. Neither rate was tuned: experiments/muon-adamw does it properly.
 
 What to try next (in demo/, with .venv/bin on your PATH):
   gptlab sample $trained                                   more samples; --show-tokens colours the tokens
   gptlab trace demo.yaml                                   every tensor shape in the model
-  gptlab train demo.yaml --set name=swiglu --set model.block.mlp=SwiGLU    swap a part, compare the curves
+  gptlab train demo.yaml --set name=swiglu --set model.block.mlp=SwiGLU    swap a part
+  gptlab new my-idea --baseline demo.yaml                  an experiment of your own
   gptlab train $trained --resume --set train.tokens=5M     train the same model for longer
   gptlab data presets                                      real corpora, up to 100B tokens
 END

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# One thread a test process: two of them, each with two threads that wait for one another by spinning, take ten times as
+# long. Before torch is imported, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -17,3 +21,28 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data at {folder}; set GPTLAB_TEST_DATA to the folder that holds it")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def run_to_start_from(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test of a config or a page that starts from imported weights works where a run of that name is."""
+    parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    files = [value for value in parameters if isinstance(value, Path) and value.suffix in (".yaml", ".md")]
+    if any("init_from:" in file.read_text(encoding="utf-8") for file in files):
+        folder = tmp_path_factory.mktemp("imported")
+        _small_run(folder / "runs" / "gpt2-xl-00000000")
+        monkeypatch.chdir(folder)
+
+
+def _small_run(folder: Path) -> None:
+    """What a config needs of GPT-2 XL: a run folder of that architecture, only smaller."""
+    from gptlab.config import dump_yaml
+    from gptlab.interop.gpt2 import gpt2_config
+    from gptlab.model import build_model
+    from gptlab.run import save_weights
+
+    config = gpt2_config(dim=16, layers=1, heads=2, context_length=1024)
+    save_weights(build_model(config, 257), folder / "model.safetensors")
+    (folder / "config.yaml").write_text(dump_yaml(config.plain()), encoding="utf-8")

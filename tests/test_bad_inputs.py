@@ -172,6 +172,65 @@ def test_impossible_shapes(place: Path, mistake: Mistake) -> None:
     assert "8192" in error
 
 
+IDEAS = """
+from torch import nn
+
+
+class Wide(nn.Module):
+    slot = "mlp"
+
+    def __init__(self, dim, *, factor: int = 2):
+        super().__init__()
+        self.up = nn.Linear(dim, factor * dim)
+
+    def forward(self, x):
+        return self.up(x)
+
+
+class Needs(Wide):
+    def __init__(self, dim, *, factor: int):
+        super().__init__(dim, factor=factor)
+
+
+class Asks(Wide):
+    def __init__(self, dim, colour):
+        super().__init__(dim)
+
+
+class Crashes(Wide):
+    def __init__(self, dim):
+        self.factor = undefined
+
+
+class Stumbles(Wide):
+    def forward(self, x):
+        return x.nope()
+
+
+class Forgets(Wide):
+    def forward(self, x):
+        self.up(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Needs", "model.block.mlp.factor: 'factor' is required; give it a value"),
+        ("Asks", "Asks asks for 'colour', which slot mlp is not given; it may ask for dim, layer_index"),
+        ("Wide", "idea.py:5: Wide was given (B, T, D) = [1, 32, 32] and returns a tensor of [1, 32, 64]; forward must"),
+        ("Forgets", "Forgets was given (B, T, D) = [1, 32, 32] and returns a NoneType; forward must return the shape"),
+        ("Crashes", "idea.py:28: Crashes cannot be built: NameError: name 'undefined' is not defined"),
+        ("Stumbles", "idea.py:33: AttributeError: 'Tensor' object has no attribute 'nope'; `gptlab check"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "trace"])
+def test_an_idea_that_does_not_fit(place: Path, mistake: Mistake, command: str, name: str, expected: str) -> None:
+    (place / "idea.py").write_text(IDEAS)
+    told = mistake(command, "config.yaml", *settings("name=x", f"model.block.mlp=./idea.py:{name}"))
+    assert expected in told
+
+
 def test_too_few_tokens_for_the_epochs_allowed(place: Path, mistake: Mistake) -> None:
     error = mistake("train", "config.yaml", *settings("data.epochs=1", "train.tokens=1M", "name=fresh"))
     assert "epochs" in error

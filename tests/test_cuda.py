@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,3 +148,73 @@ def test_micro_batch_is_halved_until_it_fits() -> None:
         torch.empty(int(free * 0.3) * rows, dtype=torch.uint8, device="cuda")
 
     assert largest_micro_batch(needs, 16, CUDA) == 2
+
+
+# ---------------------------------------------------------------- backends of attention
+
+MASKS = {
+    "causal": {},
+    "window": {"window": 20, "pattern": "LF"},
+    "documents": {"document_mask": True},
+    "both": {"document_mask": True, "window": 20, "kv_heads": 2},
+}
+SCORES = {"plain": {}, "softcap": {"softcap": 3.0}}
+
+
+def loss_and_gradients(device: str, dtype: torch.dtype, **model: Any) -> tuple[float, list[torch.Tensor]]:
+    """Loss a token of a model with wild weights on packed documents, and its gradients, on the CPU."""
+    made = make_model(device, **model)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.1).to(device))
+    documents = torch.tensor([[0] * 20 + [1] * 44] * 8, device=device)
+    given = dataclasses.replace(batch(device), documents=documents)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        out = CrossEntropy(chunk=None)(made, given)
+    out.sum.backward()
+    return out.sum.item() / int(out.count), [p.grad.float().cpu() for p in made.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("scores", SCORES)
+@pytest.mark.parametrize("position", ["RoPE", "ALiBi"])
+def test_flex_equals_explicit_in_float32(mask: str, scores: str, position: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        found = [
+            loss_and_gradients(
+                "cuda",
+                torch.float32,
+                position=position,
+                block={"attention": {**MASKS[mask], **SCORES[scores], "backend": backend}},
+            )
+            for backend in ("explicit", "flex")
+        ]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_varlen_equals_explicit_in_bfloat16(mask: str) -> None:
+    exact = loss_and_gradients("cuda", torch.float32, block={"attention": {**MASKS[mask], "backend": "explicit"}})
+    found = loss_and_gradients("cuda", torch.bfloat16, block={"attention": {**MASKS[mask], "backend": "varlen"}})
+    assert found[0] == pytest.approx(exact[0], rel=1e-2)
+    for ours, theirs in zip(found[1], exact[1], strict=True):
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm() + 1e-3
+
+
+@pytest.mark.parametrize("attention", [*MASKS.values(), {"softcap": 3.0}, {"key_offset": True}], ids=str)
+def test_what_auto_takes_trains_compiled(setting: Path, attention: dict[str, Any]) -> None:
+    options = ["system.device=cuda", "train.dtype=bfloat16", "system.compile=true"]
+    options.append(f"model.block.attention={json.dumps(attention)}")
+    assert losses(run(setting, f"auto-{abs(hash(str(attention)))}", *options))[-1] < 4.5
+
+
+def test_a_mixture_of_experts_equals_the_cpu() -> None:
+    block = {"mlp": {"use": "MoE", "experts": 4, "expert": {"use": "SwiGLU", "hidden": 64}}}
+    found = [loss_and_gradients(device, torch.bfloat16, block=block)[0] for device in ("cpu", "cuda")]
+    assert found[0] == pytest.approx(found[1], rel=1e-2)

@@ -197,6 +197,8 @@ def test_commands_and_options_exist(hooks: ModuleType, document: Path) -> None:
         command, words = hooks.command_tree(), list(call.words)
         while (children := getattr(command, "commands", None)) is not None:
             assert words, f"{shown}: names no command"
+            if words[0] not in children and hasattr(command, "fallback"):
+                words.insert(0, command.fallback)
             assert words[0] in children, f"{shown}: no command {words[0]!r}"
             command = children[words.pop(0)]
         options = {option: p for p in command.params for option in (*p.opts, *p.secondary_opts)}

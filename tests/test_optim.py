@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gptlab.config import build, config_from
+from gptlab.errors import ConfigError
 from gptlab.model import build_model
-from gptlab.optim import WSD, AdamW, Constant, Cosine, Linear, Muon, parameter_kind, set_learning_rate
+from gptlab.optim import WSD, AdamW, Constant, Cosine, Linear, Muon, PowerLaw, parameter_kind, set_learning_rate
 
 
 def make_model(**changes: object) -> torch.nn.Module:
@@ -118,3 +119,12 @@ def test_schedules() -> None:
     assert wsd(90) == pytest.approx(0.5)
     assert wsd(99) == pytest.approx(0.05)
     assert Constant(100, warmup=0.0)(99) == 1.0
+
+
+def test_a_power_law_does_not_know_where_the_run_ends() -> None:
+    short, long = PowerLaw(200, warmup=0.1, power=0.08), PowerLaw(1000, warmup=0.02, power=0.08)
+    assert [short(step) for step in range(200)] == pytest.approx([long(step) for step in range(200)], rel=1e-12)
+    assert short(19) == short(20) == 1.0
+    assert short(20 + 99) == pytest.approx(100**-0.08)
+    with pytest.raises(ConfigError, match="let the rate grow"):
+        PowerLaw(100, power=-0.5)

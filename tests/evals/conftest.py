@@ -47,6 +47,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         (folder / "config.yaml").write_text(dump_yaml(config.plain()))
         tokenizer.save(folder / "tokenizer")
         save_weights(model, folder / "model.safetensors")
+        (folder / "metrics.jsonl").touch()  # as every run that was trained has it
         return Run(folder, config, model, tokenizer, torch.device("cpu"), torch.float32, config.total_steps)
 
     return make

@@ -7,6 +7,7 @@ import torch
 
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
+from gptlab.inference.cache import KVCache
 from gptlab.inference.generate import Sampling, choose, decoding_copy, generate, window_start
 from gptlab.model import build_model
 
@@ -148,3 +149,20 @@ def test_bad_sampling_is_refused(options: dict[str, float]) -> None:
 def test_empty_prompt_is_refused() -> None:
     with pytest.raises(GptlabError, match="empty"):
         greedy(make_model(), [[]])
+
+
+def test_the_cache_grows_with_the_text_and_not_with_the_context() -> None:
+    cache = KVCache(1, 100_000)
+    rows = torch.randn(2, 3, 1300, 4)
+    for start, stop in ((0, 5), (5, 600), (600, 601), (601, 1300)):
+        keys, values = cache.update(0, rows[:, :, start:stop], -rows[:, :, start:stop, :2])
+        cache.advance(stop - start)
+        assert torch.equal(keys, rows[:, :, :stop])
+        assert torch.equal(values, -rows[:, :, :stop, :2])
+    held = cache._keys[0]
+    assert held is not None
+    assert held.shape[2] == 2048
+    small = KVCache(1, 40)
+    small.update(0, rows[:, :, :40], rows[:, :, :40])
+    assert small._keys[0] is not None
+    assert small._keys[0].shape[2] == 40

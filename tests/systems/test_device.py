@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -255,3 +258,11 @@ def test_in_another_thread_signals_are_left_alone() -> None:
     thread.join()
     assert seen == [False]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
+def test_peak_memory_is_not_that_of_who_started_the_process() -> None:
+    held = bytearray(os.urandom(1) * (900 * 2**20))
+    code = "import torch; from gptlab.systems.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 * 2**20 < int(done.stdout) < len(held)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gptlab.errors import GptlabError
-from gptlab.systems.metrics import MetricsLog, read_metrics, require_sinks, write_csv
+from gptlab.record.metrics import read_metrics, write_csv
+from gptlab.systems.metrics import MetricsLog, require_sinks
 from gptlab.systems.plot import plot_loss
 
 ROWS = [
@@ -44,7 +45,7 @@ def test_a_torn_last_line_is_left_out_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], torn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("gptlab.systems.metrics.say", said.append)
+    monkeypatch.setattr("gptlab.record.metrics.say", said.append)
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + torn)
     assert read_metrics(path) == ROWS
