@@ -47,6 +47,14 @@ TOP_K = (1, 5, 10)
 """The k that `gptlab eval --tasks topk` measures."""
 
 CURVE_POINTS = 400
+"""Of one run; fewer where many are drawn (`PICTURE_POINTS`)."""
+
+PICTURE_POINTS = 8_000
+"""Of all runs together: a page of a hundred runs stays small, and its lines are a pixel apart all the same."""
+
+_TOLD_APART = 8
+"""Runs that a legend names, and whose validations are dots."""
+
 MOST_VALUES = 12
 """Of a key of the configs; where runs have more, a line says how many."""
 
@@ -315,29 +323,46 @@ def _draw_curves(runs: Sequence[Compared], metric: str, figure: Figure) -> None:
     figure.set_size_inches(9.5, 3.6)
     axes: list[Axes] = list(figure.subplots(1, 2, sharey=True))
     with_train = METRICS.get(metric, metric) == "val/loss"
-    shades = _shades(len(runs))
-    for number, run in enumerate(runs):
-        for ax, place in zip(axes, (0, 1), strict=True):
-            if with_train:
-                ax.plot(run.train[place], run.train[2], color=shades[number], lw=0.7, alpha=0.6)
-            ax.plot(
-                run.curve[place],
-                run.curve[2],
-                "o-",
-                color=shades[number],
-                lw=1.4,
-                ms=3,
-                label=f"{number + 1}  {run.name}",
-            )
-    for ax, label in zip(axes, ("tokens", "seconds of training"), strict=True):
+    shades, few = _shades(len(runs)), len(runs) <= _TOLD_APART
+    for place, (ax, label) in enumerate(zip(axes, ("tokens", "seconds of training"), strict=True)):
+        if with_train:
+            _add_lines(ax, [_few_points(run.train, place, len(runs)) for run in runs], shades, lw=0.7, alpha=0.6)
+        _add_lines(ax, [_few_points(run.curve, place, len(runs)) for run in runs], shades, lw=1.4)
+        for shade, run in zip(shades, runs if few else (), strict=False):
+            ax.plot(run.curve[place], run.curve[2], "o", color=shade, ms=3)
+        ax.autoscale_view()
         ax.set_xlabel(label)
         (few_ticks if label.startswith("seconds") else count_axis)(ax)
     axes[0].set_ylabel(metric)
     rows = [(run.train[2] if with_train else run.curve[2], run.curve[2]) for run in runs]
     if any(len(values) for pair in rows for values in pair):
         axes[0].set_ylim(*loss_limits(rows))
-    if len(runs) <= 8:
-        axes[1].legend(frameon=False, fontsize=7)
+    if few:
+        _name_runs(axes[1], runs, shades)
+
+
+def _few_points(series: tuple[Array, Array, Array], place: int, runs: int) -> Array:
+    """(points, 2): x and y of a line, no more than are this run's share of the picture."""
+    most = max(50, PICTURE_POINTS // runs)
+    keep = np.unique(np.linspace(0, max(len(series[2]) - 1, 0), min(most, len(series[2]))).astype(int))
+    return np.column_stack((series[place][keep], series[2][keep]))
+
+
+def _add_lines(ax: Axes, lines: Sequence[Array], shades: Sequence[Any], *, lw: float, alpha: float = 1.0) -> None:
+    """All as one artist: a hundred runs are a hundred paths, not a hundred lines to lay out."""
+    from matplotlib.collections import LineCollection
+
+    ax.add_collection(LineCollection(lines, colors=shades, linewidths=lw, alpha=alpha))
+
+
+def _name_runs(ax: Axes, runs: Sequence[Compared], shades: Sequence[Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    keys = [
+        Line2D([], [], color=shade, marker="o", ms=3, lw=1.4, label=f"{number}  {run.name}")
+        for number, (shade, run) in enumerate(zip(shades, runs, strict=True), start=1)
+    ]
+    ax.legend(handles=keys, frameon=False, fontsize=7)
 
 
 def _shades(count: int) -> list[Any]:
