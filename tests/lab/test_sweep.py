@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -10,9 +18,10 @@ from helpers import TINY, gptlab, make_data
 
 from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
+from gptlab.files import exclusive
 from gptlab.lab.metric import Metric
 from gptlab.lab.store import Store
-from gptlab.lab.sweep import Range, open_sweep, parse_space
+from gptlab.lab.sweep import Range, Sweep, open_sweep, parse_space
 
 SHORT = TINY.replace("5120", "1280")
 LOSS = Metric.model_validate("loss")
@@ -103,6 +112,143 @@ def test_a_trial_that_falls_behind_is_pruned_and_is_no_failure(place: Path) -> N
     assert "trial 1: pruned at step" in done.stderr
     assert done.stdout.splitlines()[1].split()[0] == "0"
     assert not list((place / "runs").glob("long-*/failed.json"))
+
+
+def states(place: Path) -> list[str]:
+    """Of all trials of the one study in a folder, in their order."""
+    with sqlite3.connect(place / "runs/.sweeps/studies.db") as database:
+        return [state for (state,) in database.execute("SELECT state FROM trials ORDER BY number")]
+
+
+def ends(place: Path) -> list[int]:
+    """How often each run came to its last step."""
+    return [path.read_text().count("saved step-00000005") for path in place.glob("runs/*/log.txt")]
+
+
+LEARNING_RATE = ("--param", "optimizer.lr=1e-4..1e-2:log", "--trials", "3")
+
+
+def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`gptlab sweep` in a process group of its own, as a terminal starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gptlab", "sweep", "base.yaml", *arguments],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+@pytest.fixture
+def own_place(place: Path, tmp_path: Path) -> Path:
+    """A copy without runs."""
+    shutil.copytree(place, tmp_path / "own", ignore=shutil.ignore_patterns("runs", "text"))
+    return tmp_path / "own"
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_train_no_trial_twice(own_place: Path) -> None:
+    both = [start(own_place, *LEARNING_RATE) for _ in range(2)]
+    said = [process.communicate(timeout=240) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert states(own_place) == ["COMPLETE"] * 3
+    assert ends(own_place) == [1] * 3
+    assert sum(text.count("\nfinished ") for _, text in said) == 3
+    assert said[0][0] == said[1][0]  # whoever is done first waits for the other, and both see all
+
+
+@pytest.mark.slow
+def test_interrupted_and_killed_it_goes_on_where_it_was(own_place: Path) -> None:
+    """First an interrupt to the group while trial 0 is trained, then a kill of everything while trial 1 is."""
+
+    def wait_for(what: Callable[[], bool]) -> None:
+        until = time.monotonic() + 120
+        while not what():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def begun() -> int:
+        return len(list(own_place.glob("runs/*/metrics.jsonl")))
+
+    first = start(own_place, *LEARNING_RATE)
+    wait_for(lambda: begun() == 1)
+    os.killpg(first.pid, signal.SIGINT)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 130
+    assert "Traceback" not in said
+
+    second = start(own_place, *LEARNING_RATE)
+    wait_for(lambda: begun() == 2)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(second.pid)], capture_output=True, text=True)
+    for process in [second.pid, *map(int, children.stdout.split())]:
+        os.kill(process, signal.SIGKILL)
+    second.communicate(timeout=60)
+    assert states(own_place) == ["COMPLETE", "RUNNING"]
+
+    last = gptlab("sweep", "base.yaml", *LEARNING_RATE, cwd=own_place)
+    assert "trial 1: taken up" in last.stderr
+    assert states(own_place) == ["COMPLETE"] * 3
+    assert ends(own_place) == [1] * 3
+    assert not list(own_place.glob("runs/.sweeps/.*.lock"))
+
+
+def in_hand(sweep: Sweep) -> AbstractContextManager[None]:
+    """What `run` holds as long as its process lives."""
+    return exclusive(sweep._lock, GptlabError("held"))
+
+
+def test_a_trial_in_hand_is_left_alone_and_one_left_behind_is_taken_up(config: RunConfig, tmp_path: Path) -> None:
+    def join(trials: int = 3) -> Sweep:
+        return open_sweep(config, space, Store(tmp_path), trials=trials, sampler="random", metric=LOSS)
+
+    space = parse_space(["optimizer.lr=1e-4..1e-2:log"], config)
+    first, second, third = join(), join(), join()
+    with in_hand(second):
+        with in_hand(first):
+            gone = first._wanted(2)
+            assert len(gone) == 2
+            others = second._wanted(2)
+            assert len(others) == 1  # the third of three
+            assert others[0].suffix not in [run.suffix for run in gone]
+            assert third._wanted(1) == []
+        assert [run.suffix for run in third._wanted(3)] == [run.suffix for run in gone]
+    assert [trial.state.name for trial in third.study.trials] == ["RUNNING"] * 3
+
+
+def test_a_trial_left_behind_beyond_the_number_asked_for_is_over(config: RunConfig, tmp_path: Path) -> None:
+    space = parse_space(["optimizer.lr=1e-4..1e-2:log"], config)
+    gone, fewer = (
+        open_sweep(config, space, Store(tmp_path), trials=trials, sampler="random", metric=LOSS) for trials in (3, 1)
+    )
+    gone._wanted(3)
+    assert len(fewer._wanted(2)) == 1
+    assert [trial.state.name for trial in fewer.study.trials] == ["RUNNING", "FAIL", "FAIL"]
+    assert fewer.done == []  # they were no outcome, and are not counted as trials
+
+
+def test_on_another_machine_a_sign_of_life_counts(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = parse_space(["optimizer.lr=1e-4..1e-2:log"], config)
+    there, here = (open_sweep(config, space, Store(tmp_path), trials=1, metric=LOSS) for _ in range(2))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("platform.node", lambda: "elsewhere")
+        (run,) = there._wanted(1)
+    assert here._wanted(1) == []
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    assert [found.suffix for found in here._wanted(1)] == [run.suffix]
+
+
+def test_a_process_that_dies_while_it_asks_leaves_a_trial_that_can_be_taken_up(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    space = parse_space(["optimizer.lr=[1e-3, 2e-3]"], config)
+    sweep = open_sweep(config, space, Store(tmp_path), sampler="grid", metric=LOSS)
+    sweep.study.ask()  # it has the first point, and has neither drawn its values nor put its name down
+    assert [run.config.optimizer.plain()["lr"] for run in sweep._wanted(2)] == [1e-3, 2e-3]
 
 
 def test_who_joins_a_study_draws_other_points(config: RunConfig, tmp_path: Path) -> None:

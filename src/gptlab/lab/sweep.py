@@ -1,17 +1,23 @@
 """Search: many trials of a config by Optuna, each an ordinary run that is found again by its hash.
 
-The study lives in SQLite, so that the same command goes on with it, and several at once share it. What is best of many
-trials is best partly by luck: its value here is too good, and the runs that chose it are no evidence for it.
+The study lives in SQLite, so that the same command goes on with it, and several at once share it. A trial in progress
+names the process that has it, which holds a lock as long as it lives: however it ends, whoever comes next sees that and
+takes the trial up. What is best of many trials is best partly by luck: its value here is too good, and the runs that
+chose it are no evidence for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+import platform
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +29,7 @@ from gptlab.config.load import override
 from gptlab.config.yamlfile import parse_yaml
 from gptlab.console import say
 from gptlab.errors import ConfigError, GptlabError
+from gptlab.files import exclusive, is_held
 from gptlab.lab.execution import Device, train_all
 from gptlab.lab.experiment import hash_of, with_seed
 from gptlab.lab.metric import Metric
@@ -44,6 +51,10 @@ FIRST_SEED = 101
 _RUNGS = 16  # a run may be stopped after 1/16, 1/8, 1/4 and 1/2 of its steps
 _RANGE = re.compile(r"\s*([^:\s\[]+?)\.\.([^:\s]+?)\s*(?::\s*(log|step=(\S+)))?\s*")
 _REASON = "reason"
+_OWNER = "owner"
+_TURN = 60.0  # seconds to wait for others who look for a trial
+_BEAT = 60.0  # seconds between signs of life, for those who cannot see the lock: other machines
+_SILENT = 600.0  # seconds without one after which a process elsewhere is taken for dead
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def parse_space(texts: Sequence[str], config: RunConfig) -> Space:
         if not equals or not key or not written:
             raise GptlabError(f"--param {text}: write KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=[A, B]")
         values = _range(text, match) if (match := _RANGE.fullmatch(written)) else _choices(text, written)
-        for value in [values.low, values.high] if isinstance(values, Range) else values:
+        for value in _extremes(values):
             try:
                 override(config, [_setting(key, value)], {})
             except ConfigError as error:
@@ -85,6 +96,10 @@ def parse_space(texts: Sequence[str], config: RunConfig) -> Space:
     if not space:
         raise GptlabError("nothing to search over; give --param, for example --param optimizer.lr=1e-4..1e-2:log")
     return space
+
+
+def _extremes(values: Range | list[Value]) -> Sequence[Value]:
+    return [values.low, values.high] if isinstance(values, Range) else values
 
 
 def _range(text: str, match: re.Match[str]) -> Range:
@@ -132,16 +147,33 @@ class Sweep:
     seeds: int
     store: Store
     study: optuna.Study
+    locks: Path
     active: list[_Active] = field(default_factory=list)
+    name: str = field(default_factory=lambda: f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}")
+    seen: float = -np.inf
 
     def run(self, devices: Sequence[Device]) -> None:
-        """Train until the study has its trials. What was interrupted is tried again by the same command."""
-        try:
-            train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
-        finally:
-            for each in self.active:  # interrupted: not an answer, so it is asked again
-                self.study.tell(each.trial, state=_states().FAIL)
-                self.study.enqueue_trial(each.trial.params)
+        """Train until the study has its trials, those that other processes have taken among them.
+
+        Nothing is tidied up on the way out: what an interrupt leaves is what a kill leaves, and is taken up as that.
+        """
+        with exclusive(self._lock, GptlabError(f"{self._lock}: held by another process; try again")):
+            while True:
+                train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
+                if len(self.done) >= self.trials or not (others := self._running()):
+                    return
+                say(f"waiting for {', '.join(f'trial {number}' for number in others)}, in training by another process")
+                while self._running() == others:
+                    time.sleep(1)
+
+    @property
+    def _lock(self) -> Path:
+        return self.locks / f".{self.name}.lock"
+
+    def _running(self) -> list[int]:
+        """Trials that a living process has in hand."""
+        running = self.study.get_trials(deepcopy=False, states=(_states().RUNNING,))
+        return [trial.number for trial in running if _is_alive(trial)]
 
     @property
     def done(self) -> list[FrozenTrial]:
@@ -161,15 +193,57 @@ class Sweep:
         return sorted(complete, key=lambda trial: _value(trial), reverse=not self.metric.lower_is_better)
 
     def _wanted(self, workers: int) -> list[Wanted]:
-        """The next run of every trial in progress; new trials are asked for where a worker is free."""
+        """The next run of every trial in progress; new trials are begun where a worker is free."""
+        self._give_sign_of_life()
         self._settle()
-        while len(self.active) < workers and len(self.done) + len(self.active) < self.trials:
-            trial = self.study.ask(_distributions(self.space))
-            runs = self._runs(trial)
-            if runs:
-                self.active.append(_Active(trial, runs))
-                self._settle()
-        return [next(run for run in each.runs if self.store.finished(run) is None) for each in self.active]
+        with _turn(self.locks):
+            while len(self.active) < workers and (trial := self._next()) is not None:
+                if runs := self._runs(trial):
+                    trial.set_user_attr("runs", [self.store.folder(run).name for run in runs])
+                    reported = self.study.trials[trial.number].intermediate_values
+                    self.active.append(_Active(trial, runs, {*map(float, reported)}))
+                    self._settle()
+        missing = ([run for run in each.runs if self.store.finished(run) is None] for each in self.active)
+        return [runs[0] for runs in missing if runs]
+
+    def _next(self) -> Trial | None:
+        """A trial for this process, within the number asked for; one that a dead process left comes before a new one.
+
+        To be called in turn only: between counting and taking, no other process may take one.
+        """
+        mine = {each.trial.number for each in self.active}
+        running = self.study.get_trials(deepcopy=False, states=(_states().RUNNING,))
+        others = [trial for trial in running if trial.number not in mine]
+        left = [trial for trial in others if not _is_alive(trial)]
+        room = self.trials - len(self.done) - len(mine) - (len(others) - len(left))
+        for trial in left[max(0, room) :]:
+            self.study.tell(trial.number, state=_states().FAIL, skip_if_finished=True)
+        if room <= 0:
+            return None
+        taken = self._take_up(left[0]) if left else self.study.ask(_distributions(self.space))
+        taken.set_user_attr(_OWNER, self._owner())
+        return taken
+
+    def _take_up(self, left: FrozenTrial) -> Trial:
+        """Go on with a trial whose process is gone."""
+        from optuna.trial import Trial
+
+        trial = Trial(self.study, left._trial_id)
+        for key, distribution in _distributions(self.space).items():
+            trial._suggest(key, distribution)  # as `ask` does it, who may have been killed in the middle
+        if (owner := left.user_attrs.get(_OWNER)) is not None:
+            Path(owner["lock"]).unlink(missing_ok=True)  # a kill leaves the file, though nobody holds it
+        say(f"trial {trial.number}: taken up, the process that had it is gone")
+        return trial
+
+    def _owner(self) -> dict[str, Any]:
+        return {"host": platform.node(), "lock": str(self._lock.resolve()), "seen": time.time()}
+
+    def _give_sign_of_life(self) -> None:
+        if time.monotonic() - self.seen > _BEAT:
+            self.seen = time.monotonic()
+            for each in self.active:
+                each.trial.set_user_attr(_OWNER, self._owner())
 
     def _runs(self, trial: Trial) -> list[Wanted]:
         """The runs of a trial; none where its values do not go together, which is said and is its outcome."""
@@ -194,7 +268,7 @@ class Sweep:
             failures = [found for run in each.runs if (found := self.store.failure(self.store.folder(run)))]
             if all(self.store.finished(run) is not None for run in each.runs):
                 values = [self.metric.value(self.store.folder(run)) for run in each.runs]
-                self.study.tell(each.trial, float(np.mean(values)))
+                self.study.tell(each.trial, float(np.mean(values)), skip_if_finished=True)
                 say(f"trial {each.trial.number}: {np.mean(values):.4f} with {_parameters(each.trial.params)}")
             elif failures:
                 self._fail(each.trial, failures[0].reason)
@@ -204,11 +278,12 @@ class Sweep:
 
     def _fail(self, trial: Trial, reason: str) -> None:
         trial.set_user_attr(_REASON, reason)
-        self.study.tell(trial, state=_states().FAIL)
+        self.study.tell(trial, state=_states().FAIL, skip_if_finished=True)
         say(f"trial {trial.number} with {_parameters(trial.params)}: {reason}")
 
     def _falls_behind(self, run: Wanted, folder: Path) -> bool:
         """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
+        self._give_sign_of_life()
         each = next((each for each in self.active if self.prune and each.runs[0].suffix == run.suffix), None)
         if each is None:
             return False
@@ -219,7 +294,7 @@ class Sweep:
             each.reported.add(step)
             each.trial.report(float(value), int(step))
             if each.trial.should_prune():
-                self.study.tell(each.trial, state=_states().PRUNED)
+                self.study.tell(each.trial, state=_states().PRUNED, skip_if_finished=True)
                 self.active.remove(each)
                 say(f"trial {each.trial.number}: pruned at step {step:.0f}")
                 return True
@@ -231,6 +306,32 @@ class _Active:
     trial: Trial
     runs: list[Wanted]
     reported: set[float] = field(default_factory=set)
+
+
+def _is_alive(trial: FrozenTrial) -> bool:
+    """Whether the process that has a trial is there. Where its lock cannot be seen, its last sign of life says so."""
+    owner = trial.user_attrs.get(_OWNER)
+    if owner is None:  # killed before it could put its name down
+        return False
+    if owner["host"] != platform.node() or os.name == "nt":
+        return bool(time.time() - owner["seen"] < _SILENT)
+    return is_held(Path(owner["lock"]))
+
+
+@contextlib.contextmanager
+def _turn(locks: Path) -> Iterator[None]:
+    """Hold what only one process at a time may: to create a study, and to take a trial of one."""
+    busy = GptlabError(f"{locks}: other processes keep this study busy; try again")
+    until = time.monotonic() + _TURN
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive(locks / ".turn.lock", busy))
+                break
+            except GptlabError:
+                if time.monotonic() > until:
+                    raise
+        yield
 
 
 def open_sweep(
@@ -249,35 +350,79 @@ def open_sweep(
     """The study of a config, a space, a metric and a number of seeds: begun, or gone on with.
 
     `storage`: an Optuna URL; by default sqlite in the store's `.sweeps`. `seed`: of the sampler of a new study.
-    Raises GptlabError without Optuna, for a grid with a range, and for a storage that cannot be opened.
+    Raises GptlabError without Optuna, for a grid with a range, and for a
+    storage that cannot be opened.
     """
     optuna = _optuna()
     _check_numbers(trials, seeds)
     name = study_name(config, space, metric, seeds)
-    if storage is None:
-        folder = (store.root / ".sweeps").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        storage = f"sqlite:///{folder / 'studies.db'}"
     points = _points(space) if sampler == "grid" else []
     pruner = optuna.pruners.NopPruner()
     if prune:
         rung = max(1, config.total_steps // _RUNGS)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=2)
+    direction = "minimize" if metric.lower_is_better else "maximize"
+    url, locks = _place(storage, store)
     try:
-        try:
-            direction = "minimize" if metric.lower_is_better else "maximize"
-            study = optuna.create_study(study_name=name, storage=storage, direction=direction, pruner=pruner)
-        except optuna.exceptions.DuplicatedStudyError:
-            study = optuna.load_study(study_name=name, storage=storage, pruner=pruner)
-            # Who goes on, or joins, must not draw again what was drawn first.
-            seed = int(np.random.SeedSequence([seed, len(study.trials), os.getpid()]).generate_state(1)[0])
+        with _turn(locks):
+            opened = _connect(url)
+            try:
+                study = optuna.create_study(study_name=name, storage=opened, direction=direction, pruner=pruner)
+            except optuna.exceptions.DuplicatedStudyError:
+                study = optuna.load_study(study_name=name, storage=opened, pruner=pruner)
+                # Who goes on, or joins, must not draw again what was drawn first.
+                seed = int(np.random.SeedSequence([seed, len(study.trials), os.getpid()]).generate_state(1)[0])
+            samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+            study.sampler = samplers.get(sampler, optuna.samplers.RandomSampler)(seed=seed)
+            for point in points:
+                study.enqueue_trial(point, skip_if_exists=True)
+    except GptlabError:
+        raise
     except Exception as error:  # whatever a driver of a database raises
-        raise GptlabError(f"--storage {storage}: {str(error).splitlines()[0]}") from None
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    study.sampler = samplers.get(sampler, optuna.samplers.RandomSampler)(seed=seed)
-    for point in points:
-        study.enqueue_trial(point, skip_if_exists=True)
-    return Sweep(config, space, metric, len(points) or trials, sampler, prune, seeds, store, study)
+        raise GptlabError(f"--storage {url}: {str(error).splitlines()[0]}") from None
+    return Sweep(config, space, metric, len(points) or trials, sampler, prune, seeds, store, study, locks)
+
+
+def _place(storage: str | None, store: Store) -> tuple[str, Path]:
+    """The study's URL, and the folder for the locks of those who share it.
+
+    Raises GptlabError for a file that is no study; nothing is made then, and nothing is written into it.
+    """
+    if storage is None:
+        folder = (store.root / ".sweeps").resolve()
+        return f"sqlite:///{folder / 'studies.db'}", folder
+    if "://" not in storage:
+        raise GptlabError(f"--storage {storage}: no URL; for a file write sqlite:///{storage}")
+    kind, _, rest = storage.partition(":///")
+    if not kind.startswith("sqlite") or not rest:
+        return storage, store.root / ".sweeps"
+    path = Path(rest.partition("?")[0])
+    if not path.parent.is_dir():
+        raise GptlabError(f"--storage {storage}: there is no folder {path.parent}")
+    if path.exists() and not _holds_studies(path):
+        raise GptlabError(f"--storage {storage}: {path} is there and is no study; name another file")
+    return storage, path.parent.resolve()
+
+
+def _holds_studies(path: Path) -> bool:
+    """Whether a file is Optuna's, or empty: into a database of something else Optuna would put its own tables."""
+    import sqlite3
+
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        return False
+    return not tables or "studies" in tables
+
+
+def _connect(url: str) -> Any:
+    """What Optuna takes for a storage; SQLite waits for other writers for as long as a turn may last."""
+    from optuna.storages import RDBStorage
+
+    if not url.startswith("sqlite"):
+        return url
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _TURN}})
 
 
 def study_name(config: RunConfig, space: Space, metric: Metric, seeds: int) -> str:
