@@ -251,6 +251,18 @@ def test_a_process_that_dies_while_it_asks_leaves_a_trial_that_can_be_taken_up(
     assert [run.config.optimizer.plain()["lr"] for run in sweep._wanted(2)] == [1e-3, 2e-3]
 
 
+@pytest.mark.parametrize("key", ["train.tokens=[1M, 4M]", "train.batch_tokens=1024..8192:step=1024"])
+def test_pruning_is_refused_where_trials_differ_in_length(config: RunConfig, tmp_path: Path, key: str) -> None:
+    space = parse_space([key], config)
+    with pytest.raises(GptlabError, match=r"--prune asha: .* steps") as refusal:
+        open_sweep(config, space, Store(tmp_path / "runs"), metric=LOSS, prune=True)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "runs").exists()
+    open_sweep(
+        config, parse_space(["train.gradient_clip=[1.0, 2.0]"], config), Store(tmp_path), metric=LOSS, prune=True
+    )
+
+
 def test_who_joins_a_study_draws_other_points(config: RunConfig, tmp_path: Path) -> None:
     import optuna
 

@@ -350,7 +350,7 @@ def open_sweep(
     """The study of a config, a space, a metric and a number of seeds: begun, or gone on with.
 
     `storage`: an Optuna URL; by default sqlite in the store's `.sweeps`. `seed`: of the sampler of a new study.
-    Raises GptlabError without Optuna, for a grid with a range, and for a
+    Raises GptlabError without Optuna, for a grid with a range, for pruning where trials differ in length, and for a
     storage that cannot be opened.
     """
     optuna = _optuna()
@@ -359,6 +359,7 @@ def open_sweep(
     points = _points(space) if sampler == "grid" else []
     pruner = optuna.pruners.NopPruner()
     if prune:
+        _require_one_length(config, space)
         rung = max(1, config.total_steps // _RUNGS)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=2)
     direction = "minimize" if metric.lower_is_better else "maximize"
@@ -435,6 +436,19 @@ def _check_numbers(trials: int, seeds: int) -> None:
     for name, number in (("trials", trials), ("seeds", seeds)):
         if number < 1:
             raise GptlabError(f"--{name} {number}: nothing would be trained; give 1 or more")
+
+
+def _require_one_length(config: RunConfig, space: Space) -> None:
+    """A rung is a step: at the same one, a short run has come further in its schedule than a long one."""
+    for key, values in space.items():
+        for value in _extremes(values):
+            steps = override(config, [_setting(key, value)], {}).total_steps
+            if steps != config.total_steps:
+                raise GptlabError(
+                    f"--prune asha: {_setting(key, value)} makes a run of {steps} steps, and the config has "
+                    f"{config.total_steps}; pruning compares trials at the same step, which says nothing where their "
+                    f"lengths differ; leave out --prune, or {key}"
+                )
 
 
 def _points(space: Space) -> list[dict[str, Value]]:
