@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -19,9 +22,20 @@ from helpers import TINY, gptlab, make_data
 from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
 from gptlab.files import exclusive
+from gptlab.lab.experiment import hash_of, load_experiment
 from gptlab.lab.metric import Metric
 from gptlab.lab.store import Store
-from gptlab.lab.sweep import Range, Sweep, open_sweep, parse_space
+from gptlab.lab.sweep import (
+    ENOUGH,
+    Range,
+    Sweep,
+    confirmation,
+    importances,
+    open_sweep,
+    parse_space,
+    remarks,
+    write_sweep,
+)
 
 SHORT = TINY.replace("5120", "1280")
 LOSS = Metric.model_validate("loss")
@@ -62,6 +76,8 @@ def test_spaces_are_ranges_and_choices(config: RunConfig) -> None:
         ("model.block.mlp=[GELU, Swiglu]", "SwiGLU"),
         ("model.block.mlp=GELU", "brackets"),
         ("optimizer.lr", "KEY=LOW..HIGH"),
+        ("seed.init=[1, 2]", "changes no result"),
+        ("eval.every=1..10", "changes no result"),
     ],
 )
 def test_spaces_that_cannot_be_are_refused_before_training(config: RunConfig, text: str, message: str) -> None:
@@ -92,7 +108,11 @@ def test_a_grid_is_trained_once_and_its_best_shown(place: Path) -> None:
     assert sorted(row[-1] for row in rows) == ["0.001", "0.01"]
     assert float(rows[0][1]) < float(rows[1][1])
     assert f"optimizer:\n  lr: {rows[0][-1]}" in done.stdout
-    assert "best partly by luck" in done.stderr
+    assert "the winner's curse" in done.stderr
+    (folder,) = (place / "runs/.sweeps").glob("base-*-trial*")
+    assert f"gptlab run {folder.relative_to(place)}" in done.stderr
+    planned = gptlab("run", str(folder.relative_to(place)), "--dry-run", "--no-probe", cwd=place)
+    assert "8 of baseline, 8 of best" in planned.stderr
     again = gptlab(*grid, cwd=place)
     assert again.stdout == done.stdout
     assert "training" not in again.stderr
@@ -276,3 +296,87 @@ def test_who_joins_a_study_draws_other_points(config: RunConfig, tmp_path: Path)
     begun = draws(tmp_path / "a")
     assert draws(tmp_path / "b") == begun  # a new study is drawn by its seed
     assert not set(draws(tmp_path / "a")) & set(begun)  # and one that goes on does not begin again
+
+
+TWO = ("optimizer.lr=1e-4..1e-1:log", "train.gradient_clip=0.5..2.0")
+
+
+def pretend(sweep: Sweep, trials: int, seed: int = 0) -> None:
+    """Trials whose value depends on the learning rate, hardly on the clipping, and on luck."""
+    from gptlab.lab.sweep import _distributions
+
+    noise = random.Random(seed)
+    for _ in range(trials):
+        trial = sweep.study.ask(_distributions(sweep.space))
+        decades, clip = math.log10(trial.params["optimizer.lr"]) + 2.3, trial.params["train.gradient_clip"] - 1.2
+        sweep.study.tell(trial, 2 + 0.15 * decades**2 + 0.01 * clip**2 + noise.gauss(0, 0.01))
+
+
+def test_importances_find_what_matters_when_there_are_enough_trials(config: RunConfig, tmp_path: Path) -> None:
+    import optuna
+
+    sweep, right = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS), []
+    for seed in range(20):
+        sweep.study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        pretend(sweep, ENOUGH - 1, seed)
+        assert importances(sweep) == {}
+        pretend(sweep, 1, seed)
+        shares = importances(sweep)
+        assert sum(shares.values()) == pytest.approx(1)
+        right.append(next(iter(shares)) == "optimizer.lr")
+    assert sum(right) >= 19
+
+
+def test_importances_need_no_scikit_learn(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS)
+    pretend(sweep, ENOUGH)
+    assert set(importances(sweep)) == {"optimizer.lr", "train.gradient_clip"}
+
+
+def test_one_thing_alone_has_no_importance(config: RunConfig, tmp_path: Path) -> None:
+    space = parse_space([TWO[0], "train.gradient_clip=[1.0]"], config)
+    sweep = open_sweep(config, space, Store(tmp_path), metric=LOSS)
+    pretend(sweep, ENOUGH)
+    assert importances(sweep) == {}
+
+
+def test_results_are_written_with_their_doubts(config: RunConfig, tmp_path: Path) -> None:
+    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS)
+    pretend(sweep, 3)
+    assert any(f"they need {ENOUGH} trials with a value, and there are 3" in remark for remark in remarks(sweep))
+    picture, results = write_sweep(sweep)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    few = json.loads(results.read_text())
+    assert few["importances"] is None
+    assert few["remarks"] == remarks(sweep)
+    assert "winner's curse" in few["remarks"][-1]
+    assert [trial["value"] for trial in few["trials"]] == [trial.value for trial in sweep.done]
+    pretend(sweep, ENOUGH - 3)
+    many = json.loads(write_sweep(sweep)[1].read_text())
+    assert many["importances"] == importances(sweep)
+    assert many["best"]["settings"]["optimizer"]["lr"] == sweep.ranked[0].params["optimizer.lr"]
+
+
+def test_the_next_step_is_an_experiment_on_seeds_that_the_sweep_has_not_used(config: RunConfig, tmp_path: Path) -> None:
+    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS)
+    pretend(sweep, 2)
+    folder = confirmation(sweep)
+    assert folder is not None
+    experiment = load_experiment(folder)
+    assert experiment.baseline.hash == hash_of(config)
+    (arm,) = experiment.arms
+    assert {key: there for key, _, there in arm.diff} == sweep.ranked[0].params
+    assert not set(experiment.statement.all_seeds) & set(range(101, 200))
+    (folder / "experiment.yaml").write_text("mine")
+    assert confirmation(sweep) == folder
+    assert (folder / "experiment.yaml").read_text() == "mine"  # what somebody may have changed is left alone
+
+
+def test_where_the_config_itself_is_best_there_is_nothing_to_confirm(config: RunConfig, tmp_path: Path) -> None:
+    clip = config.train.gradient_clip
+    sweep = open_sweep(config, parse_space([f"train.gradient_clip=[{clip}]"], config), Store(tmp_path), metric=LOSS)
+    from gptlab.lab.sweep import _distributions
+
+    sweep.study.tell(sweep.study.ask(_distributions(sweep.space)), 1.0)
+    assert confirmation(sweep) is None

@@ -113,7 +113,7 @@ def _show(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         drawn.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*(cell.replace("[", "\\[") for cell in row))
-    output().print(drawn)
+    output().print(drawn, width=10_000, crop=False)  # where there is no room, lines run on and lose nothing
 
 
 def lr_find(
@@ -132,6 +132,7 @@ def lr_find(
     from gptlab.lab.lr_find import draw, range_test, rates, run_range_test
     from gptlab.lab.store import Store
 
+    _check_picture(out)
     loaded, store = _single(config, overrides), Store()
     run = range_test(loaded, low=low, high=high, steps=steps)
     found = run_range_test(run, store, find_devices(1)[0], limit=limit)
@@ -152,6 +153,16 @@ def lr_find(
     write_atomic(picture, draw(found, f"{loaded.name}: range test over {len(found.losses)} steps"))
     say(f"picture: {picture}")
     say("a start for tuning, not its end: the best rate of a whole run depends on its length; see `gptlab sweep`")
+
+
+def _check_picture(path: Path | None) -> None:
+    """Refuse, before anything is trained, a place where no picture can be written in the end."""
+    from gptlab.errors import GptlabError
+
+    if path is not None and path.is_dir():
+        raise GptlabError(f"--out {path}: this is a folder; name a file, such as {path / 'picture.png'}")
+    if path is not None and path.suffix != ".png":
+        raise GptlabError(f"--out {path}: pictures are PNG; name a file that ends in .png")
 
 
 def _scaled(multiple: float, known: dict[str, float]) -> list[str]:
@@ -176,10 +187,10 @@ def sweep(
     from gptlab.config import dump_yaml
     from gptlab.console import output, say
     from gptlab.errors import GptlabError, did_you_mean
-    from gptlab.files import write_atomic
     from gptlab.lab.execution import find_devices
     from gptlab.lab.store import Store
-    from gptlab.lab.sweep import best_diff, draw, open_sweep, parse_space, table
+    from gptlab.lab.sweep import best_diff, confirmation, importances, open_sweep, parse_space, remarks, table
+    from gptlab.lab.sweep import write_sweep as write
 
     for name, value, known in (
         ("sampler", sampler, ["tpe", "random", "grid"]),
@@ -187,6 +198,7 @@ def sweep(
     ):
         if value not in known:
             raise GptlabError(f"--{name} {value}: not one of these; {did_you_mean(value, known)}")
+    _check_picture(out)
     loaded, store, measured = _single(config, overrides), Store(), _metric(metric)
     search = open_sweep(
         loaded,
@@ -204,13 +216,19 @@ def sweep(
     diff = best_diff(search)
     _show(*table(search))
     output().print(f"\n{dump_yaml(diff)}", markup=False, end="")
-    picture = out or store.root / ".sweeps" / f"{search.study.study_name}.png"
-    write_atomic(picture, draw(search))
-    say(f"picture: {picture}")
-    say(
-        f"the best of {len(search.done)} trials is best partly by luck: its number is too good, and its seeds are no "
-        "evidence; compare it with the baseline on other seeds, by `gptlab run`"
-    )
+    if shares := importances(search):
+        output().print()
+        _show(("varied", "importance"), [(key, f"{share:.0%}") for key, share in shares.items()])
+    for remark in remarks(search):
+        say(remark)
+    picture, results = write(search, out)
+    say(f"wrote {picture} and {results}")
+    folder = confirmation(search)
+    if folder is None:
+        say("the best trial is the config itself: nothing to change")
+    else:
+        say(f"next, the best against the config on other seeds; set smallest_effect in {folder}/experiment.yaml, then:")
+        say(f"  gptlab run {folder}")
 
 
 def ladder(
