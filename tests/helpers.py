@@ -72,5 +72,5 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def only_run(folder: Path) -> Path:
     """The one run folder in `folder`/runs."""
-    (run,) = (folder / "runs").iterdir()
+    (run,) = (path.parent for path in (folder / "runs").glob("[!.]*/config.yaml"))
     return run

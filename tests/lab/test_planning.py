@@ -195,12 +195,11 @@ def test_probe_and_run_agree(folder: Path) -> None:
     assert plan.basis == "probe"
     assert plan.footprint.micro_batch == 8
     assert plan.dollars_per_hour == 0.5
-    gptlab("train", "config.yaml", "--set", "eval.every=5", cwd=folder)
+    done = gptlab("train", "config.yaml", "--set", "eval.every=5", cwd=folder)
+    assert "the plan had said" in done.stderr
     run = only_run(folder)
     assert plan.validations == sum("val/loss" in row for row in rows(run))
-    prediction = plan.prediction()
-    assert prediction is not None
-    planning.write_prediction(run, prediction)
+    assert planning.read_prediction(run) == plan.prediction()
     found = planning.compare_prediction(run)
     assert 0.7 < found.peak_memory < 1.3  # time is not asserted: the machine is shared
     assert found.seconds is not None
@@ -208,6 +207,8 @@ def test_probe_and_run_agree(folder: Path) -> None:
     assert "Predicted ÷ actual of 1 finished runs" in done.stdout
     assert "name a card with --gpu" in done.stdout
     assert not list(folder.glob("**/gptlab-probe-*"))
+    other = gptlab("train", "config.yaml", "--set", "train.tokens=2560", cwd=folder)
+    assert "plan" not in other.stderr  # what was planned is another run
 
 
 # ---------------------------------------------------------------- the command

@@ -38,7 +38,8 @@ def plan(
     """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
     from gptlab.config import load_config
     from gptlab.gpus import find_gpu, read_gpus
-    from gptlab.lab.planning import Price, plan_run, probe_in_subprocess, spend
+    from gptlab.lab.experiment import hash_of
+    from gptlab.lab.planning import Price, keep_plan, plan_run, probe_in_subprocess, spend
 
     _check_options(gpu, gpus, rate, probe)
     loaded, cards = load_config(config, overrides), read_gpus(gpu_table)
@@ -62,6 +63,8 @@ def plan(
         validation_tokens=_validation_tokens(loaded),
     )
     bought = spend(planned, budget) if budget is not None else None
+    if measured is not None:
+        keep_plan(Path("runs"), hash_of(loaded), planned)
     if json_:
         _print_json(planned, measured, bought)
     else:
@@ -298,6 +301,23 @@ def _sizes_beside(config: Path, vocabulary: int) -> dict[str, int]:
             continue
         sizes[path.stem] = sum(p.numel() for p in model.parameters())
     return sizes
+
+
+def show_how_good(folder: Path) -> None:
+    """What a finished run took, beside what `gptlab plan` had said of it; nothing where nobody asked for a plan."""
+    from gptlab.console import say
+    from gptlab.lab.planning import format_bytes, format_seconds, settle
+    from gptlab.record.facts import read_facts
+    from gptlab.record.runfolder import read_sessions
+
+    sessions = read_sessions(folder)
+    found = settle(folder, str(sessions[-1].get("config_hash"))) if sessions else None
+    if found is not None:
+        facts = read_facts(folder)
+        say(
+            f"it trained for {format_seconds(facts.seconds)} and peaked at {format_bytes(facts.peak_memory_bytes)}; "
+            f"the plan had said {found.training_seconds:.2f} times the time, {found.peak_memory:.2f} times the memory"
+        )
 
 
 def _print_past(runs: Path) -> None:

@@ -35,7 +35,10 @@ def train(
     folder = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
     run = run_training(loaded, resume=resume, folder=folder)
     if run.finished and find_world().is_main:
+        from gptlab.cli.planning import show_how_good
+
         say(f"done: {run.folder}; its curve is loss.png")
+        show_how_good(run.folder)
         say(f"next: gptlab eval {run.folder}\n      gptlab sample {run.folder}")
 
 

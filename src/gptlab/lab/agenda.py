@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,12 +11,11 @@ from pathlib import Path
 from gptlab.config import dump_yaml
 from gptlab.console import progress
 from gptlab.errors import GptlabError
-from gptlab.files import write_atomic
 from gptlab.lab.evidence import curve_runs, gather, run_of, tuning_runs
 from gptlab.lab.execution import unique
 from gptlab.lab.experiment import Arm, Experiment, Matched
 from gptlab.lab.fairness import Mismatch, differs
-from gptlab.lab.planning import Plan, Prediction, plan_in_subprocess
+from gptlab.lab.planning import Prediction, keep_plan, kept_plan, plan_in_subprocess
 from gptlab.lab.store import Store, Wanted
 from gptlab.record.facts import read_facts
 
@@ -127,9 +125,7 @@ def foresee(experiment: Experiment, store: Store) -> dict[str, list[Mismatch]]:
 
 def _sizes(store: Store, arm: Arm) -> dict[Matched, float]:
     """Parameters, FLOPs and tokens of an arm's runs, by its plan; empty where there is none."""
-    try:
-        plan = Plan.of(json.loads(_plan_file(store, arm.hash).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+    if (plan := kept_plan(store.root, arm.hash)) is None:
         return {}
     return {"parameters": float(plan.footprint.parameters), "flops": plan.flops, "tokens": float(plan.tokens)}
 
@@ -146,15 +142,9 @@ def _by_twins(store: Store, digest: str) -> Prediction | None:
     return None
 
 
-def _plan_file(store: Store, digest: str) -> Path:
-    return store.root / ".plans" / f"{digest}.json"
-
-
 def _kept(store: Store, digest: str) -> Prediction | None:
-    try:
-        return Plan.of(json.loads(_plan_file(store, digest).read_text(encoding="utf-8"))).prediction()
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    plan = kept_plan(store.root, digest)
+    return None if plan is None else plan.prediction()
 
 
 def _probe(store: Store, run: Wanted) -> Prediction | None:
@@ -165,5 +155,5 @@ def _probe(store: Store, run: Wanted) -> Prediction | None:
             plan = plan_in_subprocess(path)
         except GptlabError as error:
             raise GptlabError(f"{run.label}: {error}") from None
-    write_atomic(_plan_file(store, run.hash), json.dumps(plan.plain()))
+    keep_plan(store.root, run.hash, plan)
     return plan.prediction()

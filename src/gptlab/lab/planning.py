@@ -387,6 +387,23 @@ class Comparison:
     peak_memory: float
 
 
+def keep_plan(runs: Path, digest: str, plan: Plan) -> None:
+    """Keep the plan of the runs whose hash is `digest`, beside them: until they are trained, and for other seeds."""
+    write_atomic(_plan_file(runs, digest), json.dumps(plan.plain()))
+
+
+def kept_plan(runs: Path, digest: str) -> Plan | None:
+    """The plan that was kept for a hash; None where there is none that can be read."""
+    try:
+        return Plan.of(json.loads(_plan_file(runs, digest).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _plan_file(runs: Path, digest: str) -> Path:
+    return runs / ".plans" / f"{digest}.json"
+
+
 def write_prediction(folder: Path, prediction: Prediction) -> None:
     """Write RUN/plan.json."""
     write_atomic(folder / "plan.json", json.dumps(dataclasses.asdict(prediction), indent=1) + "\n")
@@ -413,6 +430,21 @@ def compare_prediction(folder: Path) -> Comparison:
         seconds=prediction.seconds / max(facts.wall_seconds, 1e-9) if facts.sessions == 1 else None,
         peak_memory=prediction.peak_memory / max(facts.peak_memory_bytes, 1),
     )
+
+
+def settle(folder: Path, digest: str) -> Comparison | None:
+    """Hold the plan that was kept for a run against what it took, and leave it in the run's folder.
+
+    `digest`: the run's hash. None where nothing was predicted, or the run is not finished.
+    """
+    if not (folder / "facts.json").is_file():
+        return None
+    plan = kept_plan(folder.parent, digest)
+    if not (folder / "plan.json").is_file():
+        if plan is None or (prediction := plan.prediction()) is None:
+            return None
+        write_prediction(folder, prediction)
+    return compare_prediction(folder)
 
 
 def past_predictions(runs: Path) -> list[Comparison]:
