@@ -42,6 +42,7 @@ _TYPES = {
     "PositiveInteger": "whole number, at least 1",
     "NonNegativeInteger": "whole number, at least 0",
     "Integer": "whole number",
+    "PositiveNumber": "number above 0",
     "Number": "number",
     "Boolean": "true or false",
     "Text": "text",

@@ -123,7 +123,10 @@ def test_one_token_ahead_is_cross_entropy() -> None:
         (lambda: CrossEntropy(), 1, "needs the loss MultiToken"),
         (lambda: MultiToken(weights=[1.0, 1.0, 1.0]), 1, "3 weights for a model of 1 `ahead` blocks; give 2"),
         (lambda: MultiToken(weights=[]), 0, "one number or more"),
-        (lambda: CrossEntropy(label_smoothing=1.0), 0, "label_smoothing must be from 0"),
+        (lambda: CrossEntropy(label_smoothing=1.0), 0, "loss.label_smoothing: 1 is out of range"),
+        (lambda: CrossEntropy(z_loss=-1e-4), 0, "loss.z_loss: -0.0001 is out of range; make it at least 0"),
+        (lambda: CrossEntropy(chunk=0), 0, "loss.chunk: 0 is out of range; make it at least 1"),
+        (lambda: MultiToken(weights=[0.0, 0.0]), 0, "each 0 or more and one above 0"),
     ],
 )
 def test_bad_arguments(loss: Callable[[], CrossEntropy], ahead: int, message: str) -> None:

@@ -126,5 +126,56 @@ def test_a_power_law_does_not_know_where_the_run_ends() -> None:
     assert [short(step) for step in range(200)] == pytest.approx([long(step) for step in range(200)], rel=1e-12)
     assert short(19) == short(20) == 1.0
     assert short(20 + 99) == pytest.approx(100**-0.08)
-    with pytest.raises(ConfigError, match="let the rate grow"):
+    with pytest.raises(ConfigError, match=r"schedule.power: -0.5 is out of range; make it at least 0"):
         PowerLaw(100, power=-0.5)
+
+
+@pytest.mark.parametrize(
+    ("use", "arguments", "message"),
+    [
+        ("AdamW", {"lr": -1e-3}, "optimizer.lr: -0.001 is out of range; make it at least 0"),
+        ("AdamW", {"head_lr": -1e-3}, "optimizer.head_lr: -0.001 is out of range"),
+        ("AdamW", {"betas": [0.9, 1.0]}, "optimizer.betas: 1 is out of range; make it at least 0 and below 1"),
+        ("AdamW", {"eps": 0.0}, "optimizer.eps: 0 is out of range; make it above 0"),
+        ("AdamW", {"weight_decay": -0.1}, "optimizer.weight_decay: -0.1 is out of range"),
+        ("Muon", {"lr": -0.02}, "optimizer.lr: -0.02 is out of range"),
+        ("Muon", {"adamw_lr": -0.02}, "optimizer.adamw_lr: -0.02 is out of range"),
+        ("Muon", {"momentum": 1.0}, "optimizer.momentum: 1 is out of range; make it at least 0 and below 1"),
+        ("Muon", {"ns_steps": 0}, "optimizer.ns_steps: 0 is out of range; make it from 1 to 99"),
+        ("Muon", {"ns_steps": 100}, "optimizer.ns_steps: 100 is out of range"),
+        ("Muon", {"betas": [-0.1, 0.9]}, "optimizer.betas: -0.1 is out of range"),
+        ("Muon", {"eps": -1e-8}, "optimizer.eps: -1e-08 is out of range"),
+        ("Muon", {"weight_decay": -0.1}, "optimizer.weight_decay: -0.1 is out of range"),
+    ],
+)
+def test_impossible_numbers_are_refused(use: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build("optimizer", {"use": use, **arguments}, named_parameters=make_model().named_parameters())
+
+
+@pytest.mark.parametrize("use", ["AdamW", "Muon"])
+def test_a_rate_that_nothing_learns_at_is_refused(use: str) -> None:
+    tied = make_model(tied=True)
+    with pytest.raises(ConfigError, match=r"optimizer.head_lr: .* a tied head is an embedding; set embedding_lr"):
+        build("optimizer", {"use": use, "head_lr": 1e-3}, named_parameters=tied.named_parameters())
+    bare = make_model(norm={"use": "RMSNorm", "affine": False})
+    with pytest.raises(ConfigError, match=r"optimizer.scalar_lr: the model has no parameter of the kind 'scalar'"):
+        build("optimizer", {"use": use, "scalar_lr": 1e-3}, named_parameters=bare.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"use": "Cosine", "warmup": 1.5}, "schedule.warmup: 1.5 is out of range; make it from 0 to 1"),
+        ({"use": "Linear", "final": -0.1}, "schedule.final: -0.1 is out of range; make it from 0 to 1"),
+        ({"use": "Cosine", "final": 2.0}, "schedule.final: 2 is out of range"),
+        ({"use": "WSD", "decay": -1.0}, "schedule.decay: -1 is out of range"),
+        (
+            {"use": "WSD", "warmup": 0.5, "decay": 0.6},
+            "last 0.6 of the run and a warmup over its first 0.5 overlap",
+        ),
+    ],
+)
+def test_impossible_schedules_are_refused(schedule: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build("schedule", schedule, total_steps=100)

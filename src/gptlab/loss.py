@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlab.config import require_range
 from gptlab.errors import ConfigError
 
 IGNORE = -1
@@ -71,8 +72,9 @@ class CrossEntropy:
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> None:
-        if not 0 <= label_smoothing < 1 or z_loss < 0:
-            raise ConfigError("loss: label_smoothing must be from 0 to below 1, and z_loss 0 or more")
+        require_range("loss", "at least 1", chunk=None if isinstance(chunk, str) else chunk)
+        require_range("loss", "at least 0 and below 1", label_smoothing=label_smoothing)
+        require_range("loss", "at least 0", z_loss=z_loss)
         self.chunk, self.recipe = chunk, _Recipe((1.0,), label_smoothing, z_loss, bool(label_smoothing or z_loss))
         self._whole: Callable[[nn.Module, Tensor, Tensor, _Recipe], Tensor] = _head_loss
 
@@ -133,8 +135,8 @@ class MultiToken(CrossEntropy):
         z_loss: float = 0.0,
     ) -> None:
         super().__init__(chunk=chunk, label_smoothing=label_smoothing, z_loss=z_loss)
-        if not weights or min(weights) < 0:
-            raise ConfigError(f"loss.weights: {weights} must be one number or more, each 0 or more")
+        if not weights or min(weights) < 0 or max(weights) == 0:
+            raise ConfigError(f"loss.weights: {weights} must be one number or more, each 0 or more and one above 0")
         self.recipe = _Recipe(tuple(weights), label_smoothing, z_loss, parts=True)
 
     def __call__(self, model: nn.Module, batch: TokenBatch) -> LossSum:

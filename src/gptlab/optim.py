@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gptlab.config import require_range
 from gptlab.errors import ConfigError
 
 NamedParameters = Iterable[tuple[str, Tensor]]
@@ -66,10 +67,24 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> No
 
 def _rates(lr: float, embedding_lr: float | None, head_lr: float | None, scalar_lr: float | None) -> dict[str, float]:
     given = {"embedding": embedding_lr, "head": head_lr, "matrix": None, "scalar": scalar_lr}
-    rates = {kind: lr if rate is None else rate for kind, rate in given.items()}
-    if any(rate < 0 for rate in rates.values()):
-        raise ConfigError("optimizer: a learning rate is negative; make it 0 or more")
-    return rates
+    require_range("optimizer", "at least 0", lr=lr, **{f"{kind}_lr": rate for kind, rate in given.items()})
+    return {kind: lr if rate is None else rate for kind, rate in given.items()}
+
+
+def _check_adam(betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    for beta in betas:
+        require_range("optimizer", "at least 0 and below 1", betas=beta)
+    require_range("optimizer", "above 0", eps=eps)
+    require_range("optimizer", "at least 0", weight_decay=weight_decay)
+
+
+def _check_used(groups: list[dict[str, Any]], **rates: float | None) -> None:
+    """Raise ConfigError for a rate, by its argument's name, of a kind of which the model has no parameter."""
+    for name, rate in rates.items():
+        kind = name.removesuffix("_lr")
+        if rate is not None and kind not in {group["kind"] for group in groups}:
+            why = "a tied head is an embedding; set embedding_lr" if kind == "head" else "set it to null"
+            raise ConfigError(f"optimizer.{name}: the model has no parameter of the kind {kind!r} to learn so; {why}")
 
 
 def _can_fuse(groups: list[dict[str, Any]]) -> bool:
@@ -94,8 +109,10 @@ class AdamW(torch.optim.AdamW):
         head_lr: float | None = None,
         scalar_lr: float | None = None,
     ) -> None:
+        _check_adam(betas, eps, weight_decay)
         rates = _rates(lr, embedding_lr, head_lr, scalar_lr)
         groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay)
+        _check_used(groups, embedding_lr=embedding_lr, head_lr=head_lr, scalar_lr=scalar_lr)
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(groups))
 
 
@@ -129,12 +146,17 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
     ) -> None:
+        _check_adam(betas, eps, weight_decay)
+        require_range("optimizer", "at least 0", lr=lr, adamw_lr=adamw_lr)
+        require_range("optimizer", "at least 0 and below 1", momentum=momentum)
+        require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)  # torch's own limit
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
 
         def slower(kind: str, rate: float) -> float:
             return rate if kind != "matrix" else 1.0 if adjust_lr == "original" else math.sqrt(rate)
 
         groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay, slower=slower)
+        _check_used(groups, embedding_lr=embedding_lr, head_lr=head_lr, scalar_lr=scalar_lr)
         matrices = [group for group in groups if group["kind"] == "matrix"]
         others = [group for group in groups if group["kind"] != "matrix"]
         wrong = [p for group in matrices for p in group["params"] if p.ndim != 2]
@@ -182,8 +204,7 @@ class _Schedule(abc.ABC):
     """Linear warmup over the first `warmup` of the run, then the shape of a subclass, down to `final`."""
 
     def __init__(self, total_steps: int, *, warmup: float = 0.02, final: float = 0.1) -> None:
-        if not 0 <= warmup <= 1:
-            raise ConfigError(f"schedule.warmup: {warmup} is not a fraction of the run; it must be from 0 to 1")
+        require_range("schedule", "from 0 to 1", warmup=warmup, final=final)
         self.total, self.warmup, self.final = total_steps, round(warmup * total_steps), final
 
     def __call__(self, step: int) -> float:
@@ -225,8 +246,12 @@ class WSD(_Schedule):
 
     def __init__(self, total_steps: int, *, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0) -> None:
         super().__init__(total_steps, warmup=warmup, final=final)
-        if not 0 <= decay <= 1:
-            raise ConfigError(f"schedule.decay: {decay} is not a fraction of the run; it must be from 0 to 1")
+        require_range("schedule", "from 0 to 1", decay=decay)
+        if warmup + decay > 1 + 1e-9:
+            raise ConfigError(
+                f"schedule.decay: the last {decay:g} of the run and a warmup over its first {warmup:g} overlap; make "
+                "them at most 1 together"
+            )
         self.decay_steps = max(1, round(decay * total_steps))
 
     def shape(self, progress: float) -> float:
@@ -259,8 +284,7 @@ class PowerLaw(_Schedule):
 
     def __init__(self, total_steps: int, *, warmup: float = 0.02, power: float = 0.5) -> None:
         super().__init__(total_steps, warmup=warmup, final=0.0)
-        if power < 0:
-            raise ConfigError(f"schedule.power: {power} would let the rate grow; make it 0 or more")
+        require_range("schedule", "at least 0", power=power)
         self.power = power
 
     def shape(self, progress: float) -> float:

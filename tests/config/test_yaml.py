@@ -121,6 +121,8 @@ def test_no_is_text_where_text_is_asked_for_and_false_where_a_boolean_is(word: s
         ("train", "tokens", "1e400", "a whole number"),
         ("train", "tokens", 0, "a number greater than 0"),
         ("train", "gradient_clip", math.nan, "a finite number"),
+        ("train", "gradient_clip", 0, "a number greater than 0"),
+        ("train", "spike", -1.0, "a number greater than 0"),
         ("optimizer", "lr", math.inf, "a finite number"),
         ("optimizer", "lr", False, "not true or false"),
         ("checkpoint", "best", 1, "true or false"),

@@ -25,12 +25,18 @@ def case_id(case: tuple[str, str, dict[str, Any]]) -> str:
     return "-".join([kind, name, *arguments])
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-def test_it_keeps_every_contract(case: tuple[str, str, dict[str, Any]]) -> None:
-    kind, name, arguments = case
+def needed_beside(kind: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What else of the config these arguments need: of `BESIDE`, the line of the last option that has one."""
     beside = BESIDE.get((kind, name), {})
     for option in arguments:
         beside = BESIDE.get((kind, name, option), beside)
+    return beside
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_it_keeps_every_contract(case: tuple[str, str, dict[str, Any]]) -> None:
+    kind, name, arguments = case
+    beside = needed_beside(kind, name, arguments)
     subject = component_subject(kind, {"use": name, **arguments}, beside=beside, backend="aot_eager")
     # Tracing takes longer than all other contracts together, and finds nothing new in another width or eps.
     traced = not arguments or kind in ("attention", "block", "residual")
@@ -45,7 +51,8 @@ def test_it_keeps_every_contract(case: tuple[str, str, dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(("kind", "off", "baseline"), OFF)
 def test_switched_off_it_is_the_baseline(kind: str, off: dict[str, Any], baseline: Any) -> None:
-    require_off(component_subject(kind, off), component_subject(kind, baseline))
+    beside = needed_beside(kind, off["use"], off)
+    require_off(component_subject(kind, off, beside=beside), component_subject(kind, baseline, beside=beside))
 
 
 # ---------------------------------------------------------------- the table is whole

@@ -142,6 +142,13 @@ BESIDE: dict[tuple[str, ...], dict[str, Any]] = {
     ("attention", "Attention", "key_offset"): {"model": {"head_dim": 16, "position": {"use": "RoPE", "fraction": 0.5}}},
     # The rotated part of MLA's keys is as wide as what the position turns.
     ("attention", "MLA", "rope_dim"): {"model": {"head_dim": 16, "position": {"use": "RoPE", "fraction": 0.5}}},
+    # It looks back by a distance of its own.
+    ("block", "LatentAttentionBlock"): {"model": {"position": "NoPosition"}},
+    # A std for vectors that only this position has.
+    ("initialization", "GPT2Init", "position_std"): {"model": {"position": "Learned"}},
+    # A rate for a head of its own.
+    ("optimizer", "AdamW", "head_lr"): {"model": {"tied": False}},
+    ("optimizer", "Muon", "head_lr"): {"model": {"tied": False}},
     # Embeddings of Normal(0, 1) are no head: with a tied one the loss would start far above ln V.
     ("initialization", "PyTorchInit"): {"model": {"tied": False}},
     ("initialization", "GPT2Init", "embedding_std"): {"model": {"tied": False}},

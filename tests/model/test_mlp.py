@@ -138,6 +138,9 @@ def test_weights_that_a_token_meets() -> None:
     [
         ({"top_k": 5}, "5 of 4 experts cannot be chosen"),
         ({"top_k": 0}, "0 of 4 experts cannot be chosen"),
+        ({"experts": 0}, "model.block.mlp.experts: 0 is out of range; make it at least 1"),
+        ({"shared": -1}, "model.block.mlp.shared: -1 is out of range; make it at least 0"),
+        ({"balance_rate": -0.1}, "model.block.mlp.balance_rate: -0.1 is out of range"),
         ({"expert": {"use": "MoE"}}, "MoE cannot be an expert"),
     ],
 )

@@ -109,7 +109,7 @@ def test_on_the_meta_device() -> None:
         {"block": {}},
         {"block": {"attention": {"scale": "inverse"}}},
         {"block": {"attention": {"use": "MLA"}}},
-        {"block": {"use": "LatentAttentionBlock"}},
+        {"block": "LatentAttentionBlock", "position": "NoPosition"},
     ],
     ids=["Attention", "inverse", "MLA", "LatentAttentionBlock"],
 )

@@ -2,7 +2,7 @@
 
 from gptlab.config.identity import component_files, config_hash, hashed_values, run_name
 from gptlab.config.load import config_from, difference, load_config
-from gptlab.config.numbers import format_count, parse_number
+from gptlab.config.numbers import format_count, parse_number, require_range
 from gptlab.config.schema import RunConfig, Seed
 from gptlab.config.slots import SLOTS, Slot, build, menu, validate_slot
 from gptlab.config.stages import Stage, has_stages, json_schema, load_stages
@@ -30,6 +30,7 @@ __all__ = [
     "menu",
     "parse_number",
     "pin",
+    "require_range",
     "run_name",
     "starting_run",
     "validate_slot",

@@ -1,8 +1,12 @@
-"""Numbers as people write them: `6e-4`, `1e9`, `2M`, `1.5B`, `100_000`."""
+"""Numbers as people write them, `6e-4`, `1e9`, `2M`, `1.5B`, `100_000`, and the ranges that they must lie in."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
+
+from gptlab.errors import ConfigError
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*)(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+(?:[eE][+-]?\d+)?)([KMBGT]?)", re.I)
@@ -22,6 +26,28 @@ def parse_number(text: str) -> int | float:
         return int(digits) * scale
     value = float(digits) * scale
     return int(value) if (suffix or "e" in digits.lower()) and value.is_integer() else value
+
+
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "above 0": lambda value: value > 0,
+    "above 1": lambda value: value > 1,
+    "at least 0": lambda value: value >= 0,
+    "at least 1": lambda value: value >= 1,
+    "from 0 to 1": lambda value: 0 <= value <= 1,
+    "from 1 to 99": lambda value: 1 <= value <= 99,
+    "at least 0 and below 1": lambda value: 0 <= value < 1,
+    "above 0 and at most 1": lambda value: 0 < value <= 1,
+}
+
+
+def require_range(where: str, must: str, **values: float | None) -> None:
+    """Raise ConfigError for the first of `values`, arguments of what stands at `where`, that is out of range.
+
+    `must` says the range as a person reads it, one of `_RANGES`; nothing infinite is in any. None passes.
+    """
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and _RANGES[must](value)):
+            raise ConfigError(f"{where}.{name}: {value:g} is out of range; make it {must}")
 
 
 def format_count(value: float) -> str:

@@ -17,6 +17,7 @@ from gptlab.config.types import Boolean, Integer, Number, Text
 
 PositiveInteger = Annotated[Integer, Field(gt=0)]
 NonNegativeInteger = Annotated[Integer, Field(ge=0)]
+PositiveNumber = Annotated[Number, Field(gt=0)]
 
 
 class Section(pydantic.BaseModel):
@@ -104,7 +105,9 @@ class Train(Section):
     tokens: PositiveInteger = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
     batch_tokens: PositiveInteger = Field(8192, description="tokens of one optimizer step, over all devices")
     sequence_length: PositiveInteger = Field(256, description="T: tokens of one training sequence")
-    gradient_clip: Number | None = Field(1.0, description="largest norm of the whole gradient; null: no clipping")
+    gradient_clip: PositiveNumber | None = Field(
+        1.0, description="largest norm of the whole gradient; null: no clipping"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="precision of the matrix products; auto: bfloat16 where the hardware is fast at it",
@@ -113,7 +116,9 @@ class Train(Section):
         "stop",
         description="what a loss that is not finite, or a spike, does to the run (skip costs a sync a step)",
     )
-    spike: Number | None = Field(2.0, description="a spike: this many nats above the median of the last 50 steps")
+    spike: PositiveNumber | None = Field(
+        2.0, description="a spike: this many nats above the median of the last 50 steps"
+    )
 
 
 class Evaluate(Section):

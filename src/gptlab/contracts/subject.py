@@ -303,7 +303,8 @@ def _narrow_window(attention: dict[str, Any]) -> None:
     window = attention.get("window")
     if not isinstance(window, int) or window <= _WINDOW:
         return
-    sizes = {key: attention[key] for key in ("window_start", "window_step") if attention.get(key) is not None}
+    grows = attention.get("window_start") is not None
+    sizes = {key: attention[key] for key in ("window_start", "window_step") if grows and attention.get(key) is not None}
     attention |= {key: max(1, size * _WINDOW // window) for key, size in sizes.items()} | {"window": _WINDOW}
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import Slot, build
+from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 from gptlab.model.backends import Cache, Scores, View, attend
 from gptlab.model.position import Rotary, rotate
@@ -67,6 +67,9 @@ def document_positions(documents_BT: Tensor) -> Tensor:
     return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
+_STEP = 128  # a window's, where nothing is said: the default of `window_step`
+
+
 class Window:
     """How far back a layer looks: a pattern over the layers, and a width that may grow while training.
 
@@ -83,11 +86,15 @@ class Window:
                 f"model.block.attention.pattern: {pattern!r} has other letters than F (full), L (window) and "
                 "S (half a window)"
             )
-        for name, value in (("window", width), ("window_start", start), ("window_step", step)):
-            if value is not None and value < 1:
-                raise ConfigError(f"model.block.attention.{name}: {value} is too small; make it at least 1")
+        sizes = {"window": width, "window_start": start, "window_step": step}
+        require_range("model.block.attention", "at least 1", **sizes)
         if width is None and (pattern != "L" or start is not None):
             raise ConfigError("model.block.attention: pattern and window_start say where and when; set window as well")
+        if start is None and step != _STEP:  # written out, the default cannot be told from one left out
+            raise ConfigError(
+                f"model.block.attention.window_step: {step} is how a window grows, and this one does not; set "
+                "window_start as well, or leave it out"
+            )
         if start is not None and width is not None and start > width:
             raise ConfigError(
                 f"model.block.attention.window_start: {start} is wider than the window, {width}, that it grows to"
@@ -163,12 +170,10 @@ class Attention(nn.Module):
         backend: Literal["auto", "sdpa", "explicit", "flex", "varlen"] = "auto",
     ) -> None:
         super().__init__()
-        _require(
-            softcap=softcap is None or softcap > 0,
-            kv_heads=kv_heads is None or kv_heads > 0,
-            scale=isinstance(scale, str) or scale > 0,
-            weight_dropout=weight_dropout is None or 0 <= weight_dropout < 1,
-        )
+        where = "model.block.attention"
+        require_range(where, "above 0", softcap=softcap, scale=None if isinstance(scale, str) else scale)
+        require_range(where, "at least 1", kv_heads=kv_heads)
+        require_range(where, "at least 0 and below 1", weight_dropout=weight_dropout)
         kv_heads = kv_heads or heads
         if heads % kv_heads:
             raise ConfigError(
@@ -197,6 +202,11 @@ class Attention(nn.Module):
             if self.table == layer_index:
                 self.value_embedding = nn.Embedding(vocab_size, kv_heads * head_dim)
             self.embedding_mix = nn.Parameter(torch.full((2,), 0.5))
+        if value_residual and layers < 2:
+            raise ConfigError(
+                f"{where}.value_residual gives later layers the first one's values, and there is one layer; set it to "
+                "false, or model.layers to 2 or more"
+            )
         self.value_residual = value_residual
         if value_residual and layer_index > 0:
             self.residual_mix = nn.Parameter(torch.full((2,), 0.5))
@@ -272,14 +282,6 @@ class Attention(nn.Module):
         return 12.0 * self.heads * self.head_dim * (length if window is None else min(window, length))
 
 
-def _require(**fits: bool) -> None:
-    """Raises ConfigError for the first argument of attention, by name, that is out of its range."""
-    for name, fit in fits.items():
-        if not fit:
-            must = "at least 0 and below 1" if name.endswith("dropout") else "above 0"
-            raise ConfigError(f"model.block.attention.{name} must be {must}; leave it out for its default")
-
-
 def _value_table(layer_index: int, layers: int, tables: int) -> int | None:
     """Which value embedding a layer uses: the first layers one each, and the last layers the same again."""
     if not 0 <= tables <= layers:
@@ -325,7 +327,7 @@ class MLA(nn.Module):
         document_mask: bool = False,
     ) -> None:
         super().__init__()
-        _require(kv_rank=kv_rank > 0, q_rank=q_rank is None or q_rank > 0, rope_dim=rope_dim is None or rope_dim > 0)
+        require_range("model.block.attention", "at least 1", kv_rank=kv_rank, q_rank=q_rank, rope_dim=rope_dim)
         rope_dim = rope_dim or head_dim
         self.layer_index, self.heads, self.head_dim = layer_index, heads, head_dim
         self.kv_rank, self.rope_dim = kv_rank, rope_dim

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptlab.config import Slot, build
+from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 from gptlab.model.attention import Context
 from gptlab.model.backends import Scores, attend
@@ -53,9 +53,8 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         _check_without(without_attention, layer_index, layers, attention)
-        for name, rate in (("attention_dropout", attention_dropout), ("mlp_dropout", mlp_dropout)):
-            if rate is not None and not 0 <= rate < 1:
-                raise ConfigError(f"model.block.{name}: {rate} must be at least 0 and below 1")
+        rates = {"attention_dropout": attention_dropout, "mlp_dropout": mlp_dropout}
+        require_range("model.block", "at least 0 and below 1", **rates)
         site = {
             "dim": dim,
             "layer_index": layer_index,
@@ -177,6 +176,8 @@ class LatentAttentionBlock(nn.Module):
     """
 
     slot = "block"
+    beside = {"model": {"position": "NoPosition"}}  # noqa: RUF012 - read as a constant
+    own_distance = True  # of the position component it uses what is added to the embeddings, and nothing else
 
     def __init__(
         self,
@@ -190,10 +191,9 @@ class LatentAttentionBlock(nn.Module):
         document_mask: bool = False,
     ) -> None:
         super().__init__()
-        if qk_divisor < 1 or dim % qk_divisor or expand < 1:
-            raise ConfigError(
-                f"model.block.qk_divisor: {qk_divisor} must divide the width {dim}, and expand ({expand}) be at least 1"
-            )
+        require_range("model.block", "at least 1", expand=expand, qk_divisor=qk_divisor)
+        if dim % qk_divisor:
+            raise ConfigError(f"model.block.qk_divisor: {qk_divisor} must divide the width {dim}; choose another")
         self.layer_index, self.dim, self.qk_dim, self.hidden = layer_index, dim, dim // qk_divisor, expand * dim
         self.score_width, self.scale = self.qk_dim, self.qk_dim**-0.5
         self.norm = build("norm", norm, dim=dim)

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gptlab.config import require_range
 from gptlab.errors import ConfigError
 from gptlab.model.mup import growth
 
@@ -61,19 +62,28 @@ class GPT2Init:
         embedding_std: float | None = None,
         head_std: float | None = None,
     ) -> None:
+        where = "model.initialization"
+        require_range(where, "above 0", std=std)
+        require_range(where, "at least 0", position_std=position_std, embedding_std=embedding_std, head_std=head_std)
         self.std, self.position_std, self.embedding_std, self.head_std = std, position_std, embedding_std, head_std
         self.residual_scale = {"scaled": 1 / math.sqrt(2 * layers), "plain": 1.0, "zero": 0.0}[residual]
 
     def __call__(self, model: nn.Module, seed: int) -> None:
         """Draw the weights of every linear and embedding layer of `model` in place.
 
-        Raises ConfigError for a `head_std` where the head is the embedding.
+        Raises ConfigError for a `head_std` where the head is the embedding, and a `position_std` where no positions
+        are learned.
         """
         layers = list(_layers(model))
         if self.head_std is not None and "head" not in (name for name, _ in layers):
             raise ConfigError(
                 "model.initialization.head_std: a tied head is the embedding, which has one std; set model.tied to "
                 "false, or embedding_std instead"
+            )
+        if self.position_std is not None and not any(name.startswith("position.") for name, _ in layers):
+            raise ConfigError(
+                "model.initialization.position_std: the position component learns no vectors that could start so; set "
+                "it to null, or model.position to Learned"
             )
         for name, module in layers:
             std = self._std(name, module) * growth(module.weight).std

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptlab.config import Slot, build
+from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
@@ -24,11 +24,8 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int) -> int:
     """F, from the arguments that every MLP has. Raises ConfigError where that is no width."""
-    if multiple_of < 1 or ratio <= 0 or (hidden is not None and hidden < 1):
-        raise ConfigError(
-            f"model.block.mlp: hidden {hidden}, ratio {ratio:g} and multiple_of {multiple_of} give no width; hidden "
-            "and multiple_of must be at least 1, ratio above 0"
-        )
+    require_range("model.block.mlp", "at least 1", hidden=hidden, multiple_of=multiple_of)
+    require_range("model.block.mlp", "above 0", ratio=ratio)
     return hidden if hidden is not None else multiple_of * math.ceil(round(ratio * dim, 3) / multiple_of)
 
 
@@ -48,6 +45,7 @@ class _Plain(nn.Module):
         hidden_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        require_range("model.block.mlp", "at least 0 and below 1", hidden_dropout=hidden_dropout)
         self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
         self.up = nn.Linear(dim, self.hidden, bias=bias)
         self.down = nn.Linear(self.hidden, dim, bias=bias)
@@ -142,6 +140,7 @@ class _Gated(nn.Module):
         hidden_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        require_range("model.block.mlp", "at least 0 and below 1", hidden_dropout=hidden_dropout)
         self.hidden = hidden_width(dim, ratio, hidden, multiple_of)
         self.gate = nn.Linear(dim, self.hidden, bias=bias)
         self.up = nn.Linear(dim, self.hidden, bias=bias)
@@ -259,10 +258,11 @@ class MoE(nn.Module):
         balance_rate: float = 1e-3,
     ) -> None:
         super().__init__()
-        if not 0 < top_k <= experts or shared < 0:
+        require_range("model.block.mlp", "at least 1", experts=experts)
+        require_range("model.block.mlp", "at least 0", shared=shared, balance_rate=balance_rate)
+        if not 0 < top_k <= experts:
             raise ConfigError(
-                f"model.block.mlp.top_k: {top_k} of {experts} experts cannot be chosen; make it from 1 to {experts}, "
-                "and shared 0 or more"
+                f"model.block.mlp.top_k: {top_k} of {experts} experts cannot be chosen; make it from 1 to {experts}"
             )
         self.experts = nn.ModuleList(build("mlp", expert, dim=dim) for _ in range(experts))
         self.shared = nn.ModuleList(build("mlp", expert, dim=dim) for _ in range(shared))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlab.config import require_range
 from gptlab.errors import ConfigError
 
 
@@ -17,6 +18,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-6, affine: bool = True, bias: bool = False) -> None:
         super().__init__()
+        require_range("norm", "above 0", eps=eps)
         if bias and not affine:
             raise ConfigError("norm: RMSNorm has a bias where it is affine; set affine to true, or bias to false")
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
@@ -37,6 +39,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-5, affine: bool = True, bias: bool = True) -> None:
         super().__init__()
+        require_range("norm", "above 0", eps=eps)
         self.weight = nn.Parameter(torch.ones(dim)) if affine else None
         self.bias = nn.Parameter(torch.zeros(dim)) if affine and bias else None
         self.dim, self.eps = dim, eps
@@ -58,6 +61,7 @@ class CosineNorm(nn.Module):
 
     def __init__(self, dim: int, *, eps: float = 1e-6, affine: bool = True, scale: float = 1.0) -> None:
         super().__init__()
+        require_range("norm", "above 0", eps=eps, scale=None if affine else scale)  # a weight may start at 0 and learn
         self.weight = nn.Parameter(torch.full((dim,), scale)) if affine else None
         self.scale, self.eps = scale, eps
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gptlab.config import require_range
 from gptlab.errors import ConfigError
 
 Rotary = tuple[Tensor, Tensor]
@@ -65,6 +66,7 @@ class Sinusoidal(NoPosition):
 
     def __init__(self, dim: int, context_length: int, *, theta: float = 10000.0, scale: float = 0.02) -> None:
         super().__init__()
+        require_range("model.position", "above 0", theta=theta, scale=scale)
         half = -(-dim // 2)
         angle = _angles(context_length, theta ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half))
         waves = torch.cat((angle.sin(), angle.cos()), dim=1)[:, :dim] * scale
@@ -122,6 +124,7 @@ class RoPE(NoPosition):
         angles: Literal["float64", "float32"] = "float64",
     ) -> None:
         super().__init__()
+        require_range("model.position", "above 0 and at most 1", fraction=fraction)
         self._tabulate(context_length, _frequencies(head_dim, theta, fraction, angles))
 
     def _tabulate(self, context_length: int, frequency: Tensor, magnitude: float = 1.0) -> None:
@@ -157,6 +160,13 @@ class Llama3RoPE(RoPE):
         angles: Literal["float64", "float32"] = "float64",
     ) -> None:
         nn.Module.__init__(self)
+        require_range("model.position", "above 0", factor=factor, low_frequency=low_frequency)
+        require_range("model.position", "at least 1", original_length=original_length)
+        if high_frequency <= low_frequency:
+            raise ConfigError(
+                f"model.position.high_frequency: {high_frequency:g} is not above low_frequency ({low_frequency:g}), so "
+                "there is no ramp between the two; raise it"
+            )
         frequency = _frequencies(head_dim, theta, 1.0, angles)
         turns = original_length * frequency / (2 * math.pi)  # full turns within the original context
         kept = ((turns - low_frequency) / (high_frequency - low_frequency)).clamp(0, 1)
@@ -186,6 +196,14 @@ class YaRN(RoPE):
         angles: Literal["float64", "float32"] = "float64",
     ) -> None:
         nn.Module.__init__(self)
+        require_range("model.position", "above 1", theta=theta)
+        require_range("model.position", "above 0", factor=factor, slow=slow, magnitude=magnitude)
+        require_range("model.position", "at least 1", original_length=original_length)
+        if fast <= slow:
+            raise ConfigError(
+                f"model.position.fast: {fast:g} is not above slow ({slow:g}), so there is no ramp between the two; "
+                "raise it"
+            )
         frequency = _frequencies(head_dim, theta, 1.0, angles)
 
         def pair(turns: float) -> float:
@@ -202,6 +220,7 @@ class YaRN(RoPE):
 
 def _frequencies(head_dim: int, theta: float, fraction: float, angles: str) -> Tensor:
     """θ^(−2i/R) for the pairs of the R dimensions that turn, in radians a position: (R/2,), in the precision named."""
+    require_range("model.position", "above 0", theta=theta)
     width = round(head_dim * fraction)
     if width % 2 or not 0 < width <= head_dim:
         raise ConfigError(

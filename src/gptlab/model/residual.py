@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from gptlab.errors import ConfigError
 from gptlab.model.attention import Context
 
 
@@ -30,10 +31,15 @@ class Residual(nn.Module):
         skip_scale: float | None = None,
     ) -> None:
         super().__init__()
+        if skip_scale is not None and layers < 2:
+            raise ConfigError(
+                "model.residual.skip_scale weighs what goes from the first half of the layers to the second, and there "
+                "is one layer; set it to null, or model.layers to 2 or more"
+            )
         self.layers, self.half = layers, layers // 2
 
         def learned(count: int, start: float | None) -> nn.Parameter | None:
-            return nn.Parameter(torch.full((count,), start)) if start is not None and count > 0 else None
+            return nn.Parameter(torch.full((count,), start)) if start is not None else None
 
         self.stream = learned(layers, stream_scale)
         self.input = learned(layers, input_scale)

@@ -11,11 +11,12 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import Slot, build, starting_run
+from gptlab.config import Slot, build, require_range, starting_run
 from gptlab.errors import ConfigError
 from gptlab.model.attention import Context, document_positions
 from gptlab.model.backends import Cache
 from gptlab.model.counting import flops_per_token
+from gptlab.model.position import NoPosition
 
 
 class GPT(nn.Module):
@@ -67,9 +68,14 @@ class GPT(nn.Module):
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        context_length = context_length or sequence_length
-        _check_shapes(dim, layers, heads, head_dim, context_length, sequence_length, dropout)
-        _check_options(pad_vocab, ahead, logit_softcap, embedding_dropout)
+        context_length = sequence_length if context_length is None else context_length
+        _check_shapes(dim, layers, heads, head_dim, context_length, sequence_length)
+        above_0 = {"embedding_scale": embedding_scale, "logit_scale": logit_scale, "logit_softcap": logit_softcap}
+        require_range("model", "above 0", **above_0)
+        require_range("model", "at least 1", pad_vocab=pad_vocab)
+        require_range("model", "at least 0", ahead=ahead)
+        require_range("model", "at least 0 and below 1", dropout=dropout, embedding_dropout=embedding_dropout)
+        _check_base(mup)
         head_dim = head_dim or dim // heads
         self.vocab_size, self.dim, self.heads, self.head_dim = vocab_size, dim, heads, head_dim
         self.context_length, self.logit_softcap = context_length, logit_softcap
@@ -84,6 +90,7 @@ class GPT(nn.Module):
         self.embedding_norm = build("norm", embedding_norm, dim=dim) if embedding_norm is not None else None
         self.dropout = nn.Dropout(dropout if embedding_dropout is None else embedding_dropout)
         self.blocks = nn.ModuleList(build("block", block, layer_index=i, **site) for i in range(layers))
+        _check_position(position.use, self.position, self.blocks)
         self.residual = build("residual", residual, layers=layers)
         self.ahead = nn.ModuleList(build("block", block, layer_index=layers - 1, **site) for _ in range(ahead))
         self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
@@ -151,15 +158,19 @@ class GPT(nn.Module):
         return flops_per_token(self, length or self.context_length)
 
 
-def _check_options(pad_vocab: int, ahead: int, logit_softcap: float | None, embedding_dropout: float | None) -> None:
-    if pad_vocab < 1:
-        raise ConfigError(f"model.pad_vocab: {pad_vocab} is too small; it must be at least 1, which pads nothing")
-    if ahead < 0:
-        raise ConfigError(f"model.ahead: {ahead} blocks; it must be 0 or more")
-    if logit_softcap is not None and logit_softcap <= 0:
-        raise ConfigError(f"model.logit_softcap: {logit_softcap} leaves no logit; make it above 0, or null for none")
-    if embedding_dropout is not None and not 0 <= embedding_dropout < 1:
-        raise ConfigError(f"model.embedding_dropout: {embedding_dropout} must be at least 0 and below 1")
+def _check_position(use: str, position: nn.Module, blocks: nn.ModuleList) -> None:
+    """A block that has a distance of its own turns nothing and charges nothing, whatever the position would say."""
+    says = any(getattr(type(position), name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
+    if says and any(getattr(block, "own_distance", False) for block in blocks):
+        raise ConfigError(
+            f"model.position: {use} would do nothing in blocks that have a distance of their own; set it to NoPosition"
+        )
+
+
+def _check_base(mup: dict[str, int] | None) -> None:
+    if mup is not None and not mup:
+        raise ConfigError("model.mup: {} says nothing of the base; name its widths, as {dim: 128, heads: 2}, or null")
+    require_range("model.mup", "at least 1", **(mup or {}))
 
 
 def _check_shapes(
@@ -169,16 +180,9 @@ def _check_shapes(
     head_dim: int | None,
     context_length: int,
     sequence_length: int,
-    dropout: float,
 ) -> None:
-    for name, value in (
-        ("dim", dim),
-        ("layers", layers),
-        ("heads", heads),
-        ("context_length", context_length),
-    ):
-        if value < 1:
-            raise ConfigError(f"model.{name}: {value} is too small; it must be at least 1")
+    sizes = {"dim": dim, "layers": layers, "heads": heads, "head_dim": head_dim, "context_length": context_length}
+    require_range("model", "at least 1", **sizes)
     if head_dim is None and dim % heads:
         near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
         raise ConfigError(
@@ -189,5 +193,3 @@ def _check_shapes(
             f"train.sequence_length: {sequence_length} is longer than model.context_length {context_length}; "
             "shorten the first or raise the second"
         )
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"model.dropout: {dropout} is no probability; it must be at least 0 and below 1")
