@@ -18,7 +18,8 @@ from helpers import TINY, gptlab, make_data, rows
 
 import gptlab as package
 from gptlab.cli import main
-from gptlab.config import Stage, config_hash, load_config, load_stages, starting_run, weights_digest
+from gptlab.config import Stage, config_hash, load_config, load_stage, load_stages, starting_run, weights_digest
+from gptlab.contracts import config_subject, find_subject
 from gptlab.data import prepare
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.stages import StageResult
@@ -432,18 +433,70 @@ def test_mistakes_on_the_command_line(place: Path, override: str, message: str) 
     assert message in str(caught.value)
 
 
-def test_one_run_is_not_several(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_one_run_is_not_several(place: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write())
+    assert str(caught.value).startswith(f"two.yaml:{LINE + 1}: `stages` make several runs, and one is asked for")
+
+
+DEEPER = STAGES.replace("    seeds", "    from: null\n    model: {layers: 3}\n    seeds")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers", "said"),
+    [
+        ([], 2, "taking the first stage, two-pretrain (--stage names another)"),
+        (["--stage", "anneal"], 3, ""),
+        (["--stage", "anneal", "--set", "stages.anneal.model.layers=4"], 4, ""),
+    ],
+    ids=["first", "named", "overridden"],
+)
+def test_one_stage_is_traced(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    layers: int,
+    said: str,
 ) -> None:
-    write()
-    monkeypatch.setattr(sys, "argv", ["gptlab", "trace", "two.yaml"])
+    write(DEEPER)
+    monkeypatch.setattr(sys, "argv", ["gptlab", "trace", "two.yaml", *arguments])
     with pytest.raises(SystemExit) as exit_info:
         main()
-    assert exit_info.value.code == 2
-    assert capsys.readouterr().err.strip() == (
-        f"error: two.yaml:{LINE + 1}: `stages` make several runs, and one is asked for; `gptlab train` and "
-        "`gptlab config show` take them"
-    )
+    assert exit_info.value.code == 0
+    shown = capsys.readouterr()
+    assert f"V=257  L={layers}" in shown.out  # V of the data of either stage, be it a path or sources
+    assert shown.err.strip() == said
+
+
+def test_one_stage_is_checked_and_its_widths_compared(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(DEEPER)
+    assert config_subject("two.yaml").label == "config two.yaml, two-pretrain"
+    assert config_subject("two.yaml", stage="anneal").config.model.layers == 3
+    assert config_subject("two.yaml", stage="anneal").config.data.mix is not None
+    stage = load_stage("two.yaml", name="anneal")
+    assert stage == load_stages("two.yaml")[1].config
+    mup = ["--set", "model.mup={dim: 32, heads: 2}", "--widths", "32,64", "--steps", "1", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["gptlab", "mup", "check", "two.yaml", "--stage", "anneal", *mup])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code in (0, 1)  # a step of one batch proves nothing
+    assert Path("mup-check.png").is_file()
+
+
+def test_a_stage_that_is_not_there(place: Path) -> None:
+    write(name="two.yaml")
+    write("", name="one.yaml")
+    for source, stage, message in [
+        ("two.yaml", "anneel", "--stage anneel: two.yaml has no such stage; did you mean 'anneal'?"),
+        ("two.yaml", "", "--stage : two.yaml has no such stage; valid: anneal, pretrain"),
+        ("one.yaml", "anneal", "--stage anneal: one.yaml has no stages; leave --stage out"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            find_subject(source, stage=stage)
+        assert str(caught.value) == message
+    with pytest.raises(ConfigError, match="is a component, which has no stages"):
+        find_subject("Attention", stage="anneal")
 
 
 def test_all_stages_are_checked_before_the_first_trains(place: Path) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptlab.config import RunConfig
 
 app = typer.Typer(no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(help="a YAML file, or a run folder")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change a value; repeatable")]
+OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of stages: which; by default the first")]
 
 
 @app.command()
@@ -42,6 +48,17 @@ def schema() -> None:
     from gptlab.config import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+def load_one(source: str, overrides: Sequence[str], stage: str | None) -> RunConfig:
+    """The config of one run; of stages that of `stage`, or of the first, which is said."""
+    from gptlab.config import has_stages, load_stage
+    from gptlab.console import say
+
+    loaded = load_stage(source, overrides, stage)
+    if stage is None and has_stages(source):
+        say(f"taking the first stage, {loaded.name} (--stage names another)")
+    return loaded
 
 
 def _short(value: object) -> str:

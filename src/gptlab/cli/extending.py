@@ -9,6 +9,8 @@ import typer
 from click import Context
 from typer.core import TyperGroup
 
+from gptlab.cli.config import OneStage
+
 if TYPE_CHECKING:
     from gptlab.contracts import Outcome
 
@@ -41,11 +43,12 @@ def check(
     backend: Annotated[
         str, typer.Option(help="of torch.compile: inductor, or aot_eager where there is no C compiler")
     ] = "inductor",
+    stage: OneStage = None,
 ) -> None:
     """Hold a component (or a whole config, made small) to every contract; exit code 1 where one is broken."""
     from gptlab.contracts import find_subject, run_contracts
 
-    subject = find_subject(target, slot=slot, backend=backend)
+    subject = find_subject(target, slot=slot, stage=stage, backend=backend)
     outcomes = run_contracts(subject, only or ())
     _show(subject.label, outcomes)
     if any(outcome.status == "broken" for outcome in outcomes):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptlab.cli.config import Overrides
+from gptlab.cli.config import OneStage, Overrides, load_one
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,11 +25,11 @@ def check(
     steps: Annotated[int, typer.Option(help="optimizer steps at each width", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="initializations to average over", min=1)] = 2,
     out: Annotated[Path, typer.Option(help="the picture")] = Path("mup-check.png"),
+    stage: OneStage = None,
 ) -> None:
     """Draw the coordinate check of CONFIG; exit 1 where activations under muP move further the wider the model."""
     from rich.table import Table
 
-    from gptlab.config import load_config
     from gptlab.console import output, progress, say
     from gptlab.coordinates import TOLERANCE, coordinate_check, exponents, plot_moves
     from gptlab.errors import ConfigError
@@ -38,7 +38,7 @@ def check(
         chosen = [int(width) for width in widths.split(",")] if widths else []
     except ValueError:
         raise ConfigError(f"--widths: {widths!r} is no list of numbers; write for example 128,256,512") from None
-    loaded = load_config(config, overrides)
+    loaded = load_one(config, overrides, stage)
     with progress(unit="widths", transient=True) as bar:
         task = bar.add_task("coordinate check", total=2 * (len(chosen) or 4))
         moves = coordinate_check(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptlab.cli.config import Overrides
+from gptlab.cli.config import OneStage, Overrides, load_one
 
 Runs = Annotated[list[Path], typer.Argument(help="run folders (or a nanoGPT ckpt.pt)")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
@@ -105,9 +105,9 @@ def trace(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     vocab_size: Annotated[int | None, typer.Option(help="V; by default that of the config's data, or 50257")] = None,
     depth: Annotated[int, typer.Option(help="how deep to look into modules")] = 4,
+    stage: OneStage = None,
 ) -> None:
     """Show every module with its shapes (in the dimension letters), parameters and FLOPs."""
     from gptlab.cli.tracing import show_trace
-    from gptlab.config import load_config
 
-    show_trace(load_config(config, overrides), vocab_size=vocab_size, depth=depth)
+    show_trace(load_one(config, overrides, stage), vocab_size=vocab_size, depth=depth)

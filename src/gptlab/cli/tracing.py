@@ -55,10 +55,11 @@ def show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None
 
 def _vocabulary(config: RunConfig) -> int:
     """V of the config's data where it is here, else GPT-2's, which is said."""
-    folder = Path(config.data.path) if config.data.path else None
-    if folder is not None and (folder / MANIFEST).is_file():
-        return Manifest.load(folder).vocab_size
-    say(f"no data set at {folder}; taking V = {_GPT2_VOCABULARY} (--vocab-size sets another)")
+    folders = [config.data.path, *(config.data.sources or {}).values()]
+    for folder in filter(None, folders):
+        if (Path(folder) / MANIFEST).is_file():
+            return Manifest.load(Path(folder)).vocab_size
+    say(f"no data set at {folders[0]}; taking V = {_GPT2_VOCABULARY} (--vocab-size sets another)")
     return _GPT2_VOCABULARY
 
 

@@ -5,7 +5,7 @@ from gptlab.config.load import config_from, difference, load_config
 from gptlab.config.numbers import format_count, parse_number, require_range
 from gptlab.config.schema import RunConfig, Seed
 from gptlab.config.slots import SLOTS, Slot, build, menu, validate_slot
-from gptlab.config.stages import Stage, has_stages, json_schema, load_stages
+from gptlab.config.stages import Stage, has_stages, json_schema, load_stage, load_stages
 from gptlab.config.start import pin, starting_run, weights_digest
 from gptlab.config.yamlfile import dump_yaml
 
@@ -26,6 +26,7 @@ __all__ = [
     "hashed_values",
     "json_schema",
     "load_config",
+    "load_stage",
     "load_stages",
     "menu",
     "parse_number",

@@ -32,7 +32,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if "stages" in layer:
             raise ConfigError(
                 f"{places[('stages',)]}: `stages` make several runs, and one is asked for; `gptlab train` and "
-                "`gptlab config show` take them"
+                "`gptlab config show` take them all, `gptlab check`, `trace` and `mup check` one of them"
             )
     config, origins = resolve(layers)
     return override(config, overrides, origins) if overrides else config

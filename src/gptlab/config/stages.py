@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from gptlab.config.load import absolute, lay_over, override, read_layers, resolve
+from gptlab.config.load import absolute, lay_over, load_config, override, read_layers, resolve
 from gptlab.config.load import json_schema as one_run_schema
 from gptlab.config.schema import RunConfig, Seed, SlotError
 from gptlab.config.start import is_pinned
@@ -104,6 +104,21 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
         stage = _Written(base, {**written[number], **own}, origins, here, names)
         stages.append(stage.read(stages, [*common, *changes]))
     return stages
+
+
+def load_stage(source: str | Path, overrides: Sequence[str] = (), name: str | None = None) -> RunConfig:
+    """The config of one run: that in `source` or, of stages, that of the one called `name` (None: of the first).
+
+    Raises ConfigError as `load_config` and `load_stages` do, and for a `name` that is no stage's.
+    """
+    if not has_stages(source):
+        if name is not None:
+            raise ConfigError(f"--stage {name}: {source} has no stages; leave --stage out")
+        return load_config(source, overrides)
+    stages = {stage.name: stage.config for stage in load_stages(source, overrides)}
+    if name is not None and name not in stages:
+        raise ConfigError(f"--stage {name}: {source} has no such stage; {did_you_mean(name, stages)}")
+    return stages[next(iter(stages)) if name is None else name]
 
 
 def json_schema() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import SLOTS, RunConfig, Slot, build, config_from, load_config, menu, validate_slot
+from gptlab.config import SLOTS, RunConfig, Slot, build, config_from, has_stages, load_stage, menu, validate_slot
 from gptlab.config.load import merge
 from gptlab.config.schema import SlotError
 from gptlab.config.slots import import_component, locate, signature
@@ -269,12 +269,13 @@ def component_subject(
     return _long_enough(subject)
 
 
-def config_subject(path: str | Path, *, backend: str = "inductor") -> Subject:
+def config_subject(path: str | Path, *, stage: str | None = None, backend: str = "inductor") -> Subject:
     """A whole config with its sizes made small: at most six layers, D = 8 · H, windows of 8, T = 32, V = 97.
 
-    Numbers and widths of heads, ratios and everything else stay as they are. Raises ConfigError as `load_config` does.
+    Numbers and widths of heads, ratios and everything else stay as they are. Of a config of stages it is the one called
+    `stage` (None: the first). Raises ConfigError as `load_stage` does.
     """
-    config = load_config(path)
+    config = load_stage(path, name=stage)
     values = config.plain()
     model = values["model"]
     if {"dim", "heads", "head_dim"} <= model.keys():
@@ -290,7 +291,7 @@ def config_subject(path: str | Path, *, backend: str = "inductor") -> Subject:
     mixed = config.data.mix is not None
     subject = Subject(
         kind="config",
-        label=f"config {path}",
+        label=f"config {path}" + (f", {config.name}" if has_stages(path) else ""),
         config=config_from(values),
         parts=tuple(part for part in _RUN_PARTS if part != "mix" or mixed),
         backend=backend,
@@ -308,16 +309,21 @@ def _narrow_window(attention: dict[str, Any]) -> None:
     attention |= {key: max(1, size * _WINDOW // window) for key, size in sizes.items()} | {"window": _WINDOW}
 
 
-def find_subject(target: str, *, slot: str | None = None, backend: str = "inductor") -> Subject:
+def find_subject(
+    target: str, *, slot: str | None = None, stage: str | None = None, backend: str = "inductor"
+) -> Subject:
     """What a person names: a config file, a component's name, an import path, a file, or an inline YAML mapping.
 
     `slot` says which slot it is for; by default its class attribute `slot` does, or the one menu that has the name.
+    `stage`: which stage of a config that has some; by default the first.
     Raises ConfigError where that is not clear or does not exist.
     """
     if target.endswith((".yaml", ".yml")):
         if slot is not None:
             raise ConfigError(f"--slot {slot}: {target} is a whole config, which has all slots; leave --slot out")
-        return config_subject(target, backend=backend)
+        return config_subject(target, stage=stage, backend=backend)
+    if stage is not None:
+        raise ConfigError(f"--stage {stage}: {target} is a component, which has no stages; leave --stage out")
     value: Any = target
     if target.lstrip().startswith("{"):
         value, _ = parse_yaml(target, "the value to check")
