@@ -146,7 +146,7 @@ def lr_find(
         ],
     )
     if found.diverged is None:
-        say(f"the loss never rose to {limit:g} times its lowest; a larger --high would show where it does")
+        say(f"the loss never rose to {limit:g} times its lowest; a larger --high or a lower --limit may show it")
     if found.steepest is None:
         say("the loss never fell; a larger --high or more --steps may show where it does")
     picture = out or store.folder(run) / "lr-find.png"
