@@ -25,7 +25,7 @@ from gptlab.model import build_model
 from gptlab.model.backends import BACKENDS, Scores, View
 from gptlab.model.counting import training_flops
 from gptlab.model.lifecycle import before_step
-from gptlab.systems.device import autocast
+from gptlab.precision import autocast
 
 _CPU = torch.device("cpu")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_Kernel`'s output

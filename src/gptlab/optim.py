@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
+from gptlab.precision import has_fast_bfloat16
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 KINDS = ("embedding", "head", "matrix", "scalar")
@@ -122,9 +123,13 @@ class Muon(torch.optim.Optimizer):
 
     `lr` is the matrices' rate, `adamw_lr` that of everything else unless a kind has its own. `adjust_lr`:
     *original* scales the rate by √max(1, rows/columns), *match_rms_adamw* by 0.2·√max(rows, columns), so that a rate
-    tuned for AdamW fits (Liu et al. 2025, arXiv:2502.16982, section 2.2). Both algorithms are torch's own.
+    tuned for AdamW fits (Liu et al. 2025, arXiv:2502.16982, section 2.2).
     Under muP the rate of an orthogonal update needs no change with width as *original* (its spectral norm is what muP
     asks for: Yang et al. 2023, arXiv:2310.17813), and falls by √n where it matches AdamW's.
+
+    `unstack`: matrices that a module keeps stacked in the rows of one parameter (q, k and v), which it says by an
+    attribute `stacked` of the parameter, are orthogonalized each by itself, as Jordan et al. found better: they are
+    three maps, and one that has most of the gradient would leave the others little of the update.
     """
 
     slot = "optimizer"
@@ -138,6 +143,7 @@ class Muon(torch.optim.Optimizer):
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr: Literal["original", "match_rms_adamw"] = "original",
+        unstack: bool = True,
         weight_decay: float = 0.0,
         adamw_lr: float = 1e-3,
         embedding_lr: float | None = None,
@@ -149,7 +155,7 @@ class Muon(torch.optim.Optimizer):
         _check_adam(betas, eps, weight_decay)
         require_range("optimizer", "at least 0", lr=lr, adamw_lr=adamw_lr)
         require_range("optimizer", "at least 0 and below 1", momentum=momentum)
-        require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)  # torch's own limit
+        require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
 
         def slower(kind: str, rate: float) -> float:
@@ -164,28 +170,17 @@ class Muon(torch.optim.Optimizer):
             raise ConfigError(
                 f"optimizer: Muon orthogonalizes matrices, but a parameter has shape {tuple(wrong[0].shape)}; use AdamW"
             )
-        self._parts: list[torch.optim.Optimizer] = []
-        if matrices:
-            muon = torch.optim.Muon(
-                matrices,
-                lr=lr,
-                momentum=momentum,
-                nesterov=nesterov,
-                ns_steps=ns_steps,
-                adjust_lr_fn=adjust_lr,
-            )
-            self._parts.append(muon)
-        if others:
-            self._parts.append(torch.optim.AdamW(others, lr=adamw_lr, betas=betas, eps=eps, fused=_can_fuse(others)))
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
+        self.adjust_lr, self.unstack = adjust_lr, unstack
+        self._adamw = torch.optim.AdamW(others, adamw_lr, betas, eps, fused=_can_fuse(others)) if others else None
+        super().__init__([*matrices, *(self._adamw.param_groups if self._adamw is not None else [])], {})
         self._share()
 
     def _share(self) -> None:
-        """Let the parts work on this optimizer's own groups and state, so that it saves and loads as one."""
-        matrices = [group for group in self.param_groups if group["kind"] == "matrix"]
-        others = [group for group in self.param_groups if group["kind"] != "matrix"]
-        for part, groups in zip(self._parts, [g for g in (matrices, others) if g], strict=True):
-            part.param_groups, part.state = groups, self.state
+        """Let AdamW work on this optimizer's own groups and state, so that both are saved and loaded as one."""
+        if self._adamw is not None:
+            self._adamw.param_groups = [group for group in self.param_groups if group["kind"] != "matrix"]
+            self._adamw.state = self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # load_state_dict ends here, with groups and state replaced
@@ -195,9 +190,63 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of both parts."""
         loss = closure() if closure is not None else None
-        for part in self._parts:
-            part.step()
+        for group in self.param_groups:
+            if group["kind"] == "matrix":
+                self._step_matrices(group)
+        if self._adamw is not None:
+            self._adamw.step()
         return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        """Momentum and decay matrix by matrix, Newton–Schulz once for all matrices of a shape."""
+        weights = [p for p in group["params"] if p.grad is not None]
+        alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # shape: (matrix, its direction)
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - self.momentum)
+            direction = weight.grad.lerp(buffer, self.momentum) if self.nesterov else buffer
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            rows = getattr(weight, "stacked", None) if self.unstack else None
+            for pair in zip(*(x.split(rows or len(weight)) for x in (weight, direction)), strict=True):
+                alike.setdefault(pair[0].shape, []).append(pair)
+        for shape, pairs in alike.items():
+            rate = group["lr"] * self._spectral_rate(*shape)
+            at_once = max(1, _ELEMENTS // shape.numel())
+            for start in range(0, len(pairs), at_once):
+                some = pairs[start : start + at_once]
+                steps = orthogonalize(torch.stack([direction for _, direction in some]), self.ns_steps)
+                torch._foreach_add_([matrix for matrix, _ in some], list(steps.unbind()), alpha=-rate)
+
+    def _spectral_rate(self, rows: int, columns: int) -> float:
+        """What the rate of a matrix of this shape is multiplied by."""
+        if self.adjust_lr == "original":
+            return math.sqrt(max(1.0, rows / columns))
+        return 0.2 * math.sqrt(max(rows, columns))
+
+
+_ELEMENTS = 2**26
+"""Of the matrices that are orthogonalized at once: what bounds the memory of a step of a large model."""
+
+
+def orthogonalize(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
+    """The nearest orthogonal matrices, roughly: (N, rows, columns) → the same shape, singular values 0.7 to 1.2.
+
+    A Newton–Schulz iteration, X ← aX + (bXXᵀ + c(XXᵀ)²)X, with the coefficients that Jordan et al. chose for its slope
+    at 0 (see `Muon`). In bfloat16 where the hardware multiplies that, else in float32: emulated, it takes ten times
+    as long (benchmarks/muon.py).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices_NRC.to(torch.bfloat16 if has_fast_bfloat16(matrices_NRC.device) else torch.float32)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x  # the products are of the smaller side
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, gram, x, beta=a)
+    return (x.mT if tall else x).to(matrices_NRC.dtype)
 
 
 class _Schedule(abc.ABC):

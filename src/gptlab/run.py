@@ -19,10 +19,11 @@ from gptlab.evals.loss import LossResult, evaluate_loss
 from gptlab.files import write_atomic
 from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.model import build_model
+from gptlab.precision import pick_dtype
 from gptlab.record.runfolder import read_config
 from gptlab.systems.allocator import keep_memory
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
-from gptlab.systems.device import pick_device, pick_dtype
+from gptlab.systems.device import pick_device
 from gptlab.systems.distributed import World
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 

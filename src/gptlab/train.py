@@ -30,6 +30,7 @@ from gptlab.model.counting import training_flops
 from gptlab.model.lifecycle import after_step, before_step
 from gptlab.model.rehearsal import rehearse
 from gptlab.optim import set_learning_rate
+from gptlab.precision import autocast, pick_dtype
 from gptlab.record import runfolder
 from gptlab.record.facts import write_facts
 from gptlab.record.metrics import read_metrics
@@ -38,7 +39,7 @@ from gptlab.systems.allocator import keep_memory
 from gptlab.systems.checkpoint import Checkpoints, checked_state, load_tensors
 from gptlab.systems.compile import try_compile
 from gptlab.systems.conclusion import gather_facts, write_views
-from gptlab.systems.device import autocast, describe, peak_flops, pick_device, pick_dtype
+from gptlab.systems.device import describe, peak_flops, pick_device
 from gptlab.systems.display import TrainingDisplay
 from gptlab.systems.distributed import World, connect, disconnect, find_world, gradient_sync, replicate
 from gptlab.systems.memory import largest_micro_batch, peak_memory

@@ -116,7 +116,7 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "Muon": [
             {"lr": 0.01, "momentum": 0.9, "nesterov": False, "ns_steps": 3, "adjust_lr": "match_rms_adamw"},
             {"weight_decay": 0.1, "adamw_lr": 2e-3, "embedding_lr": 3e-3, "head_lr": 1e-4, "scalar_lr": 1e-2},
-            {"betas": [0.8, 0.99], "eps": 1e-6},
+            {"betas": [0.8, 0.99], "eps": 1e-6, "unstack": False},
         ],
     },
     "schedule": {

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from gptlab import precision
 from gptlab.errors import ConfigError, TrainingError
-from gptlab.systems import device as devices
+from gptlab.precision import autocast, pick_dtype
 from gptlab.systems import memory
 from gptlab.systems.compile import try_compile
-from gptlab.systems.device import autocast, describe, memory_limit, peak_flops, pick_device, pick_dtype
+from gptlab.systems.device import describe, memory_limit, peak_flops, pick_device
 from gptlab.systems.display import TrainingDisplay
 from gptlab.systems.distributed import World, find_world
 from gptlab.systems.memory import largest_micro_batch
@@ -72,7 +73,7 @@ def test_devices_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_auto_dtype(monkeypatch: pytest.MonkeyPatch, device: str, fast: bool, expected: torch.dtype) -> None:
-    monkeypatch.setattr(devices, "has_fast_bfloat16", lambda _: fast)
+    monkeypatch.setattr(precision, "has_fast_bfloat16", lambda _: fast)
     assert pick_dtype("auto", torch.device(device)) == expected
 
 

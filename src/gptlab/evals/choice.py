@@ -26,7 +26,7 @@ from torch import nn
 from gptlab.console import progress
 from gptlab.errors import DataError
 from gptlab.evals.loss import target_nats
-from gptlab.systems.device import autocast
+from gptlab.precision import autocast
 from gptlab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

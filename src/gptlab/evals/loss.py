@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gptlab.data import Batch
 from gptlab.loss import IGNORE
-from gptlab.systems.device import autocast
+from gptlab.precision import autocast
 from gptlab.systems.distributed import World
 
 _CHUNK_LOGITS = 2**25

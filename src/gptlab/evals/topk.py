@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gptlab.data import Batch
 from gptlab.evals.loss import IGNORE
-from gptlab.systems.device import autocast
+from gptlab.precision import autocast
 
 KS = (1, 5, 10)
 """The k that are measured."""

@@ -182,6 +182,7 @@ class Attention(nn.Module):
             )
         self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        self.qkv.weight.stacked = tuple(n * head_dim for n in (heads, kv_heads, kv_heads))  # see optim.Muon
         self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
         self.out.writes_residual = True
         if qk_norm_over == "width" and qk_norm is None:

@@ -24,6 +24,7 @@ ROOMS = (
     "loss.py",
     "model",
     "optim.py",
+    "precision.py",
     "run.py",
     "systems/checkpoint.py",
     "systems/compile.py",
