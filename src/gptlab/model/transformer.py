@@ -90,7 +90,7 @@ class GPT(nn.Module):
         self.embedding_norm = build("norm", embedding_norm, dim=dim) if embedding_norm is not None else None
         self.dropout = nn.Dropout(dropout if embedding_dropout is None else embedding_dropout)
         self.blocks = nn.ModuleList(build("block", block, layer_index=i, **site) for i in range(layers))
-        _check_position(position.use, self.position, self.blocks)
+        _check_position(self.position, self.blocks)
         self.residual = build("residual", residual, layers=layers)
         self.ahead = nn.ModuleList(build("block", block, layer_index=layers - 1, **site) for _ in range(ahead))
         self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
@@ -158,12 +158,13 @@ class GPT(nn.Module):
         return flops_per_token(self, length or self.context_length)
 
 
-def _check_position(use: str, position: nn.Module, blocks: nn.ModuleList) -> None:
+def _check_position(position: nn.Module, blocks: nn.ModuleList) -> None:
     """A block that has a distance of its own turns nothing and charges nothing, whatever the position would say."""
     says = any(getattr(type(position), name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
     if says and any(getattr(block, "own_distance", False) for block in blocks):
         raise ConfigError(
-            f"model.position: {use} would do nothing in blocks that have a distance of their own; set it to NoPosition"
+            f"model.position: {type(position).__name__} would do nothing in blocks that have a distance of their own; "
+            "set it to NoPosition"
         )
 
 
