@@ -205,6 +205,29 @@ class WiderFromTheCache(Attention):
         return y_BTD
 
 
+class OneKeyMore(Attention):
+    """Sees one key more than its window has, trained and used alike."""
+
+    slot = "attention"
+    beside = {"model": {"block": {"attention": {"window": 8}}}}  # noqa: RUF012
+    off_by = 1
+
+    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
+        width = self.window.now
+        assert width is not None
+        self.window.now = width + self.off_by
+        y_BTD = super().forward(x_BTD, context)
+        self.window.now = width
+        return y_BTD
+
+
+class OneKeyFewer(OneKeyMore):
+    """Counts the token itself twice."""
+
+    slot = "attention"
+    off_by = -1
+
+
 class IgnoresPositions(Learned):
     """Gives the first of its vectors, whatever positions it is asked for."""
 

@@ -31,6 +31,8 @@ BREAKS: dict[str, set[str]] = {
     "OverPositions": {"causal", "documents", "cached"},
     "LongestOfTheBatch": {"documents"},
     "WiderFromTheCache": {"cached"},
+    "OneKeyMore": {"window"},
+    "OneKeyFewer": {"window"},
     "IgnoresPositions": {"documents", "cached"},
     "ValuesOfOtherRows": {"causal", "documents", "batch", "cached", "accumulation", "2 ranks"},
     "NotFiniteInBfloat16": {"gradient"},
@@ -84,6 +86,13 @@ REASONS = [
     ("WrongShape", "builds", "raised RuntimeError", r"block\.py:\d+, in \w+$"),
     ("DropsABlockInUse", "train and eval", "something else than training", r"^hidden states in evaluation mode"),
     ("PredictsIgnored", "ignored", "not to be predicted changes the loss", r"^count"),
+    ("OneKeyMore", "window", "sees more keys", r"^output of blocks.0.attention.*at 0: position 0,"),
+    (
+        "OneKeyFewer",
+        "window",
+        "sees fewer keys",
+        r"^output of blocks.0.attention: .*never shows at t \+ 7",
+    ),
     ("Counts", "multiplier", "no function of the step", r"a run of 1 steps"),
 ]
 

@@ -99,7 +99,7 @@ def test_every_shipped_config_keeps_every_contract(path: Path) -> None:
     outcomes = run_contracts(config_subject(path), set(CONTRACTS) - {"compiled"})
     assert not {o.contract.name: f"{o.detail}: {o.where}" for o in outcomes if o.status == "broken"}
     held = {o.contract.name for o in outcomes if o.status == "holds"}
-    assert set(CONTRACTS) - held <= {"off switch", "documents", "shares", "compiled"}
+    assert set(CONTRACTS) - held <= {"off switch", "documents", "window", "shares", "compiled"}
 
 
 def test_a_config_is_made_small_and_nothing_else() -> None:
@@ -113,6 +113,45 @@ def test_a_config_is_made_small_and_nothing_else() -> None:
 def test_sequences_outgrow_windows() -> None:
     assert component_subject("attention", {"use": "Attention", "window": 8}).length == 32
     assert component_subject("attention", {"use": "Attention", "window": 50}).length == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beside", "status"),
+    [
+        ({"window": 8}, {}, "holds"),
+        ({"window": 7, "pattern": "FS"}, {}, "holds"),
+        ({"window": 12, "window_start": 5, "window_step": 5}, {}, "holds"),
+        ({"window": 8, "backend": "explicit", "value_embeddings": 1, "value_residual": True}, {}, "holds"),
+        ({"window": 8}, {"model": {"position": "ALiBi"}}, "holds"),
+        (
+            {"window": 8, "key_offset": True},
+            {"model": {"head_dim": 16, "position": {"use": "RoPE", "fraction": 0.5}}},
+            "holds",
+        ),
+        ({"window": 600}, {}, "holds"),
+        ({"window": 2000}, {}, "skipped"),
+        ({"window": 8, "pattern": "F"}, {}, "skipped"),
+        ({}, {}, "skipped"),
+    ],
+    ids=str,
+)
+def test_a_window_is_as_wide_as_it_says(arguments: dict[str, object], beside: dict[str, object], status: str) -> None:
+    subject = component_subject("attention", {"use": "Attention", **arguments}, beside=beside)
+    (found,) = [o for o in run_contracts(subject, ["window"]) if o.contract.name == "window"]
+    assert found.status == status, found
+
+
+def test_a_window_that_grows_is_held_to_its_start_too(tmp_path: Path) -> None:
+    """Right when it is full, and too wide before."""
+    (tmp_path / "idea.py").write_text(
+        "from gptlab.model.attention import Attention\n\n\n"
+        "class Early(Attention):\n    slot = 'attention'\n"
+        "    beside = {'model': {'block': {'attention': {'window': 8, 'window_start': 4, 'window_step': 4}}}}\n\n"
+        "    def forward(self, x, context):\n        width, self.window.now = self.window.now, 8\n"
+        "        y = super().forward(x, context)\n        self.window.now = width\n        return y\n"
+    )
+    (found,) = [o for o in run_contracts(find_subject(f"{tmp_path}/idea.py:Early"), ["window"]) if o.detail]
+    assert (found.status, found.detail) == ("broken", "attention with a window of 4 sees more keys than that")
 
 
 def test_places_are_found_where_slots_are_used() -> None:

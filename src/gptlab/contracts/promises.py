@@ -20,15 +20,27 @@ from torch import Tensor, nn
 
 from gptlab.contracts.core import Broken, Skipped, contract, position, require_close
 from gptlab.contracts.ranks import Work, pool, work
-from gptlab.contracts.subject import Subject, T, V, at_length, default_component, gradients, loss_sum, rows_of
+from gptlab.contracts.subject import (
+    Subject,
+    T,
+    V,
+    at_length,
+    default_component,
+    gradients,
+    loss_sum,
+    rows_of,
+    window_width,
+)
 from gptlab.errors import GptlabError
 from gptlab.inference.generate import Reader, window_start
 from gptlab.loss import IGNORE, TokenBatch
+from gptlab.model.attention import Context
 from gptlab.model.lifecycle import after_step, before_step
 from gptlab.run import save_weights
 
 _ROUNDING = 1e-4  # of the largest gradient
 _POSITIONS = 64  # changed tokens at once: memory is this many sequences
+_WINDOW_POSITIONS = 16  # the same, where layers are looked at one by one
 _GRADIENT_TOLERANCE = 1e-4  # gradients add up B·T terms that partly cancel
 _STEP_TOLERANCE = 0.05  # of a step: Muon orthogonalizes in bfloat16, which makes a rounding error one of two per cent
 _COMPILED_TOLERANCE = 1e-4  # fused kernels round differently at every operation
@@ -145,6 +157,80 @@ def documents(subject: Subject) -> None:
     cut = subject.cuts(0)[0]
     influence = _influence(model, ids[:1], numbers[:1], lambda hidden: hidden[:, cut:])
     _require_no_influence(influence[:cut], influence, "a gradient crosses from one document into another", 0, fix)
+
+
+@contract("window", "attention with a window of n sees n keys, not one more and not one fewer", "model")
+def window(subject: Subject) -> None:
+    """Each part that has a `window`, alone: a change of its input at t shows at t + n − 1, and no further.
+
+    Alone, because layers after each other see further than each of them. A window that grows, at both ends of its way.
+    """
+    model = subject.model(wild=True).eval()
+    if not any(window_width(module) is not None for module in model.modules()):
+        raise Skipped(
+            "does not promise it: no part has a window; an attribute `window`, a number or with one as `now`, "
+            "would be held to it"
+        )
+    held: set[tuple[str, int]] = set()
+    for progress in (0.0, 1.0):
+        before_step(model, progress)
+        for name, module, x_BTD, context in _calls(model, subject.ids(1).expand(1 + _WINDOW_POSITIONS, -1)):
+            width = window_width(module)
+            # Where a key holds something of the one before it, what a query sees begins one earlier.
+            reach = (width or 0) + bool(getattr(module, "key_offset", False))
+            if width is None or reach >= subject.length or (name, width) in held:
+                continue
+            held.add((name, width))
+            _require_reach(name, module, x_BTD, context, width, reach)
+    if not held:
+        raise Skipped("no window is narrower than the longest sequence of this check")
+
+
+def _calls(model: nn.Module, ids: Tensor) -> list[tuple[str, nn.Module, Tensor, Context]]:
+    """The parts that are called with x (B, T, D) and the context, as attention and blocks are, and with which."""
+    found = []
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
+            match inputs:
+                case (Tensor() as x_BTD, Context() as context):
+                    found.append((name, module, x_BTD.clone(), context))
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name)) for name, module in model.named_modules()]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@torch.no_grad()
+def _require_reach(name: str, module: nn.Module, x_BTD: Tensor, context: Context, width: int, reach: int) -> None:
+    """`x_BTD`: equal rows; all but the first have their input changed, each at another position."""
+    length = x_BTD.shape[1]
+    row = torch.arange(1, x_BTD.shape[0])
+    every = torch.linspace(0, length - 1 - reach, len(row)).round().long()
+    noise = torch.randn(len(row), x_BTD.shape[2], generator=torch.Generator().manual_seed(13))
+    x_BTD[row, every] = noise.to(x_BTD.dtype)
+    base, *changed = module(x_BTD, context)
+    for found, t in zip(changed, every.tolist(), strict=True):
+        require_close(
+            found[t + reach :],
+            base[t + reach :],
+            f"attention with a window of {width} sees more keys than that",
+            name=f"output of {name}, from position {t + reach} on, after a change of its input at {t}",
+            scale=float(base.abs().max()),
+            fix="attend through context.view(window=…), in which a query sees so many keys, itself the last",
+            axes=("position", "channel"),
+        )
+    if all(torch.equal(found[t + reach - 1], base[t + reach - 1]) for found, t in zip(changed, every, strict=True)):
+        raise Broken(
+            f"attention with a window of {width} sees fewer keys than that",
+            where=f"output of {name}: a change of its input at t never shows at t + {reach - 1}",
+            fix="let query t see the keys above t − window: itself and window − 1 before it",
+        )
 
 
 @contract("batch", "one sequence of a batch never influences another", "model")

@@ -402,12 +402,17 @@ def _long_enough(subject: Subject) -> Subject:
         raise
     except Exception:  # contract `builds` says what is wrong
         return subject
-    found = [getattr(module, "window", None) for module in model.modules()]
-    widths = [w if isinstance(w, int) else getattr(w, "now", None) for w in found]
-    wanted = min(_LONGEST, 2 * max((w for w in widths if isinstance(w, int)), default=0))
+    wanted = min(_LONGEST, 2 * max((window_width(module) or 0 for module in model.modules()), default=0))
     if wanted <= subject.length:
         return subject
     return at_length(subject, wanted)
+
+
+def window_width(module: nn.Module) -> int | None:
+    """How many keys a query of `module` sees at present, as its `window` says; None: it does not say, or all."""
+    window = getattr(module, "window", None)
+    width = window if isinstance(window, int) else getattr(window, "now", None)
+    return width if isinstance(width, int) and not isinstance(width, bool) else None
 
 
 def at_length(subject: Subject, length: int) -> Subject:
