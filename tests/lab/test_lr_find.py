@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from helpers import TINY, gptlab, make_data, only_run, rows
 from numpy.typing import NDArray
 
+from gptlab.cli.search import _check_picture
 from gptlab.config import config_from
 from gptlab.errors import ConfigError, GptlabError
-from gptlab.lab.lr_find import analyse, draw, range_test
+from gptlab.lab.execution import Device
+from gptlab.lab.lr_find import analyse, draw, range_test, run_range_test
 from gptlab.lab.lr_range import Exponential
+from gptlab.lab.store import Store, Wanted
 
 Array = NDArray[np.float64]
 
@@ -131,6 +135,7 @@ def test_the_command_on_a_real_run(tmp_path: Path) -> None:
     diverged = float(next(line for line in done.stdout.splitlines() if "diverged" in line).split()[-2])
     assert diverged == pytest.approx(trained[first]["lr_multiplier"], rel=0.6)  # two steps of 60 over 7 decades
     assert (only_run(tmp_path) / "lr-find.png").is_file()
+    assert "spike: null" in (only_run(tmp_path) / "config.yaml").read_text()  # it would end the test before its end
     again = gptlab("lr-find", "base.yaml", "--steps", "60", "--high", "1e4", cwd=tmp_path)
     assert "training" not in again.stderr
     assert again.stdout == done.stdout
@@ -142,3 +147,32 @@ def test_ranges_that_show_nothing_are_refused(tmp_path: Path) -> None:
         range_test(config, low=1, high=0.1, steps=100)
     with pytest.raises(GptlabError, match="--steps 3"):
         range_test(config, low=0.1, high=1, steps=3)
+    with pytest.raises(GptlabError, match="no range"):
+        range_test(config, low=0.1, high=float("inf"), steps=100)
+    for limit in (1.0, float("nan")):
+        with pytest.raises(GptlabError, match="--limit"):
+            run_range_test(Wanted(config, "0" * 8, "a test"), Store(tmp_path), Device(None), limit=limit)
+
+
+def test_a_run_that_stopped_by_itself_diverged_where_it_stopped(tmp_path: Path) -> None:
+    """A gradient that is not finite stops training, and no loss shows it."""
+    train = {"tokens": 40 * 256, "batch_tokens": 256, "sequence_length": 32}
+    config = config_from({"data": {"path": "."}, "model": {"dim": 32, "heads": 2, "layers": 1}, "train": train})
+    run, store = Wanted(config, "0" * 8, "a test"), Store(tmp_path)
+    folder = store.folder(run)
+    folder.mkdir()
+    logged = [{"step": n, "lr_multiplier": 10 ** (n / 10 - 2), "train/loss": 5 - n / 20} for n in range(1, 21)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
+    store.mark_failed(folder, "step 20: the gradient is not finite")
+    found = run_range_test(run, store, Device(None), limit=1.5)
+    assert found.diverged == 1.0
+    assert found.cautious == 0.1
+
+
+@pytest.mark.parametrize("path", ["folder", "picture.pdf", "notes.txt/picture.png"])
+def test_a_place_for_no_picture_is_refused_before_training(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(GptlabError, match="--out"):
+        _check_picture(tmp_path / path)
+    _check_picture(tmp_path / "new" / "picture.png")

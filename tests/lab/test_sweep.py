@@ -22,13 +22,15 @@ from helpers import TINY, gptlab, make_data
 from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
 from gptlab.files import exclusive
+from gptlab.lab.execution import Device
 from gptlab.lab.experiment import hash_of, load_experiment
 from gptlab.lab.metric import Metric
-from gptlab.lab.store import Store
+from gptlab.lab.store import Store, Wanted
 from gptlab.lab.sweep import (
     ENOUGH,
     Range,
     Sweep,
+    _distributions,
     confirmation,
     importances,
     open_sweep,
@@ -39,6 +41,7 @@ from gptlab.lab.sweep import (
 
 SHORT = TINY.replace("5120", "1280")
 LOSS = Metric.model_validate("loss")
+IN_MEMORY = "sqlite://"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,7 @@ def test_spaces_are_ranges_and_choices(config: RunConfig) -> None:
         ("model.block.mlp=[GELU, Swiglu]", "SwiGLU"),
         ("model.block.mlp=GELU", "brackets"),
         ("optimizer.lr", "KEY=LOW..HIGH"),
+        ("model.dim=32..64:step=48", "only 32 would be tried"),
         ("seed.init=[1, 2]", "changes no result"),
         ("eval.every=1..10", "changes no result"),
     ],
@@ -83,6 +87,42 @@ def test_spaces_are_ranges_and_choices(config: RunConfig) -> None:
 def test_spaces_that_cannot_be_are_refused_before_training(config: RunConfig, text: str, message: str) -> None:
     with pytest.raises(GptlabError, match=message):
         parse_space([text], config)
+
+
+def test_one_thing_is_given_once(config: RunConfig) -> None:
+    with pytest.raises(GptlabError, match="is there twice"):
+        parse_space(["optimizer.lr=[1e-3]", "optimizer.lr=[2e-3]"], config)
+
+
+@pytest.mark.filterwarnings("error")
+def test_steps_that_do_not_meet_the_end_of_a_range_end_below_it(config: RunConfig) -> None:
+    found = _distributions(parse_space(["model.dim=32..128:step=36", "optimizer.lr=0.1..0.35:step=0.1"], config))
+    ends = [(values.low, values.high) for values in found.values()]  # type: ignore[attr-defined]
+    assert ends == [(32, 104), (0.1, pytest.approx(0.3))]
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("sqlite:///{}/other.db", "is no study"),
+        ("sqlite:///{}/notes.txt", "is no study"),
+        ("sqlite:///{}/folder", "is no study"),
+        ("sqlite:///{}/nowhere/study.db", "there is no folder"),
+        ("study.db", "write sqlite:///study.db"),
+    ],
+)
+def test_a_storage_that_is_something_else_is_refused_and_left_as_it_is(
+    config: RunConfig, tmp_path: Path, storage: str, message: str
+) -> None:
+    with sqlite3.connect(tmp_path / "other.db") as database:
+        database.execute("CREATE TABLE mine (a)")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    space = parse_space(["optimizer.lr=[1e-3]"], config)
+    with pytest.raises(GptlabError, match=message):
+        open_sweep(config, space, Store(tmp_path / "runs"), metric=LOSS, storage=storage.format(tmp_path))
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_a_grid_wants_choices(config: RunConfig, tmp_path: Path) -> None:
@@ -184,7 +224,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(own_place: Path) -> None
     """First an interrupt to the group while trial 0 is trained, then a kill of everything while trial 1 is."""
 
     def wait_for(what: Callable[[], bool]) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not what():
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -195,7 +235,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(own_place: Path) -> None
     first = start(own_place, *LEARNING_RATE)
     wait_for(lambda: begun() == 1)
     os.killpg(first.pid, signal.SIGINT)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=120)
     assert first.returncode == 130
     assert "Traceback" not in said
 
@@ -204,7 +244,7 @@ def test_interrupted_and_killed_it_goes_on_where_it_was(own_place: Path) -> None
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(second.pid)], capture_output=True, text=True)
     for process in [second.pid, *map(int, children.stdout.split())]:
         os.kill(process, signal.SIGKILL)
-    second.communicate(timeout=60)
+    second.communicate(timeout=120)
     assert states(own_place) == ["COMPLETE", "RUNNING"]
 
     last = gptlab("sweep", "base.yaml", *LEARNING_RATE, cwd=own_place)
@@ -271,6 +311,26 @@ def test_a_process_that_dies_while_it_asks_leaves_a_trial_that_can_be_taken_up(
     assert [run.config.optimizer.plain()["lr"] for run in sweep._wanted(2)] == [1e-3, 2e-3]
 
 
+def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_not(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are found out by the process that trains, and come as one line each."""
+
+    def cannot(wanted: Callable[[], list[Wanted]], *_: object, **__: object) -> None:
+        (run,) = wanted()
+        heads = run.config.plain()["model"]["heads"]
+        reason = "model.heads: 3 heads do not divide the width" if heads == 3 else "system.device: 'cuda:99', but"
+        raise GptlabError(f"{run.label}: {reason}")
+
+    monkeypatch.setattr("gptlab.lab.sweep.train_all", cannot)
+    space = parse_space(["model.heads=[3, 2]"], config)
+    sweep = open_sweep(config, space, Store(tmp_path), sampler="grid", metric=LOSS)
+    with pytest.raises(GptlabError, match=r"trial 1 seed 101: system\.device"):
+        sweep.run([Device(None)])
+    assert [(trial.number, trial.state.name) for trial in sweep.done] == [(0, "FAIL")]
+    assert sweep.done[0].user_attrs["reason"].startswith("model.heads: 3 heads")
+
+
 @pytest.mark.parametrize("key", ["train.tokens=[1M, 4M]", "train.batch_tokens=1024..8192:step=1024"])
 def test_pruning_is_refused_where_trials_differ_in_length(config: RunConfig, tmp_path: Path, key: str) -> None:
     space = parse_space([key], config)
@@ -303,8 +363,6 @@ TWO = ("optimizer.lr=1e-4..1e-1:log", "train.gradient_clip=0.5..2.0")
 
 def pretend(sweep: Sweep, trials: int, seed: int = 0) -> None:
     """Trials whose value depends on the learning rate, hardly on the clipping, and on luck."""
-    from gptlab.lab.sweep import _distributions
-
     noise = random.Random(seed)
     for _ in range(trials):
         trial = sweep.study.ask(_distributions(sweep.space))
@@ -315,7 +373,7 @@ def pretend(sweep: Sweep, trials: int, seed: int = 0) -> None:
 def test_importances_find_what_matters_when_there_are_enough_trials(config: RunConfig, tmp_path: Path) -> None:
     import optuna
 
-    sweep, right = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS), []
+    sweep, right = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY), []
     for seed in range(20):
         sweep.study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         pretend(sweep, ENOUGH - 1, seed)
@@ -329,20 +387,30 @@ def test_importances_find_what_matters_when_there_are_enough_trials(config: RunC
 
 def test_importances_need_no_scikit_learn(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS)
+    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
     pretend(sweep, ENOUGH)
     assert set(importances(sweep)) == {"optimizer.lr", "train.gradient_clip"}
 
 
 def test_one_thing_alone_has_no_importance(config: RunConfig, tmp_path: Path) -> None:
     space = parse_space([TWO[0], "train.gradient_clip=[1.0]"], config)
-    sweep = open_sweep(config, space, Store(tmp_path), metric=LOSS)
+    sweep = open_sweep(config, space, Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
     pretend(sweep, ENOUGH)
     assert importances(sweep) == {}
 
 
+def test_a_trial_drawn_twice_counts_once(config: RunConfig, tmp_path: Path) -> None:
+    space = parse_space(["optimizer.lr=[1e-3, 2e-3]", "train.gradient_clip=[1.0, 2.0]"], config)
+    sweep = open_sweep(config, space, Store(tmp_path), sampler="random", metric=LOSS, storage=IN_MEMORY)
+    pretend(sweep, ENOUGH + 2)
+    assert sweep.different == 4
+    assert importances(sweep) == {}
+    assert remarks(sweep)[0].startswith(f"{ENOUGH - 2} of {ENOUGH + 2} trials drew what another had drawn")
+    assert "the best of 4 trials" in remarks(sweep)[-1]
+
+
 def test_results_are_written_with_their_doubts(config: RunConfig, tmp_path: Path) -> None:
-    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS)
+    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
     pretend(sweep, 3)
     assert any(f"they need {ENOUGH} trials with a value, and there are 3" in remark for remark in remarks(sweep))
     picture, results = write_sweep(sweep)
@@ -359,7 +427,7 @@ def test_results_are_written_with_their_doubts(config: RunConfig, tmp_path: Path
 
 
 def test_the_next_step_is_an_experiment_on_seeds_that_the_sweep_has_not_used(config: RunConfig, tmp_path: Path) -> None:
-    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS)
+    sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
     pretend(sweep, 2)
     folder = confirmation(sweep)
     assert folder is not None
@@ -376,7 +444,5 @@ def test_the_next_step_is_an_experiment_on_seeds_that_the_sweep_has_not_used(con
 def test_where_the_config_itself_is_best_there_is_nothing_to_confirm(config: RunConfig, tmp_path: Path) -> None:
     clip = config.train.gradient_clip
     sweep = open_sweep(config, parse_space([f"train.gradient_clip=[{clip}]"], config), Store(tmp_path), metric=LOSS)
-    from gptlab.lab.sweep import _distributions
-
     sweep.study.tell(sweep.study.ask(_distributions(sweep.space)), 1.0)
     assert confirmation(sweep) is None

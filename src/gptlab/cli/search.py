@@ -159,10 +159,15 @@ def _check_picture(path: Path | None) -> None:
     """Refuse, before anything is trained, a place where no picture can be written in the end."""
     from gptlab.errors import GptlabError
 
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         raise GptlabError(f"--out {path}: this is a folder; name a file, such as {path / 'picture.png'}")
-    if path is not None and path.suffix != ".png":
+    if path.suffix != ".png":
         raise GptlabError(f"--out {path}: pictures are PNG; name a file that ends in .png")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise GptlabError(f"--out {path}: {parent} is a file, not a folder; name another place")
 
 
 def _scaled(multiple: float, known: dict[str, float]) -> list[str]:

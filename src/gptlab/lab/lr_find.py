@@ -64,8 +64,10 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Wan
 
     Raises GptlabError for a range or a number of steps that shows nothing.
     """
-    if not 0 < low < high:
-        raise GptlabError(f"--low {low:g} --high {high:g}: no range; low must be above 0 and below high")
+    if not 0 < low < high < np.inf:
+        raise GptlabError(
+            f"--low {low:g} --high {high:g}: no range; low must be above 0 and below high, and high finite"
+        )
     if steps < _LEAST_STEPS:
         raise GptlabError(f"--steps {steps}: too few to see a slope; take {_LEAST_STEPS} or more")
     values = config.plain()
@@ -83,7 +85,7 @@ def run_range_test(run: Wanted, store: Store, device: Device, *, limit: float) -
 
     Raises GptlabError for a limit of 1 or less.
     """
-    if limit <= 1:
+    if not limit > 1:
         raise GptlabError(
             f"--limit {limit:g}: the loss is always at its best or above it; take more than 1, such as 1.5"
         )

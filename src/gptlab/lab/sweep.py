@@ -19,7 +19,8 @@ import secrets
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,8 +52,8 @@ FIRST_SEED = 101
 """Where the seeds of trials begin: those by which experiments tune, and not those that are evidence."""
 
 ENOUGH = 20
-"""Trials with a value before importances are shown. In made-up studies of two to four things of which one matters, that
-one came out first in 95 of 100 with this many, and in 85 with half of them."""
+"""Different trials with a value before importances are shown. In made-up studies of two to four things of which one
+matters, that one came out first in 95 of 100 with this many, and in 85 with half of them."""
 
 _FRESH_SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]  # of the experiment that a sweep suggests: none of its own
 _RUNGS = 16  # a run may be stopped after 1/16, 1/8, 1/4 and 1/2 of its steps
@@ -123,6 +124,8 @@ def _range(text: str, match: re.Match[str]) -> Range:
         raise GptlabError(f"--param {text}: the ends of a range are numbers, such as 1e-4..1e-2:log") from None
     if not found.low < found.high or (found.log and found.low <= 0) or (found.step is not None and found.step <= 0):
         raise GptlabError(f"--param {text}: the range is empty; low must be below high (and above 0 for log)")
+    if found.step is not None and found.step > found.high - found.low:
+        raise GptlabError(f"--param {text}: the step is wider than the range, so that only {low} would be tried")
     return found
 
 
@@ -177,7 +180,14 @@ class Sweep:
         """
         with exclusive(self._lock, GptlabError(f"{self._lock}: held by another process; try again")):
             while True:
-                train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
+                try:
+                    train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
+                except GptlabError as error:
+                    if not self._is_of_a_trial(str(error)):
+                        raise
+                    continue
+                if self.active:  # another process was faster; its run is as good, and is told of now
+                    continue
                 if len(self.done) >= self.trials or not (others := self._running()):
                     return
                 say(f"waiting for {', '.join(f'trial {number}' for number in others)}, in training by another process")
@@ -203,6 +213,11 @@ class Sweep:
             if trial.state in (states.COMPLETE, states.PRUNED)
             or (trial.state == states.FAIL and _REASON in trial.user_attrs)
         ]
+
+    @property
+    def different(self) -> int:
+        """How many of the trials with a value were of different values: a sampler may draw the same again."""
+        return len({json.dumps(trial.params, sort_keys=True) for trial in self.ranked})
 
     @property
     def ranked(self) -> list[FrozenTrial]:
@@ -298,6 +313,22 @@ class Sweep:
         trial.set_user_attr(_REASON, reason)
         self.study.tell(trial, state=_states().FAIL, skip_if_finished=True)
         say(f"trial {trial.number} with {_parameters(trial.params)}: {reason}")
+
+    def _is_of_a_trial(self, error: str) -> bool:
+        """Whether a run could not be trained because of its trial's values, which is that trial's outcome.
+
+        Three heads for a width of 64 are found out where the model is built. The error begins with a key then; one of
+        a section that is not searched, such as a device that is not there, would stop every other trial, too.
+        """
+        sections = {key.partition(".")[0] for key in self.space}
+        for each in self.active:
+            for run in each.runs:
+                reason = error.removeprefix(f"{run.label}: ")
+                if reason != error and reason.partition(":")[0].partition(".")[0] in sections:
+                    self.active.remove(each)
+                    self._fail(each.trial, reason)
+                    return True
+        return False
 
     def _falls_behind(self, run: Wanted, folder: Path) -> bool:
         """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
@@ -483,6 +514,10 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
 
     found: dict[str, BaseDistribution] = {}
     for key, values in space.items():
+        if isinstance(values, Range) and values.step is not None:
+            # Steps that do not meet `high` end below it. Optuna would do the same, and warn each time.
+            low, high, step = (Decimal(str(number)) for number in (values.low, values.high, values.step))
+            values = replace(values, high=type(values.high)(low + (high - low) // step * step))
         if not isinstance(values, Range):
             found[key] = CategoricalDistribution(values)
         elif values.whole:
@@ -551,13 +586,14 @@ def importances(sweep: Sweep) -> dict[str, float]:
     """The share of each thing that was varied in whether a trial comes into the better half, the largest first.
 
     By PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv:2304.10255), which compares where the better half lies with
-    where all trials lie, one thing at a time. Empty with fewer than `ENOUGH` values or than two things that vary.
+    where all trials lie, one thing at a time. Empty with fewer than `ENOUGH` different trials, or than two things that
+    vary.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     values = [_value(trial) for trial in sweep.ranked]
     varied = [key for key, choices in sweep.space.items() if len(set(map(str, _extremes(choices)))) > 1]
-    if len(values) < ENOUGH or len(varied) < 2 or len(set(values)) < 2:
+    if sweep.different < ENOUGH or len(varied) < 2 or len(set(values)) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # older versions call it experimental
@@ -569,7 +605,12 @@ def importances(sweep: Sweep) -> dict[str, float]:
 
 def remarks(sweep: Sweep) -> list[str]:
     """What a careful reader wants to know beside the table of trials."""
-    finished, said = len(sweep.ranked), []
+    finished, said = sweep.different, []
+    if finished < len(sweep.ranked):
+        said.append(
+            f"{len(sweep.ranked) - finished} of {len(sweep.ranked)} trials drew what another had drawn, and are its "
+            "run; --sampler grid takes each combination of choices once"
+        )
     if importances(sweep):
         said.append(
             f"importance: the share in whether a trial is in the better half of {finished}, among what was varied and "
