@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptlab.cli.config import Overrides
+from gptlab.cli.config import OneStage, Overrides, load_one
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +22,7 @@ _GPT2_VOCABULARY = 50257
 def plan(
     config: Annotated[str, typer.Argument(help="a YAML file, or a run folder")],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
+    stage: OneStage = None,
     gpu: Annotated[str | None, typer.Option(help="a card of the table of GPUs, such as 'RTX 4090'")] = None,
     gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
     budget: Annotated[float | None, typer.Option(help="dollars: also say what they train best")] = None,
@@ -36,13 +37,12 @@ def plan(
     json_: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
-    from gptlab.config import load_config
     from gptlab.gpus import find_gpu, read_gpus
     from gptlab.lab.experiment import hash_of
     from gptlab.lab.planning import Price, keep_plan, plan_run, probe_in_subprocess, spend
 
     _check_options(gpu, gpus, rate, probe)
-    loaded, cards = load_config(config, overrides), read_gpus(gpu_table)
+    loaded, cards = load_one(config, overrides, stage), read_gpus(gpu_table)
     card = find_gpu(gpu, cards) if gpu is not None else None
     measured = None
     if card is None and (_has_data(loaded) if probe is None else probe):
