@@ -33,6 +33,7 @@ FLOPS_PER_TOKEN = 6.0
 
 _EFFICIENT = 1.345  # Huber's constant: 95% of least squares' efficiency where the noise is normal
 _FLOOR_BUDGETS = 4  # distinct budgets from which the irreducible loss E can be told from the slope
+_FLAT = 1e-6
 _STARTS = 6  # starts, the best of the grid, that are followed to their minimum
 _SLOPES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.9, 1.4)
 
@@ -76,10 +77,10 @@ class PowerLawFit:
     Attributes:
         law: the fit to all runs.
         draws: the fits to resampled runs.
-        residuals: log residuals of the runs, scaled by sqrt(n / (n - parameters)), and widened as Student's t is
-            wider than the normal distribution: the noise of a single run, as far as so few runs tell it.
+        residuals: log residuals of the runs, scaled by sqrt(n / (n - parameters)): the noise of a single run.
         budgets: the smallest and the largest compute that was fitted.
         resampled: "runs" within their budgets, where every budget has two or more; else "residuals" of the curve.
+        freedom: degrees of freedom that the noise is known from.
     """
 
     law: PowerLaw
@@ -87,11 +88,12 @@ class PowerLawFit:
     residuals: Array
     budgets: tuple[float, float]
     resampled: Resampled
+    freedom: int
 
     def predict(self, compute: float, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
         """The loss of one new run, with the uncertainty of the curve and the noise of a run."""
         draws = np.array([law.loss(compute) for law in self.draws])
-        return _prediction(float(self.law.loss(compute)), draws, self.residuals, confidence, seed)
+        return _prediction(float(self.law.loss(compute)), draws, self.residuals, self.freedom, confidence, seed)
 
 
 def fit_power_law(
@@ -109,9 +111,8 @@ def fit_power_law(
     log L, by default 1.345 standard deviations between runs of one budget, and at least 1e-3.
 
     The bootstrap resamples runs within their budgets, with their distances to the budget's mean widened by
-    sqrt(k / (k - 1)) for k runs, because the spread of few runs is too small on average, and once more as Student's t
-    is wider than the normal distribution, because it is also uncertain. It does not see that a power law may be the
-    wrong curve. Where a budget has a single run, residuals of the curve are resampled instead.
+    sqrt(k / (k - 1)) for k runs, because the spread of few runs is too small on average. It does not see that a
+    power law may be the wrong curve. Where a budget has a single run, residuals of the curve are resampled instead.
 
     Raises GptlabError for numbers that are not positive, fewer than two budgets (four with a floor), as few runs as
     numbers to fit where residuals must serve, and losses that do not fall with compute.
@@ -130,17 +131,18 @@ def fit_power_law(
         delta = max(_EFFICIENT * _pooled_sd(np.log(losses), group), HUBER)
     problem = _Problem.of(c[:, None], losses, floor=floor, delta=delta)
     fit = problem.solve()
-    if fit.slopes[0] <= 0:
+    if not problem.falls(fit):
         raise GptlabError(
             "the loss does not fall with compute over these budgets; check the runs, or train longer ones"
         )
     draws, resampled = problem.bootstrap(fit, group, resamples, seed)
     return PowerLawFit(
         law=_power_law(fit),
-        draws=tuple(_power_law(draw) for draw in draws if draw.slopes[0] > 0),
+        draws=tuple(_power_law(draw) for draw in draws if problem.falls(draw)),
         residuals=problem.residuals(fit),
         budgets=(float(budgets[0]), float(budgets[-1])),
         resampled=resampled,
+        freedom=problem.freedom(group, resampled),
     )
 
 
@@ -302,17 +304,20 @@ class ParametricFit:
     parameters: tuple[float, float]
     tokens: tuple[float, float]
     resampled: Resampled
+    freedom: int
 
     def predict(self, parameters: float, tokens: float, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
         """The loss of one new run, with the uncertainty of the surface and the noise of a run."""
         draws = np.array([law.loss(parameters, tokens) for law in self.draws])
-        return _prediction(float(self.law.loss(parameters, tokens)), draws, self.residuals, confidence, seed)
+        return _prediction(
+            float(self.law.loss(parameters, tokens)), draws, self.residuals, self.freedom, confidence, seed
+        )
 
     def optimal(self, flops: float, *, confidence: float = 0.95) -> tuple[Estimate, Estimate]:
         """The parameters and tokens of the least loss for a budget of C = 6 N D FLOPs."""
         drawn = np.array([law.optimal(flops) for law in self.draws])
         n, d = (
-            Estimate(value, *_quantiles(column, confidence))
+            _estimate(value, column, self.freedom, confidence)
             for value, column in zip(self.law.optimal(flops), drawn.T, strict=True)
         )
         return n, d
@@ -320,7 +325,7 @@ class ParametricFit:
     def interval(self, name: Literal["E", "A", "B", "alpha", "beta"], *, confidence: float = 0.95) -> Estimate:
         """One of the law's numbers."""
         drawn = np.array([getattr(law, name) for law in self.draws])
-        return Estimate(float(getattr(self.law, name)), *_quantiles(drawn, confidence))
+        return _estimate(float(getattr(self.law, name)), drawn, self.freedom, confidence)
 
 
 def fit_parametric(
@@ -336,8 +341,8 @@ def fit_parametric(
 
     log L is a log-sum-exp of e, a - alpha log N and b - beta log D; Huber's loss of its residuals is summed (a mean
     would meet the optimizer's tolerance before the minimum, which is what Besiroglu et al. 2024 found in the first fit)
-    and minimized by a trust region from the best of a grid of starts. The bootstrap is that of `fit_power_law`, with runs of
-    the same N and D in the place of a budget.
+    and minimized by a trust region from the best of a grid of starts. The bootstrap is that of `fit_power_law`, with
+    runs of the same N and D in the place of a budget.
 
     Raises GptlabError for numbers that are not positive, fewer than three distinct N or D, fewer than six distinct
     pairs, and losses that fall with neither.
@@ -355,18 +360,19 @@ def fit_parametric(
         )
     problem = _Problem.of(np.stack([n, d], axis=1), losses, floor=True, delta=delta)
     fit = problem.solve()
-    if min(fit.slopes) <= 0:
+    if not problem.falls(fit):
         raise GptlabError(
             "the loss does not fall with both size and tokens over these runs; check them, or widen the range"
         )
     draws, resampled = problem.bootstrap(fit, group.reshape(-1), resamples, seed)
     return ParametricFit(
         law=_parametric_law(fit),
-        draws=tuple(_parametric_law(draw) for draw in draws if min(draw.slopes) > 0),
+        draws=tuple(_parametric_law(draw) for draw in draws if problem.falls(draw)),
         residuals=problem.residuals(fit),
         parameters=(float(n.min()), float(n.max())),
         tokens=(float(d.min()), float(d.max())),
         resampled=resampled,
+        freedom=problem.freedom(group.reshape(-1), resampled),
     )
 
 
@@ -430,22 +436,32 @@ class _Problem:
                 "train more budgets, or each with two seeds or more"
             )
         fitted, noise = self._log_loss(fit.theta), self.residuals(fit)
-        wider = _student(len(self.y) - int(group.max()) - 1) if kind == "runs" else 1.0
         found = []
         for _ in range(resamples):
             again = (
-                _resample_within(self.y, group, rng, wider)
+                _resample_within(self.y, group, rng)
                 if kind == "runs"
                 else fitted + rng.choice(noise, len(noise), replace=True)
             )
             found.append(self._solution(self._descend(fit.theta, again, tolerance=1e-8)))
         return found, kind
 
+    def falls(self, fit: _Solution) -> bool:
+        """Whether each quantity lowers the loss over its range by more than a millionth of it."""
+        x = self.x + self.centre
+        ends = (np.array(fit.scales) * np.exp(-np.array(fit.slopes) * x[pick]) for pick in (x.argmin(0), x.argmax(0)))
+        first, last = (np.diagonal(end) for end in ends)
+        return bool((first - last > _FLAT * np.exp(self.y.min())).all())
+
+    def freedom(self, group: NDArray[np.intp], resampled: Resampled) -> int:
+        """Degrees of freedom of the noise: within groups of runs, or around the curve."""
+        return len(self.y) - (int(group.max()) + 1 if resampled == "runs" else self.unknowns)
+
     def residuals(self, fit: _Solution) -> Array:
         """Log residuals, widened for the numbers fitted; as they are where there are no more runs than those."""
         spare = len(self.y) - self.unknowns
         found = self.y - self._log_loss(fit.theta)
-        return found * math.sqrt(len(found) / spare) * _student(spare) if spare > 0 else found
+        return found * (math.sqrt(len(found) / spare) if spare > 0 else 1.0)
 
     def _grid(self) -> list[Array]:
         """For every combination of slopes the best floor and scales, which are linear: nonnegative least squares."""
@@ -521,24 +537,13 @@ class _Problem:
         )
 
 
-def _student(freedom: int) -> float:
-    """By how much an interval is wider where the noise is known from so few degrees of freedom, at 95%.
-
-    The quantiles of a bootstrap are those of noise of a known size, like the normal distribution's; the size is known
-    from few runs, which Student's t makes up for: 1.42 for four degrees of freedom, 1.15 for nine.
-    """
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975))
-
-
-def _resample_within(y: Array, group: NDArray[np.intp], rng: np.random.Generator, wider: float) -> Array:
-    """Each group drawn again from its own runs, with deviations widened by sqrt(k / (k - 1)), and `wider`."""
+def _resample_within(y: Array, group: NDArray[np.intp], rng: np.random.Generator) -> Array:
+    """Each group drawn again from its own runs, with deviations widened by sqrt(k / (k - 1))."""
     again = np.empty_like(y)
     for number in range(group.max() + 1):
         mine = np.flatnonzero(group == number)
         mean, k = y[mine].mean(), len(mine)
-        again[mine] = mean + (rng.choice(y[mine], k) - mean) * math.sqrt(k / (k - 1)) * wider
+        again[mine] = mean + (rng.choice(y[mine], k) - mean) * math.sqrt(k / (k - 1))
     return again
 
 
@@ -550,9 +555,23 @@ def _pooled_sd(y: Array, group: NDArray[np.intp]) -> float:
     return math.sqrt(float(np.square(y - means[group]).sum()) / freedom) if freedom else 0.0
 
 
-def _prediction(value: float, draws: Array, residuals: Array, confidence: float, seed: int) -> Estimate:
+def _prediction(value: float, draws: Array, residuals: Array, freedom: int, confidence: float, seed: int) -> Estimate:
     noise = np.random.default_rng(seed).choice(residuals, (64, len(draws)))
-    return Estimate(value, *_quantiles((draws * np.exp(noise)).ravel(), confidence))
+    return _estimate(value, (draws * np.exp(noise)).ravel(), freedom, confidence)
+
+
+def _estimate(value: float, draws: Array, freedom: int, confidence: float) -> Estimate:
+    """A positive number with its interval: wider than the draws, as Student's t is than the normal distribution.
+
+    A bootstrap's quantiles are those of noise of a known size. Here the size is known from few runs, and for that the
+    interval must be 1.42 times as wide with four degrees of freedom, 1.15 times with nine.
+    """
+    from scipy import stats
+
+    tail = (1 - confidence) / 2
+    wider = float(stats.t.isf(tail, freedom) / stats.norm.isf(tail)) if freedom > 0 else 1.0
+    low, high = (value + wider * (end - value) for end in _quantiles(draws, confidence))
+    return Estimate(value, max(0.0, low), high)
 
 
 def _quantiles(values: Array, confidence: float) -> tuple[float, float]:
