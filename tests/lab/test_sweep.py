@@ -26,18 +26,9 @@ from gptlab.lab.execution import Device
 from gptlab.lab.experiment import hash_of, load_experiment
 from gptlab.lab.metric import Metric
 from gptlab.lab.store import Store, Wanted
-from gptlab.lab.sweep import (
-    ENOUGH,
-    Range,
-    Sweep,
-    _distributions,
-    confirmation,
-    importances,
-    open_sweep,
-    parse_space,
-    remarks,
-    write_sweep,
-)
+from gptlab.lab.sweep.results import ENOUGH, confirmation, importances, remarks, write_sweep
+from gptlab.lab.sweep.space import Range, distributions, parse_space
+from gptlab.lab.sweep.study import Sweep, open_sweep
 
 SHORT = TINY.replace("5120", "1280")
 LOSS = Metric.model_validate("loss")
@@ -96,7 +87,7 @@ def test_one_thing_is_given_once(config: RunConfig) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_steps_that_do_not_meet_the_end_of_a_range_end_below_it(config: RunConfig) -> None:
-    found = _distributions(parse_space(["model.dim=32..128:step=36", "optimizer.lr=0.1..0.35:step=0.1"], config))
+    found = distributions(parse_space(["model.dim=32..128:step=36", "optimizer.lr=0.1..0.35:step=0.1"], config))
     ends = [(values.low, values.high) for values in found.values()]  # type: ignore[attr-defined]
     assert ends == [(32, 104), (0.1, pytest.approx(0.3))]
 
@@ -322,7 +313,7 @@ def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_n
         reason = "model.heads: 3 heads do not divide the width" if heads == 3 else "system.device: 'cuda:99', but"
         raise GptlabError(f"{run.label}: {reason}")
 
-    monkeypatch.setattr("gptlab.lab.sweep.train_all", cannot)
+    monkeypatch.setattr("gptlab.lab.sweep.study.train_all", cannot)
     space = parse_space(["model.heads=[3, 2]"], config)
     sweep = open_sweep(config, space, Store(tmp_path), sampler="grid", metric=LOSS)
     with pytest.raises(GptlabError, match=r"trial 1 seed 101: system\.device"):
@@ -365,7 +356,7 @@ def pretend(sweep: Sweep, trials: int, seed: int = 0) -> None:
     """Trials whose value depends on the learning rate, hardly on the clipping, and on luck."""
     noise = random.Random(seed)
     for _ in range(trials):
-        trial = sweep.study.ask(_distributions(sweep.space))
+        trial = sweep.study.ask(distributions(sweep.space))
         decades, clip = math.log10(trial.params["optimizer.lr"]) + 2.3, trial.params["train.gradient_clip"] - 1.2
         sweep.study.tell(trial, 2 + 0.15 * decades**2 + 0.01 * clip**2 + noise.gauss(0, 0.01))
 
@@ -444,5 +435,5 @@ def test_the_next_step_is_an_experiment_on_seeds_that_the_sweep_has_not_used(con
 def test_where_the_config_itself_is_best_there_is_nothing_to_confirm(config: RunConfig, tmp_path: Path) -> None:
     clip = config.train.gradient_clip
     sweep = open_sweep(config, parse_space([f"train.gradient_clip=[{clip}]"], config), Store(tmp_path), metric=LOSS)
-    sweep.study.tell(sweep.study.ask(_distributions(sweep.space)), 1.0)
+    sweep.study.tell(sweep.study.ask(distributions(sweep.space)), 1.0)
     assert confirmation(sweep) is None

@@ -194,8 +194,10 @@ def sweep(
     from gptlab.errors import GptlabError, did_you_mean
     from gptlab.lab.execution import find_devices
     from gptlab.lab.store import Store
-    from gptlab.lab.sweep import best_diff, confirmation, importances, open_sweep, parse_space, remarks, table
-    from gptlab.lab.sweep import write_sweep as write
+    from gptlab.lab.sweep.results import best_diff, confirmation, importances, remarks, table
+    from gptlab.lab.sweep.results import write_sweep as write
+    from gptlab.lab.sweep.space import parse_space
+    from gptlab.lab.sweep.study import open_sweep
 
     for name, value, known in (
         ("sampler", sampler, ["tpe", "random", "grid"]),
