@@ -15,7 +15,7 @@ from helpers import TINY, gptlab, make_data
 
 from gptlab.errors import GptlabError
 from gptlab.lab.agenda import still_needed
-from gptlab.lab.evidence import choose, curve_runs, gather, run_of, tuning_runs
+from gptlab.lab.evidence import TuningChoice, choose, curve_runs, gather, run_of, tuning_runs
 from gptlab.lab.experiment import Experiment, load_experiment, tuned
 from gptlab.lab.fairness import provenance
 from gptlab.lab.metric import Metric
@@ -151,7 +151,18 @@ def test_each_arm_takes_its_best_point_of_the_grid(place: Path) -> None:
     for run in still_needed(e, store)[:3]:
         assert run.config.optimizer.plain()["lr"] == rates[run.label.split()[0]]
         assert run.config.seed.init == 1
-    assert notes(gather(e, store), gather(e, store).arms[0]) == ["tuned: optimizer.lr = x2"]
+    assert notes(gather(e, store), gather(e, store).arms[0]) == [
+        "tuned: optimizer.lr = x2",
+        "careful: baseline is best at the edge of its grid (optimizer.lr = x0.5), so a wider one may make it better",
+        "careful: gated is best at the edge of its grid (optimizer.lr = x2), so a wider one may make it better",
+    ]
+    assert chosen["relu"].edges == []
+
+
+def test_the_edge_of_a_grid_is_one_of_size() -> None:
+    table = [({"lr": lr, "use": use}, 3.0) for lr in (3e-3, "x0.5") for use in ("AdamW", "Muon")]
+    assert TuningChoice({"lr": 3e-3, "use": "Muon"}, 3.0, table).edges == ["lr = 0.003"]
+    assert TuningChoice({"lr": 3e-3}, 3.0, [({"lr": 3e-3}, 3.0)]).edges == []  # one point has no edge
 
 
 def test_an_arm_that_cannot_be_tuned(place: Path) -> None:

@@ -104,6 +104,26 @@ class TuningChoice:
     value: float  # mean of the metric over the tuning seeds
     table: list[tuple[dict[str, object], float]]  # every point and its mean
 
+    @property
+    def edges(self) -> list[str]:
+        """Where the best is the last of its grid, so that a better one may lie beyond: `optimizer.lr = x0.25`."""
+        found = []
+        for key, chosen in self.point.items():
+            sizes = sorted({size for point, _ in self.table if (size := _size(point[key])) is not None})
+            if len(sizes) > 1 and _size(chosen) in (sizes[0], sizes[-1]):
+                found.append(f"{key} = {chosen}")
+        return found
+
+
+def _size(value: object) -> float | None:
+    """A number, or the factor of `x0.5`; None for what has no size."""
+    if isinstance(value, str):
+        try:
+            return float(value.strip().lstrip("x×"))
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
 
 def gather(experiment: Experiment, store: Store, *, strict: bool = False) -> Evidence:
     """Read the runs of an experiment and judge them.

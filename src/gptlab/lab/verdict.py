@@ -48,10 +48,20 @@ def notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
     if evidence.choices:
         point = evidence.choices[found.arm.name].point
         said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
+        said += edges(evidence, found.arm.name)
     if found.foreign:
         more = f" (and {len(found.foreign) - 1} more)" if len(found.foreign) > 1 else ""
         said.append(f"careful: paired runs differ in more than the arm, {found.foreign[0]}{more}")
     return said
+
+
+def edges(evidence: Evidence, arm: str) -> list[str]:
+    """Of the baseline and of an arm, what was tuned to the edge of its grid."""
+    return [
+        f"careful: {name} is best at the edge of its grid ({', '.join(found)}), so a wider one may make it better"
+        for name in ("baseline", arm)
+        if (found := evidence.choices[name].edges)
+    ]
 
 
 def _count(number: int, thing: str) -> str:
