@@ -108,6 +108,8 @@ def test_a_config_is_made_small_and_nothing_else() -> None:
     assert (model.layers, model.heads, model.head_dim, model.dim) == (6, 6, 128, 48)
     assert model.block.attention.qk_norm.use == "RMSNorm"
     assert subject.config.optimizer.use == "Muon"
+    llama = config_subject(ROOT / "configs" / "llama3-1b.yaml").config.model
+    assert (llama.dim, llama.heads, llama.head_dim, llama.block.mlp.hidden) == (256, 32, 64, 1024)
 
 
 def test_sequences_outgrow_windows() -> None:

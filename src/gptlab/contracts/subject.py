@@ -272,15 +272,18 @@ def component_subject(
 def config_subject(path: str | Path, *, stage: str | None = None, backend: str = "inductor") -> Subject:
     """A whole config with its sizes made small: at most six layers, D = 8 · H, windows of 8, T = 32, V = 97.
 
-    Numbers and widths of heads, ratios and everything else stay as they are. Of a config of stages it is the one called
-    `stage` (None: the first). Raises ConfigError as `load_stage` does.
+    An MLP's `hidden` shrinks with D; numbers and widths of heads, ratios and all else stay as they are. Of a config of
+    stages it is the one called `stage` (None: the first). Raises ConfigError as `load_stage` does.
     """
     config = load_stage(path, name=stage)
     values = config.plain()
     model = values["model"]
     if {"dim", "heads", "head_dim"} <= model.keys():
-        heads = model["heads"]
-        model |= {"head_dim": model["head_dim"] or model["dim"] // heads, "dim": 8 * heads}
+        heads, dim = model["heads"], model["dim"]
+        model |= {"head_dim": model["head_dim"] or dim // heads, "dim": 8 * heads}
+        mlp = (model.get("block") or {}).get("mlp") or {}
+        if isinstance(hidden := mlp.get("hidden"), int):
+            mlp["hidden"] = max(1, hidden * 8 * heads // dim)
     if "layers" in model:
         model["layers"] = min(_MOST_LAYERS, model["layers"])
         block = model.get("block") or {}
