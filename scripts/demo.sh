@@ -36,7 +36,8 @@ baseline: ../../demo.yaml
 common:
   model: {dim: 96, layers: 2, heads: 3}
   train: {tokens: 100k, batch_tokens: 2048, sequence_length: 128}
-  eval: {every: 25, tokens: 32k}
+  eval: {every: 0, tokens: 32k}
+  system: {threads: 1}
 arms:
   adamw: {optimizer: {use: AdamW, lr: 4e-3}}
 seeds: 4
@@ -45,7 +46,7 @@ match: {tokens: 0%, flops: 1%}
 decision: {alpha: 0.05, smallest_effect: 0.02}
 YAML
 run cat experiments/adamw/experiment.yaml
-run gptlab run experiments/adamw --yes --no-probe
+run gptlab run experiments/adamw --yes --no-probe --jobs 2
 run gptlab report experiments/adamw
 
 cat <<END
@@ -58,6 +59,6 @@ What to try next (in demo/, with .venv/bin on your PATH):
   gptlab trace demo.yaml                                   every tensor shape in the model
   gptlab train demo.yaml --set name=swiglu --set model.block.mlp=SwiGLU    swap a part
   gptlab new my-idea --baseline demo.yaml                  an experiment of your own
-  gptlab train $trained --resume --set train.tokens=5M     train the same model for longer
+  gptlab train $trained --resume --set train.tokens=3M     train the same model for longer
   gptlab data presets                                      real corpora, up to 100B tokens
 END
