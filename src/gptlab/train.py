@@ -134,18 +134,10 @@ def build_job(
         )
     if held is not None and world.is_main:
         held.enter_context(runfolder.training_lock(folder))
-    if folder.exists() and not resume and any(folder.iterdir()):
-        raise ConfigError(f"{folder} exists already; add --resume to continue it, or change --set name=NAME")
     identity = hashed_values(config, prints) | {"seed": config.seed.model_dump()}
     identity["train"].pop("tokens")
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, world=world)
-    newest = checkpoints.newest_whole() if resume else None
-    if resume and newest is None and (folder / "model.safetensors").is_file():
-        raise CheckpointError(
-            f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
-        )
-    state = checked_state(newest, identity, config) if newest is not None else {}
-
+    newest, state = _where_to_go_on(config, folder, checkpoints, identity, resume)
     weights = {name: dataset.tokens for name, dataset in train_sets.items()}
     stream = BatchStream(
         list(train_sets.items()),
@@ -197,6 +189,22 @@ def build_job(
         _open_folder(job, prints, resume_step)
     job.best, job.evaluated = world.agree((job.best, job.evaluated))
     return job
+
+
+def _where_to_go_on(
+    config: RunConfig, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any], resume: bool
+) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins."""
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} exists already; add --resume to continue it, or change --set name=NAME")
+        return None, {}
+    newest = checkpoints.newest_whole()
+    if newest is None and (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
+        )
+    return newest, checked_state(newest, identity, config) if newest is not None else {}
 
 
 def _pick_micro_batch(job: Job, state: dict[str, Any]) -> int:

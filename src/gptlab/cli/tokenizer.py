@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,30 +71,16 @@ def train(
 
     from gptlab import tokenizer as tok
     from gptlab.console import say
-    from gptlab.errors import ConfigError, did_you_mean
 
-    if kind not in ("bpe", "byte", "char"):
-        raise ConfigError(f"--kind {kind!r} is unknown: {did_you_mean(kind, ('bpe', 'byte', 'char'))}")
-    what = f"--kind {kind}" if grow is None else "--grow"
     given = {
         "--input": input,
         "--vocab-size": vocab_size,
         "--pattern": pattern,
         "--trainer": trainer,
-        "--grow": grow if kind != "bpe" else None,
+        "--grow": grow,
         "--limit-bytes": limit_bytes,
     }
-    unread = {
-        "byte": ("--input", "--vocab-size", "--pattern", "--trainer", "--grow", "--limit-bytes"),
-        "char": ("--vocab-size", "--pattern", "--trainer", "--grow"),
-        "bpe": ("--pattern", "--trainer") if grow is not None else (),
-    }[kind]
-    for option in unread:
-        if given[option]:
-            raise ConfigError(f"{option} means nothing with {what}; leave it out")
-    for option in ("--input", "--vocab-size"):
-        if not given[option] and option not in unread:
-            raise ConfigError(f"{what} needs {option}")
+    _check_kind(kind, given)
     sizes = _sizes(vocab_size)
     names = [f"{name}-{size}" for size in sizes] if len(sizes) > 1 else [name]
     for each in names:
@@ -131,6 +117,31 @@ def train(
         seconds = time.perf_counter() - started
         say(f"from {read / 1e6:,.1f} MB of text in {seconds:.1f} s")
     _say_next(made[-1].name, input)
+
+
+def _check_kind(kind: str, given: Mapping[str, object]) -> None:
+    """Raise ConfigError for an unknown kind, an option (`given`, by name) that it does not read, or that it lacks."""
+    from gptlab.errors import ConfigError, did_you_mean
+
+    if kind not in _UNREAD:
+        raise ConfigError(f"--kind {kind!r} is unknown: {did_you_mean(kind, tuple(_UNREAD))}")
+    growing = kind == "bpe" and given["--grow"] is not None
+    what = "--grow" if given["--grow"] is not None else f"--kind {kind}"
+    unread = ("--pattern", "--trainer") if growing else _UNREAD[kind]
+    for option in unread:
+        if given[option]:
+            raise ConfigError(f"{option} means nothing with {what}; leave it out")
+    for option in ("--input", "--vocab-size"):
+        if not given[option] and option not in unread:
+            raise ConfigError(f"{what} needs {option}")
+
+
+_UNREAD: dict[str, tuple[str, ...]] = {
+    "bpe": (),
+    "byte": ("--input", "--vocab-size", "--pattern", "--trainer", "--grow", "--limit-bytes"),
+    "char": ("--vocab-size", "--pattern", "--trainer", "--grow"),
+}
+"""Options of `train` that a kind of tokenizer does not read."""
 
 
 @app.command("import")

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gptlab.config import require_range
 from gptlab.errors import ConfigError
 
 
@@ -40,6 +41,13 @@ def growth(parameter: Tensor) -> Growth:
 
 
 _NONE = Growth()
+
+
+def check_base(mup: dict[str, int] | None) -> None:
+    """Raise ConfigError for a base that says nothing, or has a width that cannot be."""
+    if mup is not None and not mup:
+        raise ConfigError("model.mup: {} says nothing of the base; name its widths, as {dim: 128, heads: 2}, or null")
+    require_range("model.mup", "at least 1", **(mup or {}))
 
 
 def apply_mup(model: nn.Module, base: nn.Module) -> None:

@@ -243,3 +243,16 @@ def rotate(x_BHTC: Tensor, rotary: Rotary) -> Tensor:
     a, b = x_BHTC[..., :width].chunk(2, dim=-1)
     turned = (a * cos - b * sin, b * cos + a * sin)
     return torch.cat(turned if width == x_BHTC.shape[-1] else (*turned, x_BHTC[..., width:]), dim=-1)
+
+
+def check_position(position: nn.Module, blocks: nn.ModuleList) -> None:
+    """A block that has a distance of its own turns nothing and charges nothing, whatever the position would say.
+
+    Raises ConfigError for a position that would do either.
+    """
+    says = any(getattr(type(position), name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
+    if says and any(getattr(block, "own_distance", False) for block in blocks):
+        raise ConfigError(
+            f"model.position: {type(position).__name__} would do nothing in blocks that have a distance of their own; "
+            "set it to NoPosition"
+        )

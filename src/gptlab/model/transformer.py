@@ -16,7 +16,8 @@ from gptlab.errors import ConfigError
 from gptlab.model.attention import Context, document_positions
 from gptlab.model.backends import Cache
 from gptlab.model.counting import flops_per_token
-from gptlab.model.position import NoPosition
+from gptlab.model.mup import check_base
+from gptlab.model.position import check_position
 
 
 class GPT(nn.Module):
@@ -75,7 +76,7 @@ class GPT(nn.Module):
         require_range("model", "at least 1", pad_vocab=pad_vocab)
         require_range("model", "at least 0", ahead=ahead)
         require_range("model", "at least 0 and below 1", dropout=dropout, embedding_dropout=embedding_dropout)
-        _check_base(mup)
+        check_base(mup)
         head_dim = head_dim or dim // heads
         self.vocab_size, self.dim, self.heads, self.head_dim = vocab_size, dim, heads, head_dim
         self.context_length, self.logit_softcap = context_length, logit_softcap
@@ -90,7 +91,7 @@ class GPT(nn.Module):
         self.embedding_norm = build("norm", embedding_norm, dim=dim) if embedding_norm is not None else None
         self.dropout = nn.Dropout(dropout if embedding_dropout is None else embedding_dropout)
         self.blocks = nn.ModuleList(build("block", block, layer_index=i, **site) for i in range(layers))
-        _check_position(self.position, self.blocks)
+        check_position(self.position, self.blocks)
         self.residual = build("residual", residual, layers=layers)
         self.ahead = nn.ModuleList(build("block", block, layer_index=layers - 1, **site) for _ in range(ahead))
         self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
@@ -156,22 +157,6 @@ class GPT(nn.Module):
     def flops_per_token(self, length: int | None = None) -> float:
         """Training FLOPs a token in sequences of `length` (None: the context length); see `gptlab.model.counting`."""
         return flops_per_token(self, length or self.context_length)
-
-
-def _check_position(position: nn.Module, blocks: nn.ModuleList) -> None:
-    """A block that has a distance of its own turns nothing and charges nothing, whatever the position would say."""
-    says = any(getattr(type(position), name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
-    if says and any(getattr(block, "own_distance", False) for block in blocks):
-        raise ConfigError(
-            f"model.position: {type(position).__name__} would do nothing in blocks that have a distance of their own; "
-            "set it to NoPosition"
-        )
-
-
-def _check_base(mup: dict[str, int] | None) -> None:
-    if mup is not None and not mup:
-        raise ConfigError("model.mup: {} says nothing of the base; name its widths, as {dim: 128, heads: 2}, or null")
-    require_range("model.mup", "at least 1", **(mup or {}))
 
 
 def _check_shapes(
