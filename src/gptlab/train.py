@@ -127,11 +127,7 @@ def build_job(
         next(validation_batches(dataset, config.train.sequence_length, 1, config.eval.tokens))
     prints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
     folder = Path(folder) if folder is not None else Path("runs") / run_name(config, prints)
-    if config.batch_rows % world.size:
-        raise ConfigError(
-            f"train.batch_tokens: {config.batch_rows} sequences a step cannot be shared by {world.size} processes; "
-            f"make it a multiple of {config.train.sequence_length * world.size}"
-        )
+    world.require_share(config.batch_rows, config.train.sequence_length)
     if held is not None and world.is_main:
         held.enter_context(runfolder.training_lock(folder))
     identity = hashed_values(config, prints) | {"seed": config.seed.model_dump()}

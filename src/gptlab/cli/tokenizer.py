@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from gptlab.data.sources import Document, Reading
+    from gptlab.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -70,7 +71,6 @@ def train(
     import time
 
     from gptlab import tokenizer as tok
-    from gptlab.console import say
 
     given = {
         "--input": input,
@@ -107,16 +107,21 @@ def train(
                     special_tokens=specials,
                     trainer=trainer or "rustbpe",
                 )
+    _save(made, kind, input, time.perf_counter() - started)
+    _say_next(made[-1].name, input)
+
+
+def _save(made: Sequence[Tokenizer], kind: str, inputs: Sequence[str] | None, seconds: float) -> None:
+    """Write what was trained, and say what of and how long it took."""
+    from gptlab.console import say
+
     for tokenizer in made:
-        if input:
-            tokenizer.trained_on["inputs"] = list(input)
+        if inputs:
+            tokenizer.trained_on["inputs"] = list(inputs)
         tokenizer.save(ROOT / tokenizer.name)
         say(f"wrote {ROOT / tokenizer.name}: {kind}, {tokenizer.vocab_size:,} ids, hash {tokenizer.hash}")
-    read = made[-1].trained_on.get("bytes")
-    if read:
-        seconds = time.perf_counter() - started
+    if read := made[-1].trained_on.get("bytes"):
         say(f"from {read / 1e6:,.1f} MB of text in {seconds:.1f} s")
-    _say_next(made[-1].name, input)
 
 
 def _check_kind(kind: str, given: Mapping[str, object]) -> None:

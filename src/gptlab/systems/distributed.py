@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
+from gptlab.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -28,6 +30,14 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
+
+    def require_share(self, rows: int, length: int) -> None:
+        """Raise ConfigError where `rows` sequences of `length` tokens a step cannot be shared by all processes."""
+        if rows % self.size:
+            raise ConfigError(
+                f"train.batch_tokens: {rows} sequences a step cannot be shared by {self.size} processes; "
+                f"make it a multiple of {length * self.size}"
+            )
 
     def sum(self, values: Tensor) -> Tensor:
         """`values` summed over all processes, in place."""
