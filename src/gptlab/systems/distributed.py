@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-T = TypeVar("T")
-
 from gptlab.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
