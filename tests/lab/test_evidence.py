@@ -14,7 +14,7 @@ import pytest
 from helpers import TINY, gptlab, make_data
 
 from gptlab.errors import GptlabError
-from gptlab.lab.agenda import still_needed
+from gptlab.lab.agenda import outlook, still_needed
 from gptlab.lab.evidence import TuningChoice, choose, curve_runs, gather, run_of, tuning_runs
 from gptlab.lab.experiment import Experiment, load_experiment, tuned
 from gptlab.lab.fairness import provenance
@@ -86,6 +86,15 @@ def test_what_is_needed_goes_seed_by_seed_and_leaves_out_what_is_settled(place: 
     assert found["relu"].verdict == "inconclusive"  # all differences are equal: that is no noise to measure by
     assert {run.label.split()[0] for run in still_needed(e, store)} == {"baseline", "relu"}
     assert [run.label for run in still_needed(e.only(["gated"]), store)] == []
+
+
+def test_an_outlook_counts_runs_by_their_arm_whatever_its_name(place: Path) -> None:
+    text = STATEMENT.replace("relu:", "tune:") + "tune: {optimizer.lr: [x0.5, x1]}\n"
+    e, store = experiment(text + "compute_curve: {tokens: [2560], seeds: [1]}\n"), Store()
+    missing = [run for _, _, run in tuning_runs(e)] + [run_of(e, e.arms[1], 1), *curve_runs(e, e.baseline)]
+    ahead = outlook(e, store, missing, {}, None)
+    assert ahead.runs == {"baseline": 3, "gated": 2, "tune": 3}
+    assert (ahead.reused, ahead.seconds, ahead.dollars) == (0, None, None)
 
 
 def test_pairs_count_up_to_the_first_gap(place: Path) -> None:

@@ -22,7 +22,7 @@ from helpers import TINY, gptlab, make_data
 from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
 from gptlab.files import exclusive
-from gptlab.lab.execution import Device
+from gptlab.lab.execution import Device, RunError
 from gptlab.lab.experiment import hash_of, load_experiment
 from gptlab.lab.metric import Metric
 from gptlab.lab.store import Store, Wanted
@@ -311,7 +311,7 @@ def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_n
         (run,) = wanted()
         heads = run.config.plain()["model"]["heads"]
         reason = "model.heads: 3 heads do not divide the width" if heads == 3 else "system.device: 'cuda:99', but"
-        raise GptlabError(f"{run.label}: {reason}")
+        raise RunError(run, reason)
 
     monkeypatch.setattr("gptlab.lab.sweep.study.train_all", cannot)
     space = parse_space(["model.heads=[3, 2]"], config)

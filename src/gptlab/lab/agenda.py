@@ -81,7 +81,7 @@ def outlook(
         for seed in experiment.statement.all_seeds
     }
     return Outlook(
-        runs=dict(Counter(run.label.removeprefix("tune ").split(" ")[0].rstrip(",") for run in missing)),
+        runs=dict(Counter(run.arm for run in missing)),
         reused=sum(store.finished(run) is not None for run in every.values()),
         seconds=seconds,
         dollars=None if seconds is None or rate is None else seconds * rate / 3600,

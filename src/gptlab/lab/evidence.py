@@ -171,7 +171,7 @@ def rule_of(experiment: Experiment) -> statistics.Rule:
 def run_of(experiment: Experiment, arm: Arm, seed: int) -> Wanted:
     """The run of an arm with a seed."""
     accuracy = experiment.statement.metric.accuracy
-    return Wanted(arm.seeded(seed), arm.hash, f"{arm.name} seed {seed}", (accuracy,) if accuracy else ())
+    return Wanted(arm.seeded(seed), arm.hash, f"{arm.name} seed {seed}", (accuracy,) if accuracy else (), arm.name)
 
 
 def _pairs(experiment: Experiment, results: dict[str, dict[int, Result]], name: str) -> Iterator[tuple[Result, Result]]:
@@ -266,7 +266,7 @@ def curve_runs(experiment: Experiment, baseline: Arm) -> Iterator[Wanted]:
         digest = hash_of(config)
         for seed in curve.seeds if curve is not None else ():
             seeded = with_seed(config, init=seed, data=seed, dropout=seed)
-            yield Wanted(seeded, digest, f"baseline, {tokens} tokens, seed {seed}")
+            yield Wanted(seeded, digest, f"baseline, {tokens} tokens, seed {seed}", arm=baseline.name)
 
 
 def run_dollars(experiment: Experiment, facts: Facts) -> float | None:

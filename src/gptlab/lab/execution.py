@@ -33,6 +33,14 @@ _POLL = 0.2  # seconds between looks at the children
 _CHECKPOINTS = 4  # a run: what a kill can cost is a quarter of it
 
 
+class RunError(GptlabError):
+    """A run that could not be trained, and the line with which its process ended."""
+
+    def __init__(self, run: Wanted, reason: str) -> None:
+        super().__init__(f"{run.label}: {reason}")
+        self.run, self.reason = run, reason
+
+
 @dataclass(frozen=True)
 class Device:
     """Where one run is trained: a GPU by its index, or the CPU."""
@@ -215,7 +223,7 @@ class _Child:
             return True
         if self.process.returncode in (0, -15, -2, 130):
             raise GptlabError(f"{self.run.label} was stopped from outside; the same command goes on with it")
-        raise GptlabError(f"{self.run.label}: {reason}")
+        raise RunError(self.run, reason)
 
     def close(self) -> None:
         """Let go of what the child was given."""

@@ -19,6 +19,7 @@ class Wanted:
     hash: str
     label: str  # for people: "swiglu seed 3"
     tasks: tuple[str, ...] = ()  # of `gptlab eval`, to be run when it is trained
+    arm: str = ""  # of an experiment
 
     @property
     def suffix(self) -> str:

@@ -24,7 +24,7 @@ from gptlab.config import RunConfig
 from gptlab.console import say
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.files import exclusive, is_held
-from gptlab.lab.execution import Device, train_all
+from gptlab.lab.execution import Device, RunError, train_all
 from gptlab.lab.experiment import hash_of, with_seed
 from gptlab.lab.metric import Metric
 from gptlab.lab.store import Store, Wanted
@@ -77,8 +77,8 @@ class Sweep:
             while True:
                 try:
                     train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
-                except GptlabError as error:
-                    if not self._is_of_a_trial(str(error)):
+                except RunError as error:
+                    if not self._is_of_a_trial(error):
                         raise
                     continue
                 if self.active:  # another process was faster; its run is as good, and is told of now
@@ -209,21 +209,18 @@ class Sweep:
         self.study.tell(trial, state=states().FAIL, skip_if_finished=True)
         say(f"trial {trial.number} with {in_words(trial.params)}: {reason}")
 
-    def _is_of_a_trial(self, error: str) -> bool:
+    def _is_of_a_trial(self, error: RunError) -> bool:
         """Whether a run could not be trained because of its trial's values, which is that trial's outcome.
 
-        Three heads for a width of 64 are found out where the model is built. The error begins with a key then; one of
+        Three heads for a width of 64 are found out where the model is built. The reason begins with a key then; one of
         a section that is not searched, such as a device that is not there, would stop every other trial, too.
         """
-        sections = {key.partition(".")[0] for key in self.space}
-        for each in self.active:
-            for run in each.runs:
-                reason = error.removeprefix(f"{run.label}: ")
-                if reason != error and reason.partition(":")[0].partition(".")[0] in sections:
-                    self.active.remove(each)
-                    self._fail(each.trial, reason)
-                    return True
-        return False
+        each = next((each for each in self.active if error.run in each.runs), None)
+        if each is None or _section(error.reason.partition(":")[0]) not in map(_section, self.space):
+            return False
+        self.active.remove(each)
+        self._fail(each.trial, error.reason)
+        return True
 
     def _falls_behind(self, run: Wanted, folder: Path) -> bool:
         """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
@@ -250,6 +247,11 @@ class _Active:
     trial: Trial
     runs: list[Wanted]
     reported: set[float] = field(default_factory=set)
+
+
+def _section(key: str) -> str:
+    """`model` of `model.heads`."""
+    return key.partition(".")[0]
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
