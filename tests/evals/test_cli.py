@@ -112,6 +112,8 @@ def test_mistakes_are_one_line(runs: Path, refused: Refused, benchmarks: Path, t
     offline = refused("eval", b, "--tasks", "hellaswag")
     assert "cannot be downloaded" in offline
     assert "--task-data FOLDER or GPTLAB_BENCHMARKS" in offline
+    assert "holds no hellaswag/" in refused("eval", b, "--tasks", "loss,hellaswag", "--task-data", runs)
+    assert not (b / "evals").exists()  # known before the first task, not after it
     shutil.rmtree(tmp_path / "made")
     assert "no such data set" in refused("eval", b)
     assert not any(runs.rglob("evals"))

@@ -27,7 +27,7 @@ def evaluate_runs(
 ) -> None:
     """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first."""
     names = list(dict.fromkeys(task.strip() for task in tasks))
-    check_tasks(names)
+    check_tasks(names, options)
     for folder in runs:
         if folder.suffix != ".pt" and not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")

@@ -107,11 +107,14 @@ def evaluate(run: Run, task: str, options: Options | None = None) -> Evaluation:
     return found
 
 
-def check_tasks(names: list[str]) -> None:
-    """Raise GptlabError for a name that is no task."""
+def check_tasks(names: list[str], options: Options | None = None) -> None:
+    """Raise GptlabError for a name that is no task; with `options` also where a task's questions are not to be had."""
     for name in names:
         if name not in TASKS:
             raise GptlabError(f"--tasks: no task {name!r}; {did_you_mean(name, TASKS)}")
+    for name in names if options is not None else ():
+        if name in QUESTIONS:
+            QUESTIONS[name](options)
 
 
 # ---------------------------------------------------------------- loss
@@ -238,7 +241,7 @@ def _ratio_error(above: torch.Tensor, below: torch.Tensor) -> float | None:
 
 def evaluate_hellaswag(run: Run, options: Options) -> Evaluation:
     """HellaSwag's `acc` and `acc_norm`, with a record of each question."""
-    path = find_benchmark("hellaswag", hellaswag.FILE, hellaswag.URL, options.task_data)
+    path = QUESTIONS["hellaswag"](options)
     questions = hellaswag.read_questions(path, options.limit)
     return _multiple_choice(run, "hellaswag", questions, path)
 
@@ -292,6 +295,11 @@ def find_benchmark(task: str, file: str, url: str, folder: Path | None = None) -
             "FOLDER or GPTLAB_BENCHMARKS"
         ) from None
 
+
+QUESTIONS: dict[str, Callable[[Options], Path]] = {
+    "hellaswag": lambda options: find_benchmark("hellaswag", hellaswag.FILE, hellaswag.URL, options.task_data),
+}
+"""Where the questions of a task are, for tasks that have some. Raises DataError where they are not to be had."""
 
 TASKS: dict[str, Callable[[Run, Options], Evaluation]] = {
     "loss": evaluate_loss_task,

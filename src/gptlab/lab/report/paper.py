@@ -275,6 +275,9 @@ def _limitations(findings: Findings) -> str:
     items.append(escape(f"All runs use one corpus ({where}); another may decide otherwise."))
     if not findings.experiment.statement.tune:
         items.append("Hyperparameters are the baseline's; an arm may want others.")
+    for arm, choice in findings.evidence.choices.items():
+        if choice.edges:
+            items.append(escape(f"{arm} is best at the edge of its grid ({', '.join(choice.edges)})."))
     if any(found.foreign for found in findings.evidence.arms):
         items.append("Some paired runs differ in code, libraries or hardware; see the report.")
     items.append("The intervals assume that differences are independent draws of one normal distribution.")
