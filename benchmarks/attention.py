@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from turns import ratio, spread
 
+from gptlab.hardware.allocator import keep_memory
 from gptlab.model.backends import PLAIN, View, explicit_attention
-from gptlab.systems.allocator import keep_memory
 
 SHAPES = [(16, 4, 128, 32), (32, 4, 256, 36), (16, 6, 256, 64), (8, 6, 512, 64), (4, 12, 1024, 64)]  # B, H, T, C
 

@@ -241,8 +241,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py needs an NVIDIA GPU; torch sees none here")
     from gptlab.config import load_config
+    from gptlab.hardware.device import peak_flops
     from gptlab.model import build_model
-    from gptlab.systems.device import peak_flops
 
     flops = build_model(load_config(ROOT / "configs/gpt2.yaml"), ROWS, device="meta").flops_per_token(options.length)
     peak = peak_flops(torch.device("cuda", 0))

@@ -26,9 +26,9 @@ def worker(way: str, rows: int, length: int, vocab: int, dim: int, threads: int)
     import torch.nn.functional as F
 
     from gptlab.config import config_from
+    from gptlab.hardware.allocator import keep_memory
     from gptlab.loss import CrossEntropy, TokenBatch
     from gptlab.model import build_model
-    from gptlab.systems.allocator import keep_memory
 
     torch.set_num_threads(threads)
     keep_memory()

@@ -19,8 +19,8 @@ from turns import ratio, spread
 
 from gptlab import optim
 from gptlab.config import load_config
+from gptlab.hardware.precision import has_fast_bfloat16
 from gptlab.model import build_model
-from gptlab.precision import has_fast_bfloat16
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

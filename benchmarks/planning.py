@@ -16,8 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gptlab.lab.planning import Comparison, compare_prediction, format_bytes, format_seconds, plan_in_subprocess
-from gptlab.lab.planning import write_prediction as write
+from gptlab.planning.plan import Comparison, compare_prediction, format_bytes, format_seconds, plan_in_subprocess
+from gptlab.planning.plan import write_prediction as write
 from gptlab.record.facts import read_facts
 
 # Different widths, depths, parts, optimizers, lengths and batches.

@@ -31,11 +31,11 @@ def build(library: str) -> tuple[Any, Any, Any]:
     import torch.nn.functional as F
 
     if library == "gptlab":
+        from gptlab.hardware.allocator import keep_memory
         from gptlab.interop.gpt2 import gpt2_config
         from gptlab.loss import CrossEntropy, TokenBatch
         from gptlab.model import build_model
         from gptlab.optim import AdamW
-        from gptlab.systems.allocator import keep_memory
 
         keep_memory()
         model = build_model(gpt2_config(dim=D, layers=L, heads=H, context_length=T), V)

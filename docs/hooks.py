@@ -33,8 +33,8 @@ from gptlab.config import SLOTS, RunConfig, menu
 from gptlab.config.schema import Section
 from gptlab.config.slots import import_component, signature
 from gptlab.config.yamlfile import dump_yaml
-from gptlab.lab.experiment import ComputeCurve, DecisionRule, Statement
-from gptlab.lab.metric import Metric
+from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.spec import ComputeCurve, DecisionRule, Statement
 
 ROOT = Path(__file__).resolve().parent.parent
 _DIRECTIVE = re.compile(r"^\{\{ (\w+)((?: [^\s}]+)*) \}\}$", re.M)

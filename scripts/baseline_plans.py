@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptlab.config import load_config
-from gptlab.footprint import footprint
-from gptlab.gpus import read_gpus
-from gptlab.lab.planning import USABLE, format_dollars, format_seconds, largest_fit, plan_run
+from gptlab.hardware.gpus import read_gpus
+from gptlab.planning.footprint import footprint
+from gptlab.planning.plan import USABLE, format_dollars, format_seconds, largest_fit, plan_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "planning.md"

@@ -130,7 +130,7 @@ class Laboratory:
         self.killed(*resumed)
         self.gptlab(*resumed, "--resume")
         self.gptlab("train", "configs/staged.yaml")
-        runs = [str(path.relative_to(self.folder)) for path in sorted(self.folder.glob("runs/staged-anneal-*-seed?"))]
+        runs = [str(path.relative_to(self.folder)) for path in sorted(self.folder.glob("runs/staged-anneal-*-seed*"))]
         self.gptlab("soup", *runs, "--out", "by-hand")
         return self.gptlab("run", "experiments/mini", "--yes", "--no-probe")
 

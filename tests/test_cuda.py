@@ -12,11 +12,11 @@ import torch
 from helpers import TINY, make_data, rows
 
 from gptlab.config import config_from, load_config
+from gptlab.hardware.memory import largest_micro_batch
 from gptlab.inference.generate import Sampling, generate
 from gptlab.loss import CrossEntropy, TokenBatch
 from gptlab.model import build_model
-from gptlab.systems.memory import largest_micro_batch
-from gptlab.train import train
+from gptlab.training.loop import train
 
 pytestmark = [
     pytest.mark.cuda,

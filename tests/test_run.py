@@ -61,11 +61,10 @@ def test_train_gives_the_run(trained: gptlab.Run, config: RunConfig) -> None:
     assert files >= {"config.yaml", "metrics.jsonl", "metrics.csv", "loss.png", "log.txt", "env.json", "code"}
 
 
-def test_train_is_a_module_and_a_function() -> None:
-    import gptlab.train
+def test_train_is_a_function_of_the_package() -> None:
+    from gptlab.training.loop import train
 
-    assert callable(gptlab.train)
-    assert gptlab.train.train.__module__ == "gptlab.train"
+    assert gptlab.train is train
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = gptlab.trian  # type: ignore[attr-defined]
 
@@ -164,7 +163,7 @@ def test_an_unfinished_run_loads_its_newest_checkpoint(copy: Path) -> None:
 
 STOPPING = """
 import signal, sys
-import gptlab, gptlab.train as train
+import gptlab, gptlab.training.loop as train
 kept = train.step
 def step(job):
     if job.step == 24:
@@ -192,7 +191,7 @@ def test_a_finished_run_that_goes_on_and_is_stopped_is_not_finished(copy: Path) 
 
 
 def test_stopping_in_this_process(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gptlab.train as training
+    import gptlab.training.loop as training
 
     kept = training.step
 

@@ -16,7 +16,7 @@ from gptlab.config import load_config, run_name
 from gptlab.data import open_splits
 from gptlab.errors import TrainingError
 from gptlab.run import load
-from gptlab.train import train
+from gptlab.training.loop import train
 
 HERE = Path(__file__).parent
 BASE = 128

@@ -6,32 +6,33 @@ run.generate(["It was a dark"], max_new_tokens=50)
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptlab.config import load_config as load_config
     from gptlab.config import load_stages as load_stages
+    from gptlab.interop import load as load
     from gptlab.run import Run as Run
-    from gptlab.run import load as load
-    from gptlab.souping import soup as soup
-    from gptlab.stages import train_stages as train_stages
-    from gptlab.train import train as train
+    from gptlab.training.loop import train as train
+    from gptlab.training.soup import soup as soup
+    from gptlab.training.stages import train_stages as train_stages
 
 __version__ = "0.3.0"
+
+_HOMES = {
+    "Run": "gptlab.run",
+    "load": "gptlab.interop",
+    "load_config": "gptlab.config",
+    "load_stages": "gptlab.config",
+    "soup": "gptlab.training.soup",
+    "train": "gptlab.training.loop",
+    "train_stages": "gptlab.training.stages",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load what needs torch only when it is asked for: `import gptlab` alone is instant."""
-    import importlib
-
-    if name in ("load", "Run"):
-        return getattr(importlib.import_module("gptlab.run"), name)
-    if name in ("load_config", "load_stages"):
-        return getattr(importlib.import_module("gptlab.config"), name)
-    if name == "soup":
-        return importlib.import_module("gptlab.souping").soup
-    if name == "train_stages":
-        return importlib.import_module("gptlab.stages").train_stages
-    if name == "train":
-        return importlib.import_module("gptlab.train")
-    raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gptlab' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

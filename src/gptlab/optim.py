@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
-from gptlab.precision import has_fast_bfloat16
+from gptlab.hardware.precision import has_fast_bfloat16
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 KINDS = ("embedding", "head", "matrix", "scalar")

@@ -15,16 +15,16 @@ from torch import nn
 from gptlab.config import RunConfig, weights_digest
 from gptlab.data import IGNORE, Batch
 from gptlab.errors import CheckpointError, ConfigError, DataError
-from gptlab.evals.loss import LossResult, evaluate_loss
 from gptlab.files import write_atomic
+from gptlab.hardware.allocator import keep_memory
+from gptlab.hardware.device import pick_device
+from gptlab.hardware.precision import pick_dtype
 from gptlab.inference.generate import Sampling, decoding_copy, generate
+from gptlab.inference.scoring import LossResult, evaluate_loss
 from gptlab.model import build_model
-from gptlab.precision import pick_dtype
+from gptlab.parallel.world import World
 from gptlab.record.runfolder import read_config
-from gptlab.systems.allocator import keep_memory
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
-from gptlab.systems.device import pick_device
-from gptlab.systems.distributed import World
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -85,24 +85,32 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     """A run from its folder: the final weights, or the newest whole checkpoint of an unfinished one.
 
     `dtype`: precision of losses and evaluations; auto is that of the training. `checkpoint`: the name of a folder in
-    `checkpoints/` to load instead. A nanoGPT `ckpt.pt` loads too. Raises GptlabError where there is nothing to load
-    or it is damaged.
+    `checkpoints/` to load instead. Raises GptlabError where there is nothing to load or it is damaged. What others
+    have trained loads with `gptlab.interop.load`.
     """
     folder = Path(folder)
-    if folder.suffix == ".pt":
-        from gptlab.interop.nanogpt import load_nanogpt
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    model = build_model(config, tokenizer.vocab_size)
+    step = _load_weights(folder, model, checkpoint)
+    if step is None and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
+        step = config.total_steps
+    return place(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
 
-        config, model, tokenizer = load_nanogpt(folder)
-        step = None
-    else:
-        if not (folder / "config.yaml").is_file():
-            raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
-        config = read_config(folder)
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        model = build_model(config, tokenizer.vocab_size)
-        step = _load_weights(folder, model, checkpoint)
-        if step is None and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
-            step = config.total_steps
+
+def place(
+    folder: Path,
+    config: RunConfig,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    step: int | None = None,
+) -> Run:
+    """The run made of these parts, its model moved to `device` and ready to be used. Arguments as of `load`."""
     where = pick_device(device)
     if where.type == "cpu":
         keep_memory()

@@ -25,7 +25,7 @@ Call = Callable[..., tuple[int, str, str]]
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a data set and one trained run."""
     from gptlab.config import load_config
-    from gptlab.train import train
+    from gptlab.training.loop import train
 
     folder = tmp_path_factory.mktemp("work")
     make_data(folder / "made")

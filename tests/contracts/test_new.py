@@ -12,7 +12,7 @@ import yaml
 from helpers import TINY, gptlab, make_data
 
 from gptlab.config import SLOTS, load_config
-from gptlab.train import train
+from gptlab.training.loop import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("new")]
 

@@ -26,10 +26,10 @@ compute_curve: {tokens: [1280, 2560], seeds: [1, 2]}
 @pytest.fixture(scope="session")
 def lab_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/, base.yaml, experiments/gate and its finished runs/. Copy it (`lab`) before changing it."""
-    from gptlab.lab.agenda import still_needed
-    from gptlab.lab.experiment import load_experiment
-    from gptlab.lab.store import Store
-    from gptlab.train import train
+    from gptlab.lab.experiment.run_queue import still_needed
+    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.runs.store import Store
+    from gptlab.training.loop import train
 
     place = tmp_path_factory.mktemp("experiment")
     make_data(place)

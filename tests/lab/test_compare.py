@@ -12,7 +12,7 @@ import pytest
 from helpers import gptlab
 
 from gptlab.errors import GptlabError
-from gptlab.lab.compare import (
+from gptlab.lab.report.compare import (
     config_differences,
     config_lines,
     measure_top_k,
@@ -157,5 +157,5 @@ def test_no_torch(command: str) -> None:
         check=False,
     )
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    assert "gptlab.lab.store" in modules or command.startswith("compare")
+    assert "gptlab.lab.runs.store" in modules or command.startswith("compare")
     assert not {name for name in modules if name.split(".")[0] in ("torch", "pandas")}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.lab.execution import Device, find_devices
+from gptlab.lab.runs.execution import Device, find_devices
 
 
 def test_visible_gpus_are_taken_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:

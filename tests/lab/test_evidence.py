@@ -14,13 +14,13 @@ import pytest
 from helpers import TINY, gptlab, make_data
 
 from gptlab.errors import GptlabError
-from gptlab.lab.agenda import outlook, still_needed
-from gptlab.lab.evidence import TuningChoice, choose, curve_runs, gather, run_of, tuning_runs
-from gptlab.lab.experiment import Experiment, load_experiment, tuned
-from gptlab.lab.fairness import provenance
-from gptlab.lab.metric import Metric
-from gptlab.lab.store import Store, Wanted
-from gptlab.lab.verdict import line, notes
+from gptlab.lab.experiment.evidence import TuningChoice, choose, curve_runs, gather, run_of, tuning_runs
+from gptlab.lab.experiment.matching import provenance
+from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.run_queue import outlook, still_needed
+from gptlab.lab.experiment.spec import Experiment, load_experiment, tuned
+from gptlab.lab.experiment.verdict import line, notes
+from gptlab.lab.runs.store import Store, Wanted
 from gptlab.record.facts import Facts, write_facts
 
 STATEMENT = """\

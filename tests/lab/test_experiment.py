@@ -8,7 +8,7 @@ import pytest
 from helpers import TINY, gptlab, make_data
 
 from gptlab.errors import ConfigError
-from gptlab.lab.experiment import load_experiment, tuned
+from gptlab.lab.experiment.spec import load_experiment, tuned
 
 GOOD = """\
 hypothesis: a gate helps

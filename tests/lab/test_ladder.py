@@ -9,8 +9,8 @@ import pytest
 
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
-from gptlab.lab.ladder import Point, Size, at_size, climb, lines, parse_sizes, parse_tokens, write_ladder
-from gptlab.lab.scaling import ParametricLaw
+from gptlab.lab.stats.scaling import ParametricLaw
+from gptlab.lab.studies.ladder import Point, Size, at_size, climb, lines, parse_sizes, parse_tokens, write_ladder
 
 LAW = ParametricLaw(E=2.0, A=60.0, B=300.0, alpha=0.35, beta=0.4)
 SIZES = [Size(64, 2, 100_000), Size(96, 3, 330_000), Size(128, 4, 790_000), Size(192, 6, 2_600_000)]

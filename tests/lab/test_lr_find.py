@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from gptlab.cli.search import _check_picture
 from gptlab.config import config_from
 from gptlab.errors import ConfigError, GptlabError
-from gptlab.lab.execution import Device
-from gptlab.lab.lr_find import analyse, draw, range_test, run_range_test
-from gptlab.lab.lr_range import Exponential
-from gptlab.lab.store import Store, Wanted
+from gptlab.lab.runs.execution import Device
+from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.studies.lr_find import analyse, draw, range_test, run_range_test
+from gptlab.lab.studies.lr_range import Exponential
 
 Array = NDArray[np.float64]
 

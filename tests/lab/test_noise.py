@@ -11,8 +11,8 @@ from scipy import stats
 
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
-from gptlab.lab.noise import components_of, design, ledger_path, read_noise
-from gptlab.lab.store import Store
+from gptlab.lab.runs.store import Store
+from gptlab.lab.studies.noise import components_of, design, ledger_path, read_noise
 
 SHORT = TINY.replace("5120", "1280")
 

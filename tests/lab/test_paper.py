@@ -13,10 +13,10 @@ import pytest
 from helpers import gptlab
 
 from gptlab.errors import GptlabError
-from gptlab.lab.experiment import load_experiment
+from gptlab.lab.experiment.spec import load_experiment
 from gptlab.lab.report.latex import Numbers, Source, escape
 from gptlab.lab.report.paper import write_paper
-from gptlab.lab.store import Store
+from gptlab.lab.runs.store import Store
 
 
 def paper(folder: Path) -> Path:

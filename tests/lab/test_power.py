@@ -11,13 +11,13 @@ import pytest
 from scipy import stats
 
 from gptlab.errors import GptlabError
-from gptlab.lab.power import (
+from gptlab.lab.stats.power import (
     fixed_minimum_detectable_effect,
     fixed_power,
     minimum_detectable_effect,
     power,
 )
-from gptlab.lab.statistics import Rule, Verdict, decide, follow
+from gptlab.lab.stats.statistics import Rule, Verdict, decide, follow
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
 LOSSES = np.array(json.loads(Path(__file__).with_name("noise.json").read_text(encoding="utf-8"))["losses"])

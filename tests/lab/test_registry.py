@@ -7,11 +7,11 @@ from pathlib import Path
 
 from helpers import gptlab
 
-from gptlab.lab.experiment import load_experiment
-from gptlab.lab.registry import experiments, run_entries
+from gptlab.lab.experiment.spec import load_experiment
 from gptlab.lab.report.findings import find
+from gptlab.lab.report.registry import experiments, run_entries
 from gptlab.lab.report.tables import report_json
-from gptlab.lab.store import Store
+from gptlab.lab.runs.store import Store
 
 
 def test_sound_broken_and_untried(lab: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize, stats
 
 from gptlab.errors import GptlabError
-from gptlab.lab.scaling import (
+from gptlab.lab.stats.scaling import (
     CHINCHILLA,
     HOFFMANN,
     ParametricLaw,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from gptlab.errors import GptlabError
-from gptlab.lab.statistics import (
+from gptlab.lab.stats.statistics import (
     Rule,
     Verdict,
     critical_t,

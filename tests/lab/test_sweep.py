@@ -22,13 +22,13 @@ from helpers import TINY, gptlab, make_data
 from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
 from gptlab.files import exclusive
-from gptlab.lab.execution import Device, RunError
-from gptlab.lab.experiment import hash_of, load_experiment
-from gptlab.lab.metric import Metric
-from gptlab.lab.store import Store, Wanted
-from gptlab.lab.sweep.results import ENOUGH, confirmation, importances, remarks, write_sweep
-from gptlab.lab.sweep.space import Range, distributions, parse_space
-from gptlab.lab.sweep.study import Sweep, open_sweep
+from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.spec import hash_of, load_experiment
+from gptlab.lab.runs.execution import Device, RunError
+from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.studies.sweep.results import ENOUGH, confirmation, importances, remarks, write_sweep
+from gptlab.lab.studies.sweep.space import Range, distributions, parse_space
+from gptlab.lab.studies.sweep.study import Sweep, open_sweep
 
 SHORT = TINY.replace("5120", "1280")
 LOSS = Metric.model_validate("loss")
@@ -313,7 +313,7 @@ def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_n
         reason = "model.heads: 3 heads do not divide the width" if heads == 3 else "system.device: 'cuda:99', but"
         raise RunError(run, reason)
 
-    monkeypatch.setattr("gptlab.lab.sweep.study.train_all", cannot)
+    monkeypatch.setattr("gptlab.lab.studies.sweep.study.train_all", cannot)
     space = parse_space(["model.heads=[3, 2]"], config)
     sweep = open_sweep(config, space, Store(tmp_path), sampler="grid", metric=LOSS)
     with pytest.raises(GptlabError, match=r"trial 1 seed 101: system\.device"):

@@ -21,7 +21,7 @@ from gptlab.interop.table import get
 from gptlab.model import build_model
 from gptlab.model.trace import trace_model
 from gptlab.run import load
-from gptlab.train import train
+from gptlab.training.loop import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PRESETS = sorted(CONFIGS.glob("*.yaml"))

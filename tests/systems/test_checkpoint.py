@@ -14,8 +14,8 @@ from torch import nn
 from gptlab.errors import CheckpointError
 from gptlab.files import sha256_file
 from gptlab.optim import AdamW
+from gptlab.parallel.world import World
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors, read_state, verify
-from gptlab.systems.distributed import World
 
 
 def trained(seed: int = 0, width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -14,15 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from gptlab import precision
 from gptlab.errors import ConfigError, TrainingError
-from gptlab.precision import autocast, pick_dtype
-from gptlab.systems import memory
-from gptlab.systems.compile import try_compile
-from gptlab.systems.device import describe, memory_limit, peak_flops, pick_device
+from gptlab.hardware import memory, precision
+from gptlab.hardware.compile import try_compile
+from gptlab.hardware.device import describe, memory_limit, peak_flops, pick_device
+from gptlab.hardware.memory import largest_micro_batch
+from gptlab.hardware.precision import autocast, pick_dtype
+from gptlab.parallel.world import World, find_world
 from gptlab.systems.display import TrainingDisplay
-from gptlab.systems.distributed import World, find_world
-from gptlab.systems.memory import largest_micro_batch
 from gptlab.systems.signals import stop_signals
 
 CPU = torch.device("cpu")
@@ -177,7 +176,7 @@ def test_out_of_memory_on_a_gpu_halves_the_rows() -> None:
 
 def test_a_compiler_that_fails_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("gptlab.systems.compile.say", said.append)
+    monkeypatch.setattr("gptlab.hardware.compile.say", said.append)
 
     class Loss:
         compiled = False
@@ -264,6 +263,6 @@ def test_in_another_thread_signals_are_left_alone() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
 def test_peak_memory_is_not_that_of_who_started_the_process() -> None:
     held = bytearray(os.urandom(1) * (900 * 2**20))
-    code = "import torch; from gptlab.systems.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = "import torch; from gptlab.hardware.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50 * 2**20 < int(done.stdout) < len(held)

@@ -12,7 +12,7 @@ from rich.table import Table
 from gptlab.console import output, say
 from gptlab.errors import CheckpointError
 from gptlab.evals.tasks import Evaluation, Options, check_tasks, evaluate
-from gptlab.run import load
+from gptlab.interop import load
 
 _SHOWN = {
     "loss": {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits/byte"},

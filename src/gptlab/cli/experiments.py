@@ -10,10 +10,10 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gptlab.lab.agenda import Outlook
-    from gptlab.lab.evidence import Evidence
-    from gptlab.lab.experiment import Experiment
-    from gptlab.lab.store import Store, Wanted
+    from gptlab.lab.experiment.evidence import Evidence
+    from gptlab.lab.experiment.run_queue import Outlook
+    from gptlab.lab.experiment.spec import Experiment
+    from gptlab.lab.runs.store import Store, Wanted
 
 Folder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 
@@ -34,11 +34,11 @@ def run(
 ) -> None:
     """Train the runs that an experiment still needs, and say what they show, after every seed."""
     from gptlab.console import say
-    from gptlab.lab.agenda import foresee, outlook, predict, still_needed
-    from gptlab.lab.evidence import gather
-    from gptlab.lab.execution import find_devices, train_all
-    from gptlab.lab.experiment import load_experiment
-    from gptlab.lab.store import Store
+    from gptlab.lab.experiment.evidence import gather
+    from gptlab.lab.experiment.run_queue import foresee, outlook, predict, still_needed
+    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.runs.execution import find_devices, train_all
+    from gptlab.lab.runs.store import Store
 
     experiment = load_experiment(folder)
     if arms is not None:
@@ -75,7 +75,7 @@ def run(
 
 
 def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | None:
-    from gptlab.gpus import gpu_of_driver, read_gpus
+    from gptlab.hardware.gpus import gpu_of_driver, read_gpus
 
     if experiment.statement.dollars_per_hour is not None:
         return experiment.statement.dollars_per_hour
@@ -86,7 +86,7 @@ def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | Non
 def _show_plan(experiment: Experiment, ahead: Outlook, devices: int) -> None:
     """What will be trained, in the worst case of every seed, and what that takes."""
     from gptlab.console import say
-    from gptlab.lab.planning import format_bytes, format_dollars, format_seconds
+    from gptlab.planning.plan import format_bytes, format_dollars, format_seconds
 
     say(f"{experiment.name}: {experiment.statement.hypothesis}")
     runs = ", ".join(f"{count} of {arm}" for arm, count in ahead.runs.items())
@@ -103,9 +103,9 @@ def _show_power(experiment: Experiment, store: Store) -> None:
     """What the experiment can find, where `gptlab noise` has measured its baseline."""
     from gptlab.console import say
     from gptlab.errors import GptlabError
-    from gptlab.lab.evidence import rule_of
-    from gptlab.lab.noise import read_noise
-    from gptlab.lab.power import minimum_detectable_effect
+    from gptlab.lab.experiment.evidence import rule_of
+    from gptlab.lab.stats.power import minimum_detectable_effect
+    from gptlab.lab.studies.noise import read_noise
 
     known, statement = read_noise(store, experiment.baseline.hash), experiment.statement
     if known is None or known.metric != statement.metric.label or not known.paired_sd:
@@ -122,7 +122,7 @@ def _show_power(experiment: Experiment, store: Store) -> None:
 def _show_news(evidence: Evidence, shown: dict[str, int]) -> None:
     """A line for each arm that has a pair more than when it was last `shown`."""
     from gptlab.console import say
-    from gptlab.lab.verdict import line
+    from gptlab.lab.experiment.verdict import line
 
     for found in evidence.arms:
         if len(found.pairs) > shown.get(found.arm.name, 0):
@@ -133,7 +133,7 @@ def _show_news(evidence: Evidence, shown: dict[str, int]) -> None:
 def _show_verdicts(evidence: Evidence) -> None:
     """The result: a line for each arm, and what a careful reader wants to know beside it."""
     from gptlab.console import output, say
-    from gptlab.lab.verdict import line, notes
+    from gptlab.lab.experiment.verdict import line, notes
 
     for found in evidence.arms:
         output().print(line(evidence, found), markup=False)

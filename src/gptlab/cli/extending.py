@@ -94,7 +94,7 @@ def experiment(
     from gptlab.console import say
     from gptlab.contracts.starting import class_name_of, component_diff, component_source
     from gptlab.errors import ConfigError, did_you_mean
-    from gptlab.lab.scaffold import write_experiment
+    from gptlab.lab.experiment.scaffold import write_experiment
 
     if slot not in SLOTS:
         raise ConfigError(f"--slot: no slot is called {slot!r}; {did_you_mean(slot, SLOTS)}")

@@ -31,7 +31,7 @@ def check(
     from rich.table import Table
 
     from gptlab.console import output, progress, say
-    from gptlab.coordinates import TOLERANCE, coordinate_check, exponents, plot_moves
+    from gptlab.contracts.coordinates import TOLERANCE, coordinate_check, exponents, plot_moves
     from gptlab.errors import ConfigError
 
     try:

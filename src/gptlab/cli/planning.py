@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gptlab.config import RunConfig
-    from gptlab.gpus import Gpu
-    from gptlab.lab.planning import Budget, Footprint, Plan, Probe
+    from gptlab.hardware.gpus import Gpu
+    from gptlab.planning.plan import Budget, Footprint, Plan, Probe
 
 _GPT2_VOCABULARY = 50257
 
@@ -37,9 +37,9 @@ def plan(
     json_: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
-    from gptlab.gpus import find_gpu, read_gpus
-    from gptlab.lab.experiment import hash_of
-    from gptlab.lab.planning import Price, keep_plan, plan_run, probe_in_subprocess, spend
+    from gptlab.hardware.gpus import find_gpu, read_gpus
+    from gptlab.lab.experiment.spec import hash_of
+    from gptlab.planning.plan import Price, keep_plan, plan_run, probe_in_subprocess, spend
 
     _check_options(gpu, gpus, rate, probe)
     loaded, cards = load_one(config, overrides, stage), read_gpus(gpu_table)
@@ -131,8 +131,8 @@ def _footprint(
     import torch
 
     from gptlab.errors import ConfigError
-    from gptlab.footprint import fitting_footprint, footprint
-    from gptlab.lab.planning import USABLE
+    from gptlab.planning.footprint import fitting_footprint, footprint
+    from gptlab.planning.plan import USABLE
 
     fixed = config.system.micro_batch
     if card is None:
@@ -165,8 +165,8 @@ def _footprint(
 
 def _own_price(probe: Probe | None, cards: dict[str, Gpu]) -> Any:
     """What the table says that the GPU of this machine rents for, where it is one that the table knows."""
-    from gptlab.gpus import gpu_of_driver
-    from gptlab.lab.planning import Price
+    from gptlab.hardware.gpus import gpu_of_driver
+    from gptlab.planning.plan import Price
 
     mine = gpu_of_driver(probe.hardware, cards) if probe is not None and probe.accelerator else None
     return None if mine is None else Price(mine.dollars_per_hour, mine.priced, mine.source)
@@ -193,7 +193,7 @@ def _print_json(planned: Plan, probe: Probe | None, bought: Budget | None) -> No
 def _print_tables(planned: Plan, probe: Probe | None) -> None:
     from gptlab.config import format_count
     from gptlab.console import output
-    from gptlab.lab.planning import format_dollars, format_seconds
+    from gptlab.planning.plan import format_dollars, format_seconds
 
     screen, size = output(), planned.footprint
     screen.print(
@@ -236,7 +236,7 @@ def _table(*headings: str) -> Table:
 
 def _memory_table(planned: Plan) -> Table:
     """Bytes by kind; the rest of a measured peak is what nobody counts."""
-    from gptlab.lab.planning import format_bytes
+    from gptlab.planning.plan import format_bytes
 
     size = planned.footprint
     unit = "card" if planned.basis == "table" else "process"
@@ -254,7 +254,7 @@ def _memory_table(planned: Plan) -> Table:
 
 
 def _time_table(planned: Plan) -> Table:
-    from gptlab.lab.planning import format_seconds
+    from gptlab.planning.plan import format_seconds
 
     where = planned.hardware if planned.devices == 1 else f"{planned.devices} × {planned.hardware}"
     spread = planned.spread
@@ -274,7 +274,7 @@ def _print_budget(bought: Budget, planned: Plan, config: Path, vocabulary: int) 
     """What the money trains, and the config beside this one that comes nearest."""
     from gptlab.config import format_count
     from gptlab.console import output
-    from gptlab.lab.planning import format_dollars, format_seconds, nearest
+    from gptlab.planning.plan import format_dollars, format_seconds, nearest
 
     text = (
         f"\n{format_dollars(bought.dollars)} buy {format_seconds(bought.hours * 3600)} of training after the overhead: "
@@ -306,7 +306,7 @@ def _sizes_beside(config: Path, vocabulary: int) -> dict[str, int]:
 def show_how_good(folder: Path) -> None:
     """What a finished run took, beside what `gptlab plan` had said of it; nothing where nobody asked for a plan."""
     from gptlab.console import say
-    from gptlab.lab.planning import format_bytes, format_seconds, settle
+    from gptlab.planning.plan import format_bytes, format_seconds, settle
     from gptlab.record.facts import read_facts
     from gptlab.record.runfolder import read_sessions
 
@@ -323,7 +323,7 @@ def show_how_good(folder: Path) -> None:
 def _print_past(runs: Path) -> None:
     """How good earlier predictions were."""
     from gptlab.console import output
-    from gptlab.lab.planning import median_ratios, past_predictions
+    from gptlab.planning.plan import median_ratios, past_predictions
 
     if past := past_predictions(runs):
         time, memory = median_ratios(past)

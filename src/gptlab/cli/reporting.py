@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gptlab.lab.registry import Entry, RunEntry
     from gptlab.lab.report.blocks import Table
+    from gptlab.lab.report.registry import Entry, RunEntry
 
 Folder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 
@@ -17,11 +17,11 @@ Folder = Annotated[Path, typer.Argument(help="an experiment's folder, which hold
 def report(folder: Folder) -> None:
     """Write what an experiment has shown into its folder: report.md, report.html, figures, tables."""
     from gptlab.console import output, say
-    from gptlab.lab.experiment import load_experiment
+    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.experiment.verdict import line
     from gptlab.lab.report.findings import find
     from gptlab.lab.report.write import write_report
-    from gptlab.lab.store import Store
-    from gptlab.lab.verdict import line
+    from gptlab.lab.runs.store import Store
 
     findings = find(load_experiment(folder), Store())
     written = write_report(findings)
@@ -43,7 +43,7 @@ def compare(
     """Show runs beside each other: what they came to, what they cost, in what their configs differ."""
     from gptlab.console import output, say
     from gptlab.errors import GptlabError
-    from gptlab.lab.compare import config_lines, measure_top_k, read_runs, table, write_comparison
+    from gptlab.lab.report.compare import config_lines, measure_top_k, read_runs, table, write_comparison
 
     try:
         ks = [int(k) for k in top_k.split(",")] if top_k is not None else []
@@ -68,9 +68,9 @@ def compare(
 def paper(folder: Folder) -> None:
     """Write a LaTeX preprint into an experiment's folder, with every number traced to the runs it comes from."""
     from gptlab.console import say
-    from gptlab.lab.experiment import load_experiment
+    from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.report.paper import write_paper
-    from gptlab.lab.store import Store
+    from gptlab.lab.runs.store import Store
 
     written = write_paper(load_experiment(folder), Store())
     place = folder / "paper"
@@ -101,8 +101,8 @@ def list_(
     runs: Annotated[bool, typer.Option("--runs", help="list the runs in runs/ instead")] = False,
 ) -> None:
     """List everything that was tried, with what came of it: the negative results too."""
-    from gptlab.lab.registry import experiments, run_entries
-    from gptlab.lab.store import Store
+    from gptlab.lab.report.registry import experiments, run_entries
+    from gptlab.lab.runs.store import Store
 
     store = Store()
     if runs:
@@ -119,7 +119,7 @@ def list_(
 
 def _show_entry(entry: Entry) -> None:
     from gptlab.console import output
-    from gptlab.lab.planning import format_dollars, format_seconds
+    from gptlab.planning.plan import format_dollars, format_seconds
 
     facts = [entry.state]
     if entry.seconds is not None:
@@ -137,8 +137,8 @@ def _show_entry(entry: Entry) -> None:
 def _list_runs(found: list[RunEntry]) -> None:
     from gptlab.config import format_count
     from gptlab.console import say
-    from gptlab.lab.planning import format_seconds
     from gptlab.lab.report.blocks import Table
+    from gptlab.planning.plan import format_seconds
 
     if not found:
         say("no runs in runs/")

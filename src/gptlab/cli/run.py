@@ -23,8 +23,8 @@ def train(
     """Train what CONFIG describes, into runs/NAME-HASH-seedN; a config of stages into a folder for each of its runs."""
     from gptlab.config import has_stages, load_config
     from gptlab.console import say
-    from gptlab.systems.distributed import find_world
-    from gptlab.train import train as run_training
+    from gptlab.parallel.world import find_world
+    from gptlab.training.loop import train as run_training
 
     if has_stages(config):
         from gptlab.cli.staging import train_in_stages
@@ -95,7 +95,7 @@ def sample(
         stop_at_end=not ignore_end,
     )
     from gptlab.cli.sampling import show_samples
-    from gptlab.run import load
+    from gptlab.interop import load
 
     show_samples(load(run, device=device, checkpoint=checkpoint), prompts or [""], sampling, show_tokens=show_tokens)
 

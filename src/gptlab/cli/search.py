@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from gptlab.config import RunConfig
-    from gptlab.lab.metric import Metric
-    from gptlab.lab.store import Store, Wanted
+    from gptlab.lab.experiment.metric import Metric
+    from gptlab.lab.runs.store import Store, Wanted
 
 Config = Annotated[str, typer.Argument(help="a YAML file, or a run folder")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
@@ -37,9 +37,9 @@ def noise(
 ) -> None:
     """Measure how far runs of CONFIG lie apart by initialization, data order and hardware; power planning uses it."""
     from gptlab.console import say
-    from gptlab.lab.execution import ensure, find_devices
-    from gptlab.lab.noise import design, measure, remarks, table, write_noise
-    from gptlab.lab.store import Store
+    from gptlab.lab.runs.execution import ensure, find_devices
+    from gptlab.lab.runs.store import Store
+    from gptlab.lab.studies.noise import design, measure, remarks, table, write_noise
 
     store, measured = Store(), _metric(metric)
     plan = design(_single(config, overrides), store, seeds=seeds, repeats=repeats)
@@ -59,7 +59,7 @@ def noise(
 
 def _metric(name: str) -> Metric:
     from gptlab.errors import GptlabError, did_you_mean
-    from gptlab.lab.metric import Metric
+    from gptlab.lab.experiment.metric import Metric
 
     if name not in ("loss", "bits_per_byte"):
         raise GptlabError(f"--metric {name}: not one of these; {did_you_mean(name, ['loss', 'bits_per_byte'])}")
@@ -85,9 +85,9 @@ def _agree(
 ) -> bool:
     """Say what will be trained and for how long, and ask; False for a dry run. Exits 1 where the answer is no."""
     from gptlab.console import say
-    from gptlab.lab.agenda import predict
-    from gptlab.lab.execution import find_devices
-    from gptlab.lab.planning import format_seconds
+    from gptlab.lab.experiment.run_queue import predict
+    from gptlab.lab.runs.execution import find_devices
+    from gptlab.planning.plan import format_seconds
 
     if not missing:
         say("every run is there already")
@@ -128,9 +128,9 @@ def lr_find(
     """Raise the learning rate of CONFIG until its loss blows up, and suggest one."""
     from gptlab.console import say
     from gptlab.files import write_atomic
-    from gptlab.lab.execution import find_devices
-    from gptlab.lab.lr_find import draw, range_test, rates, run_range_test
-    from gptlab.lab.store import Store
+    from gptlab.lab.runs.execution import find_devices
+    from gptlab.lab.runs.store import Store
+    from gptlab.lab.studies.lr_find import draw, range_test, rates, run_range_test
 
     _check_picture(out)
     loaded, store = _single(config, overrides), Store()
@@ -192,12 +192,12 @@ def sweep(
     from gptlab.config import dump_yaml
     from gptlab.console import output, say
     from gptlab.errors import GptlabError, did_you_mean
-    from gptlab.lab.execution import find_devices
-    from gptlab.lab.store import Store
-    from gptlab.lab.sweep.results import best_diff, confirmation, importances, remarks, table
-    from gptlab.lab.sweep.results import write_sweep as write
-    from gptlab.lab.sweep.space import parse_space
-    from gptlab.lab.sweep.study import open_sweep
+    from gptlab.lab.runs.execution import find_devices
+    from gptlab.lab.runs.store import Store
+    from gptlab.lab.studies.sweep.results import best_diff, confirmation, importances, remarks, table
+    from gptlab.lab.studies.sweep.results import write_sweep as write
+    from gptlab.lab.studies.sweep.space import parse_space
+    from gptlab.lab.studies.sweep.study import open_sweep
 
     for name, value, known in (
         ("sampler", sampler, ["tpe", "random", "grid"]),
@@ -261,11 +261,11 @@ def ladder(
     from gptlab.config import parse_number
     from gptlab.console import output, say
     from gptlab.errors import GptlabError
-    from gptlab.lab.execution import ensure, find_devices
-    from gptlab.lab.experiment import load_experiment
-    from gptlab.lab.ladder import climb, configs_of, lines, parse_sizes, parse_tokens, read_points, rungs, table
-    from gptlab.lab.ladder import write_ladder as write
-    from gptlab.lab.store import Store
+    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.runs.execution import ensure, find_devices
+    from gptlab.lab.runs.store import Store
+    from gptlab.lab.studies.ladder import climb, configs_of, lines, parse_sizes, parse_tokens, read_points, rungs, table
+    from gptlab.lab.studies.ladder import write_ladder as write
 
     target = None
     if predict is not None:

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from gptlab.config import load_stages
 from gptlab.console import output, say
-from gptlab.souping import Soup
-from gptlab.stages import train_stages
-from gptlab.systems.distributed import find_world
+from gptlab.parallel.world import find_world
+from gptlab.training.soup import Soup
+from gptlab.training.stages import train_stages
 
 
 def train_in_stages(config: str, overrides: Sequence[str], *, resume: bool) -> None:

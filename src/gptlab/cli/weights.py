@@ -48,8 +48,7 @@ def export(
 ) -> None:
     """Write a run for others: a folder for transformers, a ckpt.pt for nanoGPT, a GGUF file for llama.cpp."""
     from gptlab.console import say
-    from gptlab.interop import export_run
-    from gptlab.run import load
+    from gptlab.interop import export_run, load
 
     written = export_run(load(run, device="cpu", dtype="float32", checkpoint=checkpoint), out, format.value)
     say(f"wrote {written}")
@@ -78,7 +77,7 @@ def soup(
     from gptlab.cli.staging import show_soup
     from gptlab.console import say
     from gptlab.errors import ConfigError
-    from gptlab.souping import soup as make_soup
+    from gptlab.training.soup import soup as make_soup
 
     try:
         shares = [float(share) for share in weights.split(",")] if weights is not None else None

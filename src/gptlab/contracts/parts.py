@@ -13,8 +13,8 @@ from torch import nn
 from gptlab.contracts.core import Broken, contract
 from gptlab.contracts.promises import require_equal_weights
 from gptlab.contracts.subject import Subject, loss_sum
+from gptlab.parallel.world import World
 from gptlab.systems.checkpoint import Checkpoints, load_tensors
-from gptlab.systems.distributed import World
 
 # ---------------------------------------------------------------- optimizer
 

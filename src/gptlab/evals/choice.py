@@ -25,8 +25,8 @@ from torch import nn
 
 from gptlab.console import progress
 from gptlab.errors import DataError
-from gptlab.evals.loss import target_nats
-from gptlab.precision import autocast
+from gptlab.hardware.precision import autocast
+from gptlab.inference.scoring import target_nats
 from gptlab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

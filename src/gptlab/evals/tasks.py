@@ -20,9 +20,9 @@ from gptlab.data.sources import download
 from gptlab.errors import DataError, GptlabError, did_you_mean
 from gptlab.evals import hellaswag
 from gptlab.evals.choice import Question, accuracy, answer_questions
-from gptlab.evals.loss import LossResult, window_sums
 from gptlab.evals.topk import KS, window_hits
 from gptlab.files import sha256_file, write_atomic
+from gptlab.inference.scoring import LossResult, window_sums
 
 if TYPE_CHECKING:
     from gptlab.config.schema import Data

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.data import Batch
-from gptlab.evals.loss import IGNORE
-from gptlab.precision import autocast
+from gptlab.hardware.precision import autocast
+from gptlab.inference.scoring import IGNORE
 
 KS = (1, 5, 10)
 """The k that are measured."""

@@ -1,4 +1,5 @@
-"""Weights of others, in and out: `import_run` makes a run folder of them, `export_run` writes a run for others."""
+"""Weights of others, in and out: `import_run` makes a run folder of them, `export_run` writes a run for others, `load`
+takes a run folder or a file of others as it is."""
 
 from __future__ import annotations
 
@@ -11,6 +12,20 @@ if TYPE_CHECKING:
     from gptlab.run import Run
 
 FORMATS = ("hf", "nanogpt", "gguf")
+
+
+def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
+    """A run, ready to use, from its folder or from a nanoGPT `ckpt.pt`. Arguments as of `gptlab.run.load`."""
+    from gptlab import run
+
+    source = Path(source)
+    if source.suffix != ".pt":
+        return run.load(source, device=device, dtype=dtype, checkpoint=checkpoint)
+    if checkpoint is not None:
+        raise CheckpointError(f"{source} is one file, without checkpoints; leave out --checkpoint")
+    from gptlab.interop.nanogpt import load_nanogpt
+
+    return run.place(source, *load_nanogpt(source), device=device, dtype=dtype)
 
 
 def import_run(
@@ -64,4 +79,4 @@ def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
     raise CheckpointError(f"no format {format!r}; known: {', '.join(FORMATS)}")
 
 
-__all__ = ["FORMATS", "export_run", "import_run"]
+__all__ = ["FORMATS", "export_run", "import_run", "load"]

@@ -16,9 +16,9 @@ from gptlab.config import RunConfig, config_from, config_hash
 from gptlab.console import console, say
 from gptlab.errors import CheckpointError, DataError
 from gptlab.files import atomic_folder
+from gptlab.hardware.device import describe
 from gptlab.interop.table import Architecture, Values
 from gptlab.record import runfolder
-from gptlab.systems.device import describe
 from gptlab.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]

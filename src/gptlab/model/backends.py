@@ -299,7 +299,7 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, View, Scores, float], Tens
     "flex": flex_attention,
     "varlen": varlen_attention,
 }
-"""By name. `gptlab.footprint` puts a stand-in here while it counts what a fused kernel on another device would keep."""
+"""By name. `gptlab.planning.footprint` puts a stand-in here to count what a fused kernel elsewhere would keep."""
 
 
 def _future(length: int, keys: int, device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptlab.config import RunConfig
 from gptlab.model.build import build_model
-from gptlab.model.rehearsal import explained
+from gptlab.model.smoke_test import explained
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gptlab.config import RunConfig, difference
 from gptlab.console import say
 from gptlab.errors import CheckpointError
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
-from gptlab.systems.distributed import World
+from gptlab.parallel.world import World
 
 _NAME = re.compile(r"step-(\d{8})")
 

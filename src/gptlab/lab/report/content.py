@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gptlab.config import format_count
-from gptlab.lab.evidence import ArmEvidence, run_dollars
-from gptlab.lab.experiment import BASELINE
-from gptlab.lab.fairness import QUANTITIES, mean_of
-from gptlab.lab.planning import format_bytes, format_dollars, format_seconds, median_ratios
+from gptlab.lab.experiment.evidence import ArmEvidence, run_dollars
+from gptlab.lab.experiment.matching import QUANTITIES, mean_of
+from gptlab.lab.experiment.spec import BASELINE
+from gptlab.lab.experiment.verdict import line, notes
 from gptlab.lab.report.blocks import Block, Bullets, Code, Heading, Paragraph, Picture, Table, Verdicts
 from gptlab.lab.report.findings import CURVE, TUNING, Findings, Ran
-from gptlab.lab.statistics import Interval
-from gptlab.lab.verdict import line, notes
+from gptlab.lab.stats.statistics import Interval
+from gptlab.planning.plan import format_bytes, format_dollars, format_seconds, median_ratios
 from gptlab.record.facts import Facts
 
 NONE = "–"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gptlab.console import progress
 from gptlab.files import write_atomic
-from gptlab.lab.experiment import BASELINE
+from gptlab.lab.experiment.spec import BASELINE
 from gptlab.lab.report.drawing import COLOURS, GREY, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.lab.report.findings import Curve, Findings, read_curves
 

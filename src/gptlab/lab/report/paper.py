@@ -20,17 +20,17 @@ import numpy as np
 from gptlab.config import format_count
 from gptlab.errors import GptlabError
 from gptlab.files import sha256_file, write_atomic
-from gptlab.lab.compare import ranges
-from gptlab.lab.evidence import ArmEvidence
-from gptlab.lab.experiment import BASELINE, Experiment
-from gptlab.lab.fairness import QUANTITIES, mean_of
-from gptlab.lab.planning import format_bytes, format_seconds
+from gptlab.lab.experiment.evidence import ArmEvidence
+from gptlab.lab.experiment.matching import QUANTITIES, mean_of
+from gptlab.lab.experiment.spec import BASELINE, Experiment
+from gptlab.lab.report.compare import ranges
 from gptlab.lab.report.figures import save_figures
 from gptlab.lab.report.findings import COMPARISON, Findings, Ran, find
 from gptlab.lab.report.latex import Numbers, Source, code, escape, longtable, tabular
-from gptlab.lab.store import Store
+from gptlab.lab.runs.store import Store
+from gptlab.planning.plan import format_bytes, format_seconds
 
-_TEMPLATES = Path(__file__).parent.parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 SCHEMA = 1
 """Of sources.json."""

@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gptlab.lab.evidence import ArmEvidence, run_dollars
+from gptlab.lab.experiment.evidence import ArmEvidence, run_dollars
+from gptlab.lab.experiment.verdict import line
 from gptlab.lab.report.findings import Findings
-from gptlab.lab.scaling import ComputeEquivalent
-from gptlab.lab.verdict import line
+from gptlab.lab.stats.scaling import ComputeEquivalent
 
 SCHEMA = 1
 """Of report.json; raised when a field changes its meaning."""

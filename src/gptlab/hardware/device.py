@@ -1,0 +1,90 @@
+"""What the run is computed on: the device, its peak speed, its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from typing import Any
+
+import torch
+
+from gptlab.errors import ConfigError
+from gptlab.hardware.gpus import gpu_of_driver, read_gpus
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `name` means: auto takes the GPU of this rank, else Apple's, else the CPU.
+
+    Raises ConfigError where the named device does not exist here.
+    """
+    if name == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"system.device: {name!r} is no device; use auto, cpu, cuda, cuda:0 or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"system.device: {name!r}, but torch sees no CUDA device here; use auto or cpu")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"system.device: {name!r}, but only {torch.cuda.device_count()} CUDA devices are here")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("system.device: 'mps', but this is not an Apple GPU (or torch was built without it)")
+    if device.type not in ("cpu", "mps"):
+        raise ConfigError(f"system.device: {name!r} is not supported; use auto, cpu, cuda or mps")
+    return device
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bfloat16 FLOP/s of one device by its data sheet; None where it is not known (every CPU)."""
+    if device.type != "cuda":
+        return None
+    card = gpu_of_driver(torch.cuda.get_device_name(device), read_gpus())
+    return None if card is None else card.peak
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Hardware and versions, for env.json."""
+    described: dict[str, Any] = {
+        "device": str(device),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described["gpu"] = properties.name
+        described["gpu_memory_bytes"] = properties.total_memory
+        described["cuda"] = torch.version.cuda
+    return described
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that a training step may take: what is free on the GPU, or half of the machine's available memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() * 0.8)
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024 // 2
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return 4 * 2**30

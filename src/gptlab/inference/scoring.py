@@ -1,0 +1,128 @@
+"""Loss on held-out text: nats a token, perplexity, and bits a byte, the one that survives a change of tokenizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptlab.data import Batch
+from gptlab.hardware.precision import autocast
+from gptlab.loss import IGNORE
+from gptlab.parallel.world import World
+
+_CHUNK_LOGITS = 2**25
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Sums over the predicted tokens of a text.
+
+    `nats` and `tokens` count every predicted token. `text_nats` and `bytes` leave out predictions of special
+    tokens, which stand for no text.
+    """
+
+    nats: float
+    tokens: int
+    text_nats: float
+    bytes: int
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy, nats a token."""
+        return self.nats / max(1, self.tokens)
+
+    def __float__(self) -> float:
+        return self.loss
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)"""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """−log₂ p of the text, by its UTF-8 bytes; None where the bytes of the tokens are not known."""
+        return self.text_nats / math.log(2) / self.bytes if self.bytes else None
+
+
+def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    """−log p(target) at each position, (B, T) fp32; 0 where the target is IGNORE. Logits never exist whole."""
+    hidden = model(inputs_BT, documents_BT).flatten(0, -2)
+    return target_nats(model, hidden, targets_BT.flatten()).view_as(targets_BT)
+
+
+def target_nats(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """−log p(target) under the head alone: N hidden states and their targets → (N,) fp32; 0 where it is IGNORE."""
+    rows = max(64, _CHUNK_LOGITS // model.vocab_size)
+    pieces = [
+        F.cross_entropy(model.logits(h).float(), t, ignore_index=IGNORE, reduction="none")
+        for h, t in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def evaluate_loss(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    token_bytes: Sequence[bytes] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World | None = None,
+) -> LossResult:
+    """Loss over `batches` (this process's share of them), summed over all processes of `world`.
+
+    `token_bytes`: the text that each id stands for, b"" for specials; None leaves bits per byte unknown.
+    The model is left in the mode it was in.
+    """
+    totals = torch.zeros(4, dtype=_sum_dtype(device), device=device)
+    for sums in window_sums(model, batches, token_bytes=token_bytes, device=device, dtype=dtype):
+        totals += sums.sum(0)
+    if world is not None:
+        world.sum(totals)
+    nats, tokens, text_nats, size = totals.tolist()
+    return LossResult(nats, round(tokens), text_nats, round(size))
+
+
+@torch.no_grad()
+def window_sums(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    token_bytes: Sequence[bytes] | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """For each batch the sums of each of its rows, (B, 4): the fields of `LossResult`, in their order.
+
+    They stay on the device, so that nothing waits for them. Arguments as of `evaluate_loss`; the model is left in the
+    mode it was in once all batches are taken.
+    """
+    lengths = torch.tensor([len(b) for b in token_bytes], device=device) if token_bytes is not None else None
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            inputs, targets, documents = (_to(x, device) for x in (batch.inputs, batch.targets, batch.documents))
+            with autocast(device, dtype):
+                nats = token_nats(model, inputs, targets, documents)
+            counted = targets != IGNORE
+            size = torch.where(counted, lengths[targets.clamp(min=0)], 0) if lengths is not None else counted * 0
+            sums = (nats, counted, nats * (size > 0), size)
+            yield torch.stack([value.to(_sum_dtype(device)).sum(-1) for value in sums], dim=-1)
+    finally:
+        model.train(training)
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, torch.int64, non_blocking=True)

@@ -1,0 +1,66 @@
+"""Whether two runs may be compared: what the experiment says is equal, and what nobody may change unsaid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gptlab.config import format_count
+from gptlab.lab.experiment.spec import Matched
+from gptlab.record.facts import Facts
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Something that was to be equal and is not."""
+
+    what: str  # parameters, flops, tokens, time
+    arm: float
+    baseline: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        share = 100 * (self.arm / self.baseline - 1) if self.baseline else float("inf")
+        return (
+            f"{self.what}: {format_count(self.arm)} against {format_count(self.baseline)} ({share:+.1f}%, allowed "
+            f"±{100 * self.tolerance:g}%)"
+        )
+
+
+QUANTITIES: dict[str, Callable[[Facts], float]] = {
+    "parameters": lambda facts: float(facts.parameters),
+    "flops": lambda facts: facts.flops,
+    "tokens": lambda facts: float(facts.tokens),
+    "time": lambda facts: facts.seconds,
+}
+
+
+def mean_of(what: str, runs: Sequence[Facts]) -> float:
+    """The mean of a quantity over runs, in parameters, FLOPs, tokens or seconds of training."""
+    return sum(QUANTITIES[what](facts) for facts in runs) / len(runs)
+
+
+def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[Matched, float]) -> list[Mismatch]:
+    """What is not matched as promised, over the runs of an arm and of the baseline with the same seeds.
+
+    `match`: quantity → allowed deviation as a share of the baseline's.
+    """
+    pairs = {what: (mean_of(what, arm), mean_of(what, baseline)) for what in match}
+    return [Mismatch(what, a, b, match[what]) for what, (a, b) in pairs.items() if differs(a, b, match[what])]
+
+
+def differs(arm: float, baseline: float, tolerance: float) -> bool:
+    """Whether two numbers are further apart than a share of the baseline's (and rounding) allows."""
+    return abs(arm - baseline) > (tolerance + 1e-9) * baseline
+
+
+def provenance(arm: Facts, baseline: Facts) -> list[str]:
+    """In what two runs differ that no config says: code, libraries, hardware. Empty where they may be paired."""
+    pairs = {
+        "code": (arm.code, baseline.code),
+        "hardware": (arm.hardware, baseline.hardware),
+        "precision": (arm.dtype, baseline.dtype),
+        "processes": (str(arm.world_size), str(baseline.world_size)),
+        **{name: (arm.versions.get(name, "?"), baseline.versions.get(name, "?")) for name in ("torch", "python")},
+    }
+    return [f"{name} {a} against {b}" for name, (a, b) in pairs.items() if a != b]

@@ -1,0 +1,325 @@
+"""experiment.yaml: what is asked, of which arms, measured how and decided by which rule; all said before any run.
+
+hypothesis: ReLU² gives a lower loss than SwiGLU at equal FLOPs.
+baseline: ../../configs/demo.yaml          # relative to this file
+common: {train: {tokens: 1M}}              # a diff that every arm shares, the baseline too
+arms:
+  swiglu: {model: {block: {mlp: SwiGLU}}}  # each a diff against the baseline, or a `./idea.py:Part` in one
+  again: baseline                          # A/A: the baseline itself, from other initial weights
+seeds: [1, 2, 3, 4, 5, 6]
+metric: loss
+match: {flops: 2%}
+decision: {alpha: 0.05, smallest_effect: 0.01}
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BeforeValidator, Field
+
+from gptlab.config import RunConfig, config_hash, difference
+from gptlab.config.load import absolute, override, read_layers, resolve
+from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
+from gptlab.config.slots import explain
+from gptlab.config.types import Integer, Number, Text
+from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
+from gptlab.data import open_splits
+from gptlab.errors import ConfigError, did_you_mean
+from gptlab.lab.experiment.metric import Metric
+
+BASELINE = "baseline"
+REPEAT_OFFSET = 1000
+"""An A/A arm starts from the weights of seed + 1000: other luck, and nothing else."""
+
+Matched = Literal["tokens", "flops", "parameters", "time"]
+TOLERANCES: dict[Matched, float] = {"tokens": 0.0, "flops": 0.01, "parameters": 0.01, "time": 0.05}
+"""By how much, as a share of the baseline's, an arm may differ where the experiment names no tolerance."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _seeds(value: Any) -> Any:
+    return value if isinstance(value, list) else list(range(1, Integer_.validate_python(value) + 1))
+
+
+def _share(value: Any) -> Any:
+    """`2%` as 0.02."""
+    return float(value[:-1]) / 100 if isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?%", value) else value
+
+
+def _match(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    return {name: TOLERANCES.get(name) for name in names} if isinstance(names, list) else value
+
+
+Integer_ = pydantic.TypeAdapter(Annotated[Integer, Field(gt=0)])
+Share = Annotated[Number, BeforeValidator(_share), Field(ge=0, lt=1)]
+
+
+class DecisionRule(Section):
+    """When a difference counts, fixed before the first run."""
+
+    alpha: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
+        0.05, description="chance of a wrong better or worse, over all arms and however often one looks"
+    )
+    smallest_effect: Annotated[Number, Field(gt=0)] = Field(
+        description="the smallest difference that matters, in units of the metric"
+    )
+    minimum_seeds: Annotated[Integer, Field(ge=2)] = Field(3, description="no verdict before this many pairs")
+    maximum_seeds: PositiveInteger | None = Field(None, description="no more than this; null: as many as `seeds`")
+
+
+class ComputeCurve(Section):
+    """Further lengths of the baseline, from which a difference in loss is read as one in compute."""
+
+    tokens: list[PositiveInteger] = Field(description="lengths of the baseline to train, its own may be among them")
+    seeds: Annotated[list[NonNegativeInteger], BeforeValidator(_seeds)] = Field(default=[1, 2])
+
+
+class Statement(Section):
+    """experiment.yaml as it is written."""
+
+    hypothesis: Text = Field(description="a sentence that says what is expected; the report quotes it")
+    baseline: Text = Field(description="the config to compare with, relative to this file")
+    common: dict[str, Any] = Field({}, description="a diff that all arms share, the baseline too")
+    arms: dict[str, dict[str, Any] | Literal["baseline"] | None] = Field(
+        description="by name, each a diff against the baseline; the word `baseline` makes an A/A arm"
+    )
+    seeds: Annotated[list[NonNegativeInteger], BeforeValidator(_seeds)] = Field(
+        description="a list, or how many; used in this order"
+    )
+    metric: Metric = Field(default=Metric(), description="what is measured: loss, bits_per_byte, or one of `metric.…`")
+    match: Annotated[dict[Matched, Share], BeforeValidator(_match)] = Field(
+        default={"tokens": 0.0}, description="what must be equal for a verdict, and within which tolerance"
+    )
+    decision: DecisionRule = Field(description="the rule, see `decision.…`")
+    tune: dict[str, list[Any]] = Field({}, description="a grid that every arm is tuned over; x0.5 is relative")
+    tune_seeds: Annotated[list[NonNegativeInteger], BeforeValidator(_seeds)] = Field(
+        default=[101], description="seeds of the tuning runs; the comparison must not use them"
+    )
+    compute_curve: ComputeCurve | None = Field(
+        None, description="further lengths of the baseline, from which a difference is read as compute"
+    )
+    dollars_per_hour: Annotated[Number, Field(ge=0)] | None = Field(
+        None, description="what an hour of one device costs; null: by the table of GPUs"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _seeds_make_sense(self) -> Statement:
+        for name, seeds in (("seeds", self.seeds), ("tune_seeds", self.tune_seeds)):
+            twice = [seed for seed in seeds if seeds.count(seed) > 1]
+            if twice:
+                raise ValueError(
+                    f"{name}: {twice[0]} is there twice; a repeated seed is the same run, not more evidence"
+                )
+        shared = set(self.seeds) & set(self.tune_seeds)
+        if self.tune and shared:
+            raise ValueError(f"tune_seeds: {min(shared)} is one of `seeds`; what was tuned on must not be the evidence")
+        if self.most_seeds < self.decision.minimum_seeds:
+            raise ValueError(f"seeds: {self.most_seeds} are fewer than decision.minimum_seeds")
+        return self
+
+    @property
+    def most_seeds(self) -> int:
+        """The most pairs that a verdict may rest on."""
+        return self.decision.maximum_seeds or len(self.seeds)
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds in the order in which they are used; after those that are listed, the next free numbers."""
+        taken = {*self.seeds, *self.tune_seeds}
+        free = (number for number in itertools.count(1) if number not in taken)
+        return [*self.seeds, *itertools.islice(free, max(0, self.most_seeds - len(self.seeds)))][: self.most_seeds]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: a resolved config but for its seed."""
+
+    name: str
+    config: RunConfig
+    hash: str
+    diff: list[tuple[str, Any, Any]]  # against the baseline: dotted key, there, here
+    repeats_baseline: bool = False
+
+    def seeded(self, seed: int) -> RunConfig:
+        """The config of the run with `seed`."""
+        init = seed + REPEAT_OFFSET if self.repeats_baseline else seed
+        return with_seed(self.config, init=init, data=seed, dropout=init)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment, resolved: every arm is a config that has been checked."""
+
+    folder: Path
+    statement: Statement
+    baseline: Arm
+    arms: list[Arm]
+    grid: list[dict[str, Any]] = field(default_factory=list)  # points of `tune`, each {dotted key: value}
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.folder.resolve().name
+
+    @property
+    def all_arms(self) -> list[Arm]:
+        """The baseline, then the others."""
+        return [self.baseline, *self.arms]
+
+    def only(self, names: Sequence[str]) -> Experiment:
+        """The same experiment with fewer arms. Raises ConfigError for one that it has not."""
+        known = {arm.name: arm for arm in self.arms}
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"--arms: no arm {name!r} in {self.folder}; {did_you_mean(name, known)}")
+        return Experiment(self.folder, self.statement, self.baseline, [known[n] for n in names], self.grid)
+
+
+def with_seed(config: RunConfig, *, init: int, data: int, dropout: int) -> RunConfig:
+    """`config` with other seeds."""
+    return config.model_copy(
+        update={"seed": config.seed.model_copy(update={"init": init, "data": data, "dropout": dropout})}
+    )
+
+
+def load_experiment(folder: str | Path) -> Experiment:
+    """The experiment in `folder` (which holds experiment.yaml). Raises ConfigError, with file and line, for whatever
+    is wrong in it or in a config that it leads to, so that nothing is found out after the first run.
+    """
+    folder = Path(folder)
+    path = folder if folder.suffix == ".yaml" else folder / "experiment.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no experiment at {path}; `gptlab new {folder.name} --baseline CONFIG` writes one")
+    values, origins = read_yaml(path)
+    statement = _validate(values, origins, path)
+    target = path.parent / statement.baseline
+    if not target.exists():
+        raise ConfigError(
+            f"{origins[('baseline',)]}: no baseline config at {target}; the path is relative to this file"
+        )
+    baseline = _arm(BASELINE, path, target, [("common", statement.common)], origins, None)
+    arms: list[Arm] = []
+    for name, diff in statement.arms.items():
+        place = origins[("arms", name)]
+        if not _NAME.fullmatch(name) or name == BASELINE:
+            raise ConfigError(f"{place}: {name!r} is no name for an arm; use letters, digits, . and -, not `baseline`")
+        parts = [("common", statement.common), (f"arms.{name}", diff if isinstance(diff, dict) else {})]
+        arm = _arm(name, path, target, parts, origins, baseline, repeat=diff == BASELINE)
+        same = ((a, (a.hash, a.repeats_baseline) == (arm.hash, arm.repeats_baseline)) for a in [baseline, *arms])
+        twin = next((a for a, found in same if found), None)
+        if twin is not None:
+            raise ConfigError(
+                f"{place}: arm {name!r} resolves to the same config as {twin.name!r}; change something in it, or write "
+                f"`{name}: baseline` for an A/A test"
+            )
+        arms.append(arm)
+    if not arms:
+        raise ConfigError(f"{path}: no arms; name at least one thing to compare with the baseline")
+    grid = [dict(zip(statement.tune, point, strict=True)) for point in itertools.product(*statement.tune.values())]
+    experiment = Experiment(path.parent, statement, baseline, arms, grid if statement.tune else [])
+    for arm in experiment.all_arms:
+        for point in experiment.grid:
+            tuned(arm, point)  # a key that an arm has not is found out now
+    return experiment
+
+
+def tuned(arm: Arm, point: Mapping[str, Any]) -> Arm:
+    """`arm` with a point of the grid: `{"optimizer.lr": 3e-4}`, or `x0.5`, half of what the arm has.
+
+    Raises ConfigError where the arm has no such key.
+    """
+    values = arm.config.plain()
+    settings = []
+    for key, value in point.items():
+        if isinstance(value, str) and (factor := re.fullmatch(r"[x×]\s*(\d*\.?\d+(?:e[+-]?\d+)?)", value.strip())):
+            current: Any = values
+            for part in key.split("."):
+                current = current.get(part) if isinstance(current, dict) else None
+            if not isinstance(current, int | float) or isinstance(current, bool):
+                raise ConfigError(f"tune.{key}: arm {arm.name!r} has no number there to multiply (it is {current!r})")
+            value = float(f"{current * float(factor[1]):.6g}")
+        settings.append(f"{key}={value}")
+    try:
+        config = override(arm.config, settings, {})
+    except ConfigError as error:
+        raise ConfigError(f"tune: arm {arm.name!r}: {error}") from None
+    return Arm(arm.name, config, hash_of(config), arm.diff, arm.repeats_baseline)
+
+
+def hash_of(config: RunConfig) -> str:
+    """The hash of a run of `config`: over all that changes results, the data's content among it."""
+    _, train_sets, _ = open_splits(config.data)
+    return config_hash(config, {name: dataset.fingerprint for name, dataset in train_sets.items()})
+
+
+def _arm(
+    name: str,
+    path: Path,
+    target: Path,
+    parts: list[tuple[str, dict[str, Any]]],
+    origins: Mapping[KeyPath, Origin],
+    baseline: Arm | None,
+    *,
+    repeat: bool = False,
+) -> Arm:
+    layers = read_layers(target)
+    if any("stages" in layer for _, layer, _ in layers):
+        raise ConfigError(
+            f"{target}: `stages` make several runs; an experiment compares single ones, so name one stage"
+        )
+    own = layers[-1][1]["name"]
+    for prefix, diff in parts:
+        for key in ("seed", "name", "base", "stages"):
+            if key in diff:
+                raise ConfigError(
+                    f"{_place(origins, path, prefix, key)}: `{key}` is the experiment's to set; remove it"
+                )
+        start = tuple(prefix.split(".", 1))
+        places = {where[len(start) :]: origin for where, origin in origins.items() if where[: len(start)] == start}
+        layers.append((path, absolute(dict(diff), path.parent), places))
+    layers[-1][1]["name"] = own if baseline is None else f"{path.resolve().parent.name}-{name}"
+    config, _ = resolve(layers)
+    changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())
+    return Arm(name, config, hash_of(config), [d for d in changed if d[0] != "name"], repeat)
+
+
+def _place(origins: Mapping[KeyPath, Origin], path: Path, prefix: str, key: str) -> str:
+    return str(origins.get((*prefix.split(".", 1), key), path))
+
+
+def _validate(values: dict[str, Any], origins: Mapping[KeyPath, Origin], path: Path) -> Statement:
+    for missing in ("baseline", "hypothesis", "arms", "seeds", "decision"):
+        if values.get(missing) in (None, {}):
+            raise ConfigError(f"{path}: no `{missing}`; {_WHY[missing]}")
+    try:
+        return Statement.model_validate(values)
+    except pydantic.ValidationError as error:
+        unknown = next((p for p in error.errors(include_url=False) if p["type"] == "extra_forbidden"), None)
+        if unknown is not None:
+            where: tuple[str, ...] = tuple(str(part) for part in unknown["loc"])
+            section = DecisionRule if where[0] == "decision" else ComputeCurve if len(where) > 1 else Statement
+            message = f"unknown key {where[-1]!r}; {did_you_mean(where[-1], section.model_fields)}"
+        else:
+            where, message = explain(error)
+            if isinstance(error.errors()[0]["input"], dict) and "expected " in message:
+                message = message[message.index("expected ") + len("expected ") :]  # a rule over several fields
+    place = next((str(origins[where[:n]]) for n in range(len(where), 0, -1) if where[:n] in origins), str(path))
+    raise ConfigError(": ".join(part for part in (place, ".".join(where), message) if part))
+
+
+_WHY = {
+    "baseline": "name the config that the arms are compared with, relative to this file",
+    "hypothesis": "say in a sentence what you expect, before you know",
+    "arms": "name at least one thing to compare with the baseline",
+    "seeds": "list the seeds (or their number) that the arms are paired by",
+    "decision": "write decision: {smallest_effect: 0.01}, the smallest difference that would matter to you",
+}

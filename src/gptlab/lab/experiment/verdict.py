@@ -1,0 +1,68 @@
+"""A verdict in words: what is concluded of an arm, by how much, from how many seeds, and what would settle the rest."""
+
+from __future__ import annotations
+
+from gptlab.lab.experiment.evidence import ArmEvidence, Evidence
+from gptlab.planning.plan import format_dollars
+
+
+def line(evidence: Evidence, found: ArmEvidence) -> str:
+    """The verdict on an arm in a line."""
+    name = found.arm.name
+    if found.refusal is not None:
+        return f"{name}: no verdict, {found.refusal}"
+    if not found.pairs:
+        return f"{name}: inconclusive, no seed is finished yet"
+    text = f"{name}: {found.verdict} after {_count(len(found.pairs), 'seed')}"
+    text += f", {amount(evidence, found)}"
+    return text + (f"; {settling(evidence, found)}" if not found.settled else "")
+
+
+def amount(evidence: Evidence, found: ArmEvidence) -> str:
+    """The difference in the metric's units with its interval, in percent, and in units of seed noise."""
+    assert found.effect is not None
+    low, high = found.decision.interval
+    interval = f" [{low:+.4g}, {high:+.4g}]" if low > float("-inf") else ""
+    parts = [f"{found.effect.raw:+.4g}{interval}"]
+    if found.effect.percent is not None:
+        parts.append(f"{found.effect.percent:+.2f}%")
+    if found.effect.noise_units is not None:
+        parts.append(f"{found.effect.noise_units:+.1f} times the seed noise")
+    return f"{evidence.experiment.statement.metric.label} {', '.join(parts)}"
+
+
+def settling(evidence: Evidence, found: ArmEvidence) -> str:
+    """What it would take to come to a verdict, if further seeds were like those so far."""
+    if found.decision.n < evidence.rule.minimum:
+        return f"no verdict before {evidence.rule.minimum} seeds"
+    if found.more_seeds is None:
+        return "more seeds like these would not settle it"
+    costs = [evidence.dollars(found.arm.name), evidence.dollars("baseline")]
+    price = f", {format_dollars(found.more_seeds * sum(c for c in costs if c))}," if all(costs) else ""
+    return f"about {_count(found.more_seeds, 'more seed')}{price} would settle it"
+
+
+def notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
+    """What a careful reader wants to know beside the verdict."""
+    said = [found.decision.sentence] if found.refusal is None and found.pairs else []
+    if evidence.choices:
+        point = evidence.choices[found.arm.name].point
+        said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
+        said += edges(evidence, found.arm.name)
+    if found.foreign:
+        more = f" (and {len(found.foreign) - 1} more)" if len(found.foreign) > 1 else ""
+        said.append(f"careful: paired runs differ in more than the arm, {found.foreign[0]}{more}")
+    return said
+
+
+def edges(evidence: Evidence, arm: str) -> list[str]:
+    """Of the baseline and of an arm, what was tuned to the edge of its grid."""
+    return [
+        f"careful: {name} is best at the edge of its grid ({', '.join(found)}), so a wider one may make it better"
+        for name in ("baseline", arm)
+        if (found := evidence.choices[name].edges)
+    ]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,167 @@
+"""The registry of everything that was tried: experiments with whatever came of them, and runs.
+
+There is no list to keep: an experiment is a folder with experiment.yaml, a run is a folder in runs/. Where the runs are
+not, as in a fresh clone, the report.json that `gptlab report` left beside the statement says what they showed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptlab.config.yamlfile import read_yaml
+from gptlab.errors import GptlabError
+from gptlab.lab.experiment.spec import Experiment, load_experiment
+from gptlab.lab.report.compare import read_plain_config
+from gptlab.lab.report.tables import SCHEMA
+from gptlab.lab.runs.store import Store
+from gptlab.record.facts import read_facts
+from gptlab.record.metrics import tail
+from gptlab.record.runfolder import read_sessions
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An experiment, as far as it is known.
+
+    Attributes:
+        name: the folder's.
+        hypothesis: empty where the statement cannot be read.
+        state: "12 runs", "no runs yet", "12 runs, by its report", or "cannot be read".
+        arms: a line an arm: the verdict, or that there is none yet.
+        seconds, dollars: what its runs took; None where that is not known.
+        last_run: the day of the youngest run, ISO 8601; empty where there is none.
+        error: what is wrong with it; empty for a sound one.
+    """
+
+    name: str
+    hypothesis: str
+    state: str
+    arms: list[str]
+    seconds: float | None
+    dollars: float | None
+    last_run: str
+    error: str
+
+
+def experiments(root: Path, store: Store) -> list[Entry]:
+    """Every experiment in the folders of `root`, the youngest runs last, those without runs first.
+
+    One that is broken is an entry that says so. Raises GptlabError where there is no folder `root`.
+    """
+    if not root.is_dir():
+        raise GptlabError(f"no folder {root}; name the one that holds your experiments, or `gptlab new` one")
+    found = [_entry(path.parent, store) for path in sorted(root.glob("*/experiment.yaml"))]
+    return sorted(found, key=lambda entry: (entry.last_run, entry.name))
+
+
+def _entry(folder: Path, store: Store) -> Entry:
+    try:
+        entry = _from_runs(load_experiment(folder), store)
+        if entry.seconds is not None:
+            return entry
+        return _from_report(folder) or entry
+    except GptlabError as error:
+        # The data or the runs may simply not be on this machine; then what was reported still stands.
+        return _from_report(folder) or Entry(
+            folder.name, _hypothesis(folder), "cannot be read", [], None, None, "", str(error)
+        )
+
+
+def _from_runs(experiment: Experiment, store: Store) -> Entry:
+    from gptlab.lab.experiment.verdict import line
+    from gptlab.lab.report.findings import find
+
+    findings = find(experiment, store)
+    count = len(findings.runs)
+    return Entry(
+        name=experiment.name,
+        hypothesis=experiment.statement.hypothesis,
+        state=f"{count} run{'' if count == 1 else 's'}" if count else "no runs yet",
+        arms=[line(findings.evidence, found) for found in findings.evidence.arms] if count else [],
+        seconds=findings.seconds if count else None,
+        dollars=findings.dollars,
+        last_run=findings.last_run,
+        error="",
+    )
+
+
+def _from_report(folder: Path) -> Entry | None:
+    """What the last report says; None where there is none that can be read."""
+    try:
+        content: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            return None
+        return Entry(
+            name=folder.name,
+            hypothesis=str(content["hypothesis"]),
+            state=f"{content['runs']} runs, by its report",
+            arms=[str(arm["line"]) for arm in content["arms"]],
+            seconds=float(content["seconds"]),
+            dollars=content["dollars"],
+            last_run=str(content["last_run"]),
+            error="",
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _hypothesis(folder: Path) -> str:
+    try:
+        return str(read_yaml(folder / "experiment.yaml")[0].get("hypothesis") or "")
+    except GptlabError:
+        return ""
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run, or why it cannot be read. `loss` is the last validation loss; None for what is not known."""
+
+    name: str
+    state: str
+    step: int
+    steps: int | None
+    loss: float | None
+    tokens: int
+    seconds: float | None
+    started: str
+
+
+def run_entries(store: Store) -> Iterator[RunEntry]:
+    """Every run in the store, by when it began. Only the end of each metrics.jsonl is read."""
+    folders = [path.parent for path in store.root.glob("*/config.yaml") if not path.parent.name.startswith(".")]
+    yield from sorted((_run_entry(folder, store) for folder in folders), key=lambda run: (run.started, run.name))
+
+
+def _run_entry(folder: Path, store: Store) -> RunEntry:
+    sessions = read_sessions(folder)
+    started = str(sessions[0].get("started", ""))[:16] if sessions else ""
+    row = tail(folder / "metrics.jsonl", 2**14) or {}
+    try:
+        training = read_plain_config(folder / "config.yaml")["train"]
+        steps = -(-int(training["tokens"]) // int(training["batch_tokens"]))
+        if (folder / "facts.json").is_file():
+            steps = read_facts(folder).steps
+    except (GptlabError, ValueError, TypeError) as error:
+        return RunEntry(folder.name, f"broken: {error}", int(row.get("step", 0)), None, None, 0, None, started)
+    step = int(row.get("step", 0))
+    failure = store.failure(folder)
+    if failure is not None:
+        state = f"failed: {failure.reason}"
+    elif store.is_busy(folder):
+        state = f"training, step {step:,} of {steps:,}"
+    else:
+        state = "finished" if step >= steps else f"unfinished, step {step:,} of {steps:,}"
+    return RunEntry(
+        name=folder.name,
+        state=state,
+        step=step,
+        steps=steps,
+        loss=row.get("val/loss"),
+        tokens=int(row.get("tokens", 0)),
+        seconds=row.get("seconds"),
+        started=started,
+    )

@@ -1,0 +1,1 @@
+"""Runs on disk, and training the ones that are missing."""

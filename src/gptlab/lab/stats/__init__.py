@@ -1,0 +1,1 @@
+"""Statistics: tests, intervals, power, scaling laws. Arithmetic on numbers; knows no run."""

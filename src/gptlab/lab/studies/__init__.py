@@ -1,0 +1,1 @@
+"""Questions that are no A/B: noise, scaling, learning rates, searches."""

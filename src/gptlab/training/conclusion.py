@@ -1,0 +1,49 @@
+"""What is written when a session of training ends: views of the numbers, and the facts of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import gptlab
+from gptlab.config import RunConfig
+from gptlab.hardware.device import describe
+from gptlab.model.counting import training_flops
+from gptlab.parallel.world import World
+from gptlab.record.facts import Facts
+from gptlab.record.fingerprint import code_fingerprint
+from gptlab.record.metrics import read_metrics, write_csv
+from gptlab.record.runfolder import read_sessions
+from gptlab.systems.plot import plot_loss
+
+
+def write_views(folder: Path) -> None:
+    """metrics.csv and loss.png of a run."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    write_csv(rows, folder / "metrics.csv")
+    if rows:
+        plot_loss(rows, folder / "loss.png", folder.name)
+
+
+def gather_facts(
+    folder: Path, config: RunConfig, model: nn.Module, device: torch.device, dtype: torch.dtype, world: World
+) -> Facts:
+    """The facts of a finished run, but for times and memory, which only its loop knows: they are zero."""
+    hardware = describe(device)
+    return Facts(
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops_per_token=training_flops(model, config.train.sequence_length),
+        tokens=config.total_steps * config.train.batch_tokens,
+        steps=config.total_steps,
+        seconds=0.0,
+        wall_seconds=0.0,
+        sessions=len(read_sessions(folder)),
+        peak_memory_bytes=0,
+        hardware=hardware.get("gpu", hardware["cpu"]),
+        world_size=world.size,
+        dtype=str(dtype).removeprefix("torch."),
+        code=code_fingerprint(),
+        versions={"python": hardware["python"], "torch": hardware["torch"], "gptlab": gptlab.__version__},
+    )
