@@ -1,8 +1,9 @@
 """Errors meant for the person at the keyboard.
 
 Everything a user can get wrong raises `GptlabError` (or a subclass): one line that says what is wrong, where, and
-how to mend it. The command line prints that line and exits with code 2; anything else is a defect of gptlab
-and keeps its traceback.
+how to mend it. The command line prints that line and exits with the error's `exit_code`: 2, or 3 for a run that
+diverged; anything else is a defect of gptlab and keeps its traceback. What a program must know of an error is an
+attribute of it: nothing decides by the wording of a message.
 """
 
 from __future__ import annotations
@@ -14,9 +15,22 @@ from collections.abc import Iterable
 class GptlabError(Exception):
     """A mistake or a condition that the user can mend. `str(error)` is one line: cause, place, fix."""
 
+    exit_code = 2
+
 
 class ConfigError(GptlabError):
-    """A configuration that cannot describe a run: unknown key, wrong type, impossible shape."""
+    """A configuration that cannot describe a run: unknown key, wrong type, impossible shape.
+
+    `key`: the dotted key that it is about (`model.block.mlp`), where one key is to blame.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class BusyError(GptlabError):
+    """Something that another process holds: a run that it trains, a data set that it writes."""
 
 
 class DataError(GptlabError):
@@ -28,7 +42,20 @@ class CheckpointError(GptlabError):
 
 
 class TrainingError(GptlabError):
-    """Training that must stop: a loss that is not finite, a spike, a step that does not fit in memory."""
+    """Training that must stop: a step that does not fit in memory, a stream that ends."""
+
+
+class DivergedError(TrainingError):
+    """A loss or a gradient that is not finite, or a loss that jumped: trained again, the run would come to this again.
+
+    `step`: the optimizer step at which it showed.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.inference.scoring import LossResult, evaluate_loss
 from gptlab.model import build_model
 from gptlab.parallel.world import World
+from gptlab.record import runfolder
 from gptlab.record.runfolder import read_config
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.tokenizer import Tokenizer, load_tokenizer
@@ -49,8 +50,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training reached its last step."""
-        return (self.folder / "model.safetensors").is_file()
+        """Whether training reached its last step and nothing of it is missing (`gptlab.record.runfolder.state`)."""
+        return runfolder.state(self.folder) in (runfolder.State.FINISHED, runfolder.State.EXTENDED)
 
     @functools.cached_property
     def generator(self) -> nn.Module:

@@ -49,14 +49,14 @@ app.command()(extending.check)
 
 
 def main() -> None:
-    """Entry point of `gptlab`: run the command; a user's mistake is one line on standard error and exit code 2."""
+    """Entry point of `gptlab`: run the command; a user's mistake is one line on standard error and the error's exit code."""
     from gptlab.errors import GptlabError
 
     try:
         app()
     except GptlabError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

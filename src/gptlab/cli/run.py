@@ -19,20 +19,27 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="continue from the newest whole checkpoint; start if there is none")
     ] = False,
+    out: Annotated[Path | None, typer.Option(help="the run's folder; by default runs/NAME-HASH-seedN")] = None,
 ) -> None:
     """Train what CONFIG describes, into runs/NAME-HASH-seedN; a config of stages into a folder for each of its runs."""
     from gptlab.config import has_stages, load_config
     from gptlab.console import say
+    from gptlab.errors import ConfigError
     from gptlab.parallel.world import find_world
     from gptlab.training.loop import train as run_training
 
     if has_stages(config):
         from gptlab.cli.staging import train_in_stages
 
+        if out is not None:
+            raise ConfigError("--out names the folder of one run, and stages make several; leave it out")
         train_in_stages(config, overrides, resume=resume)
         return
     loaded = load_config(config, overrides)
-    folder = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
+    there = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
+    if out is not None and there is not None and out.resolve() != there.resolve():
+        raise ConfigError(f"--resume goes on in {there}, and --out names {out}; leave out one of them")
+    folder = out if out is not None else there
     run = run_training(loaded, resume=resume, folder=folder)
     if run.finished and find_world().is_main:
         from gptlab.cli.planning import show_how_good

@@ -6,31 +6,75 @@ code/              the source that ran, user components included
 tokenizer/         the tokenizer, so that the run can be used alone
 metrics.jsonl, metrics.csv, log.txt, loss.png
 facts.json         what a finished run was and cost
+failed.json        with what the last attempt at it ended, where that was an error
 checkpoints/, model.safetensors, evals/
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import enum
 import json
+import re
 import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gptlab
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config
-from gptlab.errors import ConfigError
+from gptlab.errors import BusyError
 from gptlab.files import exclusive, write_atomic
 
-_FINISHED = ("model.safetensors", "facts.json")
+DIVERGED = "diverged"
+"""The kind of failure that would come again."""
+WEIGHTS, FACTS, FAILED = "model.safetensors", "facts.json", "failed.json"
+_NAMED_HASH = re.compile(r"-([0-9a-f]{8})(-seed[0-9-]+)?$")
+
+
+class State(enum.Enum):
+    """How far a run has come. Everything that asks whether a run is finished asks `state`."""
+
+    ABSENT = "absent"
+    """There is no folder, or nothing in it."""
+    STARTED = "started"
+    """It has a config, and nothing yet to go on from."""
+    INTERRUPTED = "interrupted"
+    """It has a checkpoint, or weights without the facts that are written after them: `--resume` goes on."""
+    DIVERGED = "diverged"
+    """It stopped by itself and would again: `read_failure` says why."""
+    FINISHED = "finished"
+    """It has its final weights, its facts, and the hash that its name promises; or it was imported or averaged."""
+    EXTENDED = "extended"
+    """It is finished, as another run than its name (or the hash that is asked for) says: its config was changed."""
+    DAMAGED = "damaged"
+    """A file that must be there is missing, torn or no longer readable."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """With what the last attempt at a run ended.
+
+    Attributes:
+        kind: `DIVERGED`, where it would come again; else the class of the error.
+        message: the error's one line.
+        key: the config key that is to blame; None where there is none.
+        step: the optimizer step at which it showed; None where no step was made.
+    """
+
+    kind: str
+    message: str
+    key: str | None = None
+    step: int | None = None
 
 
 def training_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold a run for training. Raises ConfigError, when entered, where another process trains it."""
+    """Hold a run for training. Raises BusyError, when entered, where another process trains it."""
     return exclusive(
-        lock_path(folder), ConfigError(f"{folder}: another process is training this run; wait for it, or stop it")
+        lock_path(folder), BusyError(f"{folder}: another process is training this run; wait for it, or stop it")
     )
 
 
@@ -44,7 +88,7 @@ def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -
 
     `config.yaml` names user components by their copy in code/, so that the folder can be moved and read alone.
     """
-    for name in _FINISHED:
+    for name in (WEIGHTS, FACTS, FAILED):
         (folder / name).unlink(missing_ok=True)
     code = folder / "code"
     shutil.rmtree(code, ignore_errors=True)
@@ -60,9 +104,64 @@ def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -
     write_atomic(folder / "env.json", json.dumps([*sessions, session], indent=1))
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether training reached its end: the facts are written last."""
-    return all((folder / name).is_file() for name in _FINISHED)
+def state(folder: Path, config_hash: str | None = None) -> State:
+    """How far the run in `folder` has come. `config_hash`: the one that it must have to count as finished; None: the
+    one in the folder's name, where there is one (a folder may be renamed)."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return State.ABSENT
+    weights, facts = (folder / WEIGHTS).is_file(), (folder / FACTS).is_file()
+    sessions = read_sessions(folder)
+    if not (folder / "config.yaml").is_file():  # log.txt or a prediction may be there before training is
+        return State.DAMAGED if weights or facts or (folder / "metrics.jsonl").is_file() else State.STARTED
+    if (weights and not _is_whole(folder / WEIGHTS)) or (facts and not _is_json(folder / FACTS)):
+        return State.DAMAGED
+    if (failure := read_failure(folder)) is not None and failure.kind == DIVERGED:
+        return State.DIVERGED
+    made_elsewhere = bool(sessions) and bool({"imported", "soup"} & sessions[-1].keys())
+    if weights and made_elsewhere:
+        return State.FINISHED
+    if weights and facts:
+        named = _NAMED_HASH.search(folder.resolve().name)
+        wanted = config_hash or (named[1] if named else None)
+        has = sessions[-1].get("config_hash") if sessions else None
+        return State.FINISHED if wanted is None or has == wanted else State.EXTENDED
+    return State.INTERRUPTED if weights or any(folder.glob("checkpoints/step-*")) else State.STARTED
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (its first 8 bytes give the header's length)."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if length > size:
+            return False
+        header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return size == 8 + length + max(ends, default=0)
+    return False
+
+
+def _is_json(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        json.loads(path.read_text(encoding="utf-8"))
+        return True
+    return False
+
+
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Keep in RUN/failed.json why a run could not be trained, for programs that read it; the next attempt removes it."""
+    write_atomic(folder / FAILED, json.dumps(dataclasses.asdict(failure), indent=1) + "\n")
+
+
+def read_failure(folder: Path) -> Failure | None:
+    """With what the last attempt ended; None where nothing is known against the run."""
+    try:
+        values = json.loads((folder / FAILED).read_text(encoding="utf-8"))
+        if "reason" in values:  # as gptlab 0.3 wrote it
+            return Failure(DIVERGED, str(values["reason"]))
+        return Failure(**values)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:

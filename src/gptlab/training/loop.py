@@ -20,7 +20,7 @@ from gptlab.config import RunConfig, build, config_hash, hashed_values, run_name
 from gptlab.console import say
 from gptlab.data import Batch, BatchStream, TokenDataset, micro_batches, open_splits, validation_batches
 from gptlab.data.permutation import hash64
-from gptlab.errors import CheckpointError, ConfigError, TrainingError
+from gptlab.errors import BusyError, CheckpointError, ConfigError, DivergedError, GptlabError
 from gptlab.hardware.allocator import keep_memory
 from gptlab.hardware.compile import try_compile
 from gptlab.hardware.device import describe, peak_flops, pick_device
@@ -53,7 +53,8 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
 
     `folder`: the run's folder; by default runs/NAME-HASH-seedN. `resume` continues from the newest whole checkpoint
     there, starts where there is none, and extends a finished run whose config asks for more tokens. Raises
-    GptlabError for everything a user can mend: before any training where that can be known.
+    GptlabError for everything a user can mend: before any training where that can be known. Where `folder` is given,
+    failed.json in it says what was raised, for a program that trains by a process of its own.
     """
     started = time.monotonic()
     world = find_world()
@@ -68,6 +69,13 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
                 loop(job)
             _conclude(job, time.monotonic() - started)
             world.barrier()
+    except DivergedError:
+        raise  # the loop has written down all that it knew
+    except GptlabError as error:
+        if folder is not None and world.is_main and not isinstance(error, BusyError):
+            failure = runfolder.Failure(type(error).__name__, str(error), key=getattr(error, "key", None))
+            runfolder.write_failure(Path(folder), failure)
+        raise
     finally:
         disconnect(joined)
     return load(job.folder, device=config.system.device)
@@ -227,7 +235,7 @@ def _open_folder(job: Job, prints: dict[str, str], resume_step: int | None) -> N
     session = runfolder.session_record(
         config_hash(job.config, prints), job.config, describe(job.device), job.world.size
     )
-    if job.step < job.config.total_steps or not runfolder.is_finished(job.folder):
+    if job.step < job.config.total_steps or runfolder.state(job.folder) is not runfolder.State.FINISHED:
         runfolder.write_run_folder(job.folder, job.config, session)
     job.tokenizer.save(job.folder / "tokenizer")
     log = job.config.log
@@ -387,7 +395,8 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
         )
         if job.world.is_main:
             runfolder.log_line(job.folder, bad)
-        raise TrainingError(bad)
+            runfolder.write_failure(job.folder, runfolder.Failure(runfolder.DIVERGED, bad, step=result.step))
+        raise DivergedError(bad, step=result.step)
 
 
 def _why_bad(job: Job, loss: float, norm: float, step_number: int | None = None) -> str:

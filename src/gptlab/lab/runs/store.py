@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptlab.config import RunConfig
 from gptlab.files import is_held, write_atomic
-from gptlab.record.runfolder import is_finished, lock_path, read_sessions
+from gptlab.record.runfolder import State, lock_path, state
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ class Store:
     @staticmethod
     def is_finished(folder: Path) -> bool:
         """Whether the training in a folder reached its end, and no one has changed its length since."""
-        if not is_finished(folder):
-            return False
-        sessions = read_sessions(folder)
-        return bool(sessions) and str(sessions[-1].get("config_hash")) in folder.name
+        return state(folder) is State.FINISHED
 
     @staticmethod
     def is_busy(folder: Path) -> bool:
