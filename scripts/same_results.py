@@ -139,7 +139,8 @@ class Laboratory:
         self.prepare()
         found: dict[str, Any] = {"verdict": self.train()}
         for run in sorted(path for path in self.folder.glob("runs/*") if path.is_dir()):
-            rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            metrics = run / "metrics.jsonl"  # a soup has none
+            rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
             weights = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
             kept = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
             found[run.name] = {"weights": weights, "rows": kept}

@@ -49,7 +49,7 @@ app.command()(extending.check)
 
 
 def main() -> None:
-    """Entry point of `gptlab`: run the command; a user's mistake is one line on standard error and the error's exit code."""
+    """Entry point of `gptlab`: run the command; a mistake is one line on standard error and its exit code."""
     from gptlab.errors import GptlabError
 
     try:

@@ -149,7 +149,7 @@ def _is_json(path: Path) -> bool:
 
 
 def write_failure(folder: Path, failure: Failure) -> None:
-    """Keep in RUN/failed.json why a run could not be trained, for programs that read it; the next attempt removes it."""
+    """Keep in RUN/failed.json why a run could not be trained; the next attempt removes it."""
     write_atomic(folder / FAILED, json.dumps(dataclasses.asdict(failure), indent=1) + "\n")
 
 
