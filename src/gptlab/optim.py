@@ -20,6 +20,8 @@ from torch import Tensor
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
 from gptlab.hardware.precision import has_fast_bfloat16
+from gptlab.model.component import declared
+from gptlab.model.mup import width_scaling
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 KINDS = ("embedding", "head", "matrix", "scalar")
@@ -39,19 +41,20 @@ def parameter_groups(
     *,
     rates: dict[str, float],
     weight_decay: float,
-    slower: Callable[[str, float], float] = lambda kind, rate: rate,
+    mup_lr_rule: Callable[[str, float], float] = lambda kind, rate: rate,
 ) -> list[dict[str, Any]]:
     """One group a kind and width, in the order of KINDS: `rates` by kind, decay for what has two dimensions.
 
-    Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere); `slower(kind, rate)`
-    is what an optimizer makes of that. The decay of a step, rate · decay, stays as it is.
+    Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere), by a rule for Adam;
+    `mup_lr_rule(kind, rate)` is what another optimizer makes of that. The decay of a step, rate · decay, does not
+    change.
     """
     members: dict[tuple[int, float], list[Tensor]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             kind = parameter_kind(name, parameter)
-            width = getattr(getattr(parameter, "growth", None), "rate", 1.0)
-            members.setdefault((KINDS.index(kind), slower(kind, width)), []).append(parameter)
+            width = mup_lr_rule(kind, width_scaling(parameter).rate)
+            members.setdefault((KINDS.index(kind), width), []).append(parameter)
     groups = []
     for (index, width), parameters in sorted(members.items(), key=lambda item: (item[0][0], -item[0][1])):
         kind = KINDS[index]
@@ -158,10 +161,10 @@ class Muon(torch.optim.Optimizer):
         require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
 
-        def slower(kind: str, rate: float) -> float:
+        def mup_lr_rule(kind: str, rate: float) -> float:
             return rate if kind != "matrix" else 1.0 if adjust_lr == "original" else math.sqrt(rate)
 
-        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay, slower=slower)
+        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay, mup_lr_rule=mup_lr_rule)
         _check_used(groups, embedding_lr=embedding_lr, head_lr=head_lr, scalar_lr=scalar_lr)
         matrices = [group for group in groups if group["kind"] == "matrix"]
         others = [group for group in groups if group["kind"] != "matrix"]
@@ -208,7 +211,7 @@ class Muon(torch.optim.Optimizer):
             buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - self.momentum)
             direction = weight.grad.lerp(buffer, self.momentum) if self.nesterov else buffer
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            rows = getattr(weight, "stacked", None) if self.unstack else None
+            rows = declared(weight, "stacked") if self.unstack else None
             for pair in zip(*(x.split(rows or len(weight)) for x in (weight, direction)), strict=True):
                 alike.setdefault(pair[0].shape, []).append(pair)
         for shape, pairs in alike.items():

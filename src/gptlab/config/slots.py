@@ -43,13 +43,13 @@ class SlotKind:
     offers: tuple[str, ...]
 
 
-_BLOCK_OFFERS = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size")
+_LAYER = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size", "layer")
 
 SLOTS: dict[str, SlotKind] = {
     "model": SlotKind("gptlab.model.transformer", ("vocab_size", "sequence_length")),
-    "block": SlotKind("gptlab.model.block", (*_BLOCK_OFFERS, "norm")),
-    "attention": SlotKind("gptlab.model.attention", _BLOCK_OFFERS),
-    "mlp": SlotKind("gptlab.model.mlp", _BLOCK_OFFERS),
+    "block": SlotKind("gptlab.model.block", (*_LAYER, "norm")),
+    "attention": SlotKind("gptlab.model.attention", _LAYER),
+    "mlp": SlotKind("gptlab.model.mlp", _LAYER),
     "norm": SlotKind("gptlab.model.norm", ("dim",)),
     "position": SlotKind("gptlab.model.position", ("dim", "heads", "head_dim", "context_length")),
     "residual": SlotKind("gptlab.model.residual", ("layers",)),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gptlab.config import config_from
 from gptlab.contracts.subject import B, Subject, gradients, loss_sum, rows_of
-from gptlab.model.lifecycle import after_step, before_step
+from gptlab.model.component import after_step, before_step
 from gptlab.parallel.world import World, gradient_sync, replicate
 
 _SECONDS = 120  # no tiny subject takes longer; two that wait for each other would wait forever

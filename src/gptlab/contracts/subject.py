@@ -24,6 +24,7 @@ from gptlab.config.yamlfile import parse_yaml
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
 from gptlab.loss import IGNORE, LossSum, TokenBatch
 from gptlab.model import build_model
+from gptlab.model.component import declared
 
 V, T, B = 97, 32, 8
 """Vocabulary, sequence length and rows of the tiny model and its batch."""
@@ -122,7 +123,8 @@ class Subject:
 
     def declared(self, name: str, default: Any = None) -> Any:
         """A class attribute of the component (`off`, `baseline`, …)."""
-        return getattr(self.component, name, default)
+        value = declared(self.component, name)
+        return default if value is None else value
 
     def with_value(self, value: Any) -> Subject:
         """The same place with another component (or other arguments) in it."""
@@ -238,7 +240,7 @@ def component_subject(
     except SlotError as error:
         raise ConfigError(f"{'.'.join((kind, *error.path))}: {error.message}") from None
     component = _import(kind, slot.use)
-    beside = getattr(component, "beside", {}) if beside is None else beside
+    beside = declared(component, "beside") if beside is None else beside
     given = value.plain() if isinstance(value, Slot) else {"use": value} if isinstance(value, str) else dict(value)
     if kind == "model":
         given = {**{name: size for name, size in _SIZES.items() if name in slot}, **given}
@@ -413,7 +415,7 @@ def _long_enough(subject: Subject) -> Subject:
 
 def window_width(module: nn.Module) -> int | None:
     """How many keys a query of `module` sees at present, as its `window` says; None: it does not say, or all."""
-    window = getattr(module, "window", None)
+    window = declared(module, "window")
     width = window if isinstance(window, int) else getattr(window, "now", None)
     return width if isinstance(width, int) and not isinstance(width, bool) else None
 

@@ -23,8 +23,7 @@ from gptlab.hardware.precision import autocast
 from gptlab.loss import TokenBatch
 from gptlab.model import build_model
 from gptlab.model.backends import BACKENDS, Scores, View
-from gptlab.model.counting import training_flops
-from gptlab.model.lifecycle import before_step
+from gptlab.model.component import before_step, training_flops
 from gptlab.planning.plan import Footprint, format_bytes, largest_fit
 
 _CPU = torch.device("cpu")

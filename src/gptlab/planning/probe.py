@@ -21,7 +21,7 @@ from gptlab.files import write_atomic
 from gptlab.hardware.allocator import keep_memory
 from gptlab.hardware.device import describe, pick_device
 from gptlab.hardware.memory import peak_memory
-from gptlab.model.lifecycle import before_step
+from gptlab.model.component import before_step
 from gptlab.parallel.world import World
 from gptlab.planning.plan import Probe
 from gptlab.run import save_weights

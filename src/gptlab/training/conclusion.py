@@ -10,7 +10,7 @@ from torch import nn
 import gptlab
 from gptlab.config import RunConfig
 from gptlab.hardware.device import describe
-from gptlab.model.counting import training_flops
+from gptlab.model.component import training_flops
 from gptlab.parallel.world import World
 from gptlab.record.facts import Facts
 from gptlab.record.fingerprint import code_fingerprint

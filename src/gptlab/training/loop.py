@@ -29,8 +29,7 @@ from gptlab.hardware.precision import autocast, pick_dtype
 from gptlab.inference.scoring import evaluate_loss
 from gptlab.loss import LossSum, TokenBatch
 from gptlab.model import build_model
-from gptlab.model.counting import training_flops
-from gptlab.model.lifecycle import after_step, before_step
+from gptlab.model.component import after_step, before_step, training_flops
 from gptlab.model.smoke_test import rehearse
 from gptlab.optim import set_learning_rate
 from gptlab.parallel.world import World, connect, disconnect, find_world, gradient_sync, replicate
