@@ -173,7 +173,7 @@ class RunConfig(Section):
     log: Log = Log()
 
     @property
-    def batch_rows(self) -> int:
+    def sequences_per_step(self) -> int:
         """B: sequences of one optimizer step, over all devices."""
         return self.train.batch_tokens // self.train.sequence_length
 

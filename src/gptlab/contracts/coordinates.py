@@ -128,7 +128,7 @@ def _batches(config: RunConfig, steps: int) -> tuple[list[TokenBatch], int]:
         list(train_sets.items()),
         build("mix", config.data.mix or "Weights", sources={name: d.tokens for name, d in train_sets.items()}),
         sequence_length=length,
-        batch_rows=max(1, min(config.batch_rows, _TOKENS // length)),
+        sequences_per_step=max(1, min(config.sequences_per_step, _TOKENS // length)),
         seed=config.seed.data,
         total_steps=steps,
         epochs=config.data.epochs,

@@ -72,7 +72,7 @@ class BatchStream:
         datasets: (name, data set) of each source.
         mix: weights of the sources at a progress in [0, 1], (len(datasets),): see `gptlab.data.mixture`.
         sequence_length: T.
-        batch_rows: B, rows of the global batch.
+        sequences_per_step: B, rows of the global batch.
         seed: decides shuffles, phases and which row goes to which source.
         total_steps: steps of the whole run; progress of step s is s / total_steps.
         epochs: how often a data set may be read at most; None for as often as it takes (which is said).
@@ -86,16 +86,16 @@ class BatchStream:
         mix: Mix,
         *,
         sequence_length: int,
-        batch_rows: int,
+        sequences_per_step: int,
         seed: int,
         total_steps: int,
         epochs: int | None,
     ) -> None:
         self.names = [name for name, _ in datasets]
         self.datasets = [dataset for _, dataset in datasets]
-        self.sequence_length, self.batch_rows, self.seed, self.total_steps = (
+        self.sequence_length, self.sequences_per_step, self.seed, self.total_steps = (
             sequence_length,
-            batch_rows,
+            sequences_per_step,
             seed,
             total_steps,
         )
@@ -115,7 +115,7 @@ class BatchStream:
         """
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} of a run of {self.total_steps}")
-        first, last = _share(self.batch_rows, rank, world_size)
+        first, last = _share(self.sequences_per_step, rank, world_size)
         sources = self._sources(step)
         ids = np.empty((last - first, self.sequence_length + 1), dtype=np.int64)
         documents = np.zeros((last - first, self.sequence_length), dtype=np.int32)
@@ -127,7 +127,7 @@ class BatchStream:
                 dataset.read_into(int(start), ids[row])
             _check_ids(dataset, ids[rows[mine] - first])
             documents[rows[mine] - first] = _documents(ids[rows[mine] - first, :-1], dataset.end_of_text)
-        return Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), documents, self.batch_rows * self.sequence_length)
+        return Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), documents, self.sequences_per_step * self.sequence_length)
 
     def sources(self, step: int) -> list[str]:
         """The name of the data set that each row of `step`'s global batch comes from."""
@@ -150,7 +150,7 @@ class BatchStream:
 
     def _sources_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the data set of each row of each of `steps`: (steps, B)."""
-        B, n = self.batch_rows, len(self.datasets)
+        B, n = self.sequences_per_step, len(self.datasets)
         if n == 1:
             return np.zeros((len(steps), B), dtype=np.int64)
         weights = np.stack([self._mix(float(step) / self.total_steps) for step in steps])
@@ -167,7 +167,7 @@ class BatchStream:
         """Rows that each data set has given before each step: (total_steps + 1, datasets)."""
         n = len(self.datasets)
         counts = np.zeros((self.total_steps + 1, n), dtype=np.int64)
-        chunk = max(1, (1 << 20) // self.batch_rows)  # bounds the memory of the count, not of the run
+        chunk = max(1, (1 << 20) // self.sequences_per_step)  # bounds the memory of the count, not of the run
         for start in range(0, self.total_steps, chunk):
             sources = self._sources_of(np.arange(start, min(start + chunk, self.total_steps)))
             for number in range(n):

@@ -112,7 +112,7 @@ def _time_validation(job: Job, seconds: float) -> tuple[int, float]:
         return _time(lambda: evaluate(job, display))
 
     # Of a mixture each source is validated on so many tokens; the smallest bounds what can be asked of all.
-    batch = min(min(sizes), config.train.sequence_length * min(config.batch_rows, job.micro_batch))
+    batch = min(min(sizes), config.train.sequence_length * min(config.sequences_per_step, job.micro_batch))
     first = once(batch)
     share = min(min(sizes), batch * max(1, int(seconds / max(first, 1e-9))))
     taken = once(share) if share > batch else min(first, once(batch))

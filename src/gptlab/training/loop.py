@@ -132,7 +132,7 @@ def build_job(
         next(validation_batches(dataset, config.train.sequence_length, 1, config.eval.tokens))
     prints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
     folder = Path(folder) if folder is not None else Path("runs") / run_name(config, prints)
-    world.require_share(config.batch_rows, config.train.sequence_length)
+    world.require_share(config.sequences_per_step, config.train.sequence_length)
     if held is not None and world.is_main:
         held.enter_context(runfolder.training_lock(folder))
     identity = hashed_values(config, prints) | {"seed": config.seed.model_dump()}
@@ -144,7 +144,7 @@ def build_job(
         list(train_sets.items()),
         build("mix", config.data.mix or "Weights", sources=weights),
         sequence_length=config.train.sequence_length,
-        batch_rows=config.batch_rows,
+        sequences_per_step=config.sequences_per_step,
         seed=config.seed.data,
         total_steps=config.total_steps,
         epochs=config.data.epochs,
@@ -210,7 +210,7 @@ def _where_to_go_on(
 
 def _pick_micro_batch(job: Job, state: dict[str, Any]) -> int:
     """Sequences at once. A resumed run keeps its own, because another split of the sum rounds differently."""
-    config, rows = job.config, job.config.batch_rows // job.world.size
+    config, rows = job.config, job.config.sequences_per_step // job.world.size
     if config.system.micro_batch != "auto":
         return min(config.system.micro_batch, rows)
     if state.get("world_size") == job.world.size:
@@ -439,7 +439,7 @@ def evaluate(job: Job, display: TrainingDisplay) -> None:
         batches = validation_batches(
             dataset,
             job.config.train.sequence_length,
-            min(job.config.batch_rows, job.micro_batch * job.world.size),
+            min(job.config.sequences_per_step, job.micro_batch * job.world.size),
             job.config.eval.tokens,
             job.world.rank,
             job.world.size,

@@ -179,7 +179,7 @@ def _describe(stage: Stage) -> _Described:
         list(sets.items()),
         build("mix", config.data.mix or "Weights", sources={name: one.tokens for name, one in sets.items()}),
         sequence_length=length,
-        batch_rows=config.batch_rows,
+        sequences_per_step=config.sequences_per_step,
         seed=config.seed.data,
         total_steps=config.total_steps,
         epochs=config.data.epochs,
