@@ -58,6 +58,10 @@ SLOTS: dict[str, SlotKind] = {
     "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
     "schedule": SlotKind("gptlab.optim", ("total_steps",)),
     "mix": SlotKind("gptlab.data.mixture", ("sources",)),
+    "stream": SlotKind(
+        "gptlab.data.batches",
+        ("datasets", "mix", "sequence_length", "sequences_per_step", "seed", "total_steps", "epochs"),
+    ),
 }
 
 

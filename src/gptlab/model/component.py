@@ -140,6 +140,14 @@ PROTOCOL = (
         "which kernel computes attention; set to auto where the memory on another device is counted",
     ),
     Attribute(
+        "ahead",
+        "module",
+        "nn.ModuleList",
+        (),
+        "loss",
+        "a model's blocks for tokens further on, which the loss MultiToken trains",
+    ),
+    Attribute(
         "writes_residual",
         "module",
         "bool",

@@ -11,7 +11,7 @@ import gptlab
 from gptlab.config import RunConfig
 from gptlab.hardware.device import describe
 from gptlab.model.component import training_flops
-from gptlab.parallel.world import World
+from gptlab.parallel import World
 from gptlab.record.facts import Facts
 from gptlab.record.fingerprint import code_fingerprint
 from gptlab.record.metrics import read_metrics, write_csv
