@@ -24,7 +24,8 @@ from torch import Tensor
 from gptlab.config import RunConfig, config_from, config_hash, difference, dump_yaml, hashed_values, starting_run
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import CheckpointError, ConfigError, DataError
-from gptlab.evals.tasks import Evaluation, Options, evaluate, validation_sets
+from gptlab.evals.benchmark import Evaluation, Options, evaluate
+from gptlab.evals.validation import validation_sets
 from gptlab.files import sha256_file, write_atomic
 from gptlab.hardware.device import describe
 from gptlab.interop.runs import new_folder, save_tensors
