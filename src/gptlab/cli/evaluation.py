@@ -44,11 +44,8 @@ def evaluate_runs(
 def result_path(folder: Path, found: Evaluation, *, data: Path | None = None, checkpoint: str | None = None) -> Path:
     """RUN/evals/TASK.json; another data set or checkpoint than the run's own goes into the name."""
     base = folder.parent if folder.suffix == ".pt" else folder
-    parts = [
-        found.task,
-        data.resolve().name if data and find_benchmark(found.task).reads_data else "",
-        checkpoint or "",
-    ]
+    named = data.resolve().name if data is not None and find_benchmark(found.task).reads_data else ""
+    parts = [found.task, named, checkpoint or ""]
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gptlab
+from gptlab import evals
 from gptlab.data.sources import download
 from gptlab.errors import DataError, GptlabError, did_you_mean
 from gptlab.files import write_atomic
@@ -117,8 +118,8 @@ class Benchmark:
 @functools.cache
 def benchmark_names() -> tuple[str, ...]:
     """All benchmarks, by name. Found in the source, so that nothing is imported to list them."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple(file.stem for file in files if "\nBENCHMARK = " in file.read_text(encoding="utf-8"))
+    files = [file for folder in evals.__path__ for file in Path(folder).glob("*.py")]
+    return tuple(sorted(file.stem for file in files if "\nBENCHMARK = " in file.read_text(encoding="utf-8")))
 
 
 def find_benchmark(name: str) -> Benchmark:
