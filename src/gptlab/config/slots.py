@@ -56,7 +56,7 @@ SLOTS: dict[str, SlotKind] = {
     "initialization": SlotKind("gptlab.model.initialization", ("layers",)),
     "loss": SlotKind("gptlab.loss", ()),
     "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
-    "schedule": SlotKind("gptlab.optim", ("total_steps",)),
+    "schedule": SlotKind("gptlab.schedules", ("total_steps",)),
     "mix": SlotKind("gptlab.data.mixture", ("sources",)),
     "stream": SlotKind(
         "gptlab.data.batches",
