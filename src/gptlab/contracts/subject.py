@@ -157,6 +157,13 @@ def make_wild(model: nn.Module) -> nn.Module:
     return model
 
 
+def seeded_hidden(model: nn.Module, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    """Hidden states (rows, T, D) of a forward pass whose dropout, if there is any, is always the same."""
+    torch.manual_seed(SEED)
+    hidden: Tensor = model(ids, documents)
+    return hidden
+
+
 def loss_sum(loss: Any, model: nn.Module, batch: TokenBatch) -> LossSum:
     """Loss of a batch, with the same dropout each time."""
     torch.manual_seed(SEED)
