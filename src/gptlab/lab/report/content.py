@@ -14,7 +14,7 @@ from gptlab.lab.experiment.spec import BASELINE
 from gptlab.lab.experiment.verdict import line, notes
 from gptlab.lab.report.blocks import Block, Bullets, Code, Heading, Paragraph, Picture, Table, Verdicts
 from gptlab.lab.report.findings import CURVE, TUNING, Findings, Ran
-from gptlab.lab.stats.statistics import Interval
+from gptlab.lab.stats.paired import Interval
 from gptlab.planning.plan import format_bytes, format_dollars, format_seconds, median_ratios
 from gptlab.record.facts import Facts
 

@@ -17,7 +17,7 @@ from gptlab.errors import GptlabError
 from gptlab.lab.experiment.evidence import Evidence, choose, curve_runs, gather, run_dollars, run_of, tuning_runs
 from gptlab.lab.experiment.spec import BASELINE, Experiment, tuned
 from gptlab.lab.runs.store import Store, Wanted
-from gptlab.lab.stats.scaling import ComputeEquivalent, compute_equivalent, fit_power_law
+from gptlab.lab.stats.power_law import ComputeEquivalent, compute_equivalent, fit_power_law
 from gptlab.planning.plan import Comparison, compare_prediction
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.metrics import read_columns

@@ -12,7 +12,7 @@ from typing import Any
 from gptlab.lab.experiment.evidence import ArmEvidence, run_dollars
 from gptlab.lab.experiment.verdict import line
 from gptlab.lab.report.findings import Findings
-from gptlab.lab.stats.scaling import ComputeEquivalent
+from gptlab.lab.stats.power_law import ComputeEquivalent
 
 SCHEMA = 1
 """Of report.json; raised when a field changes its meaning."""

@@ -25,7 +25,9 @@ from gptlab.files import write_atomic
 from gptlab.lab.experiment.spec import Arm, hash_of, with_seed
 from gptlab.lab.report.drawing import COLOURS, image
 from gptlab.lab.runs.store import Store, Wanted
-from gptlab.lab.stats.scaling import Estimate, ParametricFit, RankCorrelation, fit_parametric, rank_correlation
+from gptlab.lab.stats.chinchilla import ParametricFit, fit_parametric
+from gptlab.lab.stats.loss_fit import Estimate
+from gptlab.lab.stats.rank import RankCorrelation, rank_correlation
 from gptlab.planning.plan import plan_in_subprocess
 
 if TYPE_CHECKING:
