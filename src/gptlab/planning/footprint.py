@@ -25,7 +25,8 @@ from gptlab.model import build_model
 from gptlab.model.backends import BACKENDS, Scores, View
 from gptlab.model.counting import training_flops
 from gptlab.model.lifecycle import before_step
-from gptlab.planning.plan import Footprint, format_bytes, largest_fit
+from gptlab.planning.formatting import format_bytes
+from gptlab.planning.plan import Footprint, largest_fit
 
 _CPU = torch.device("cpu")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_Kernel`'s output
