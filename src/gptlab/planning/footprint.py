@@ -24,7 +24,8 @@ from gptlab.loss import TokenBatch
 from gptlab.model import build_model
 from gptlab.model.backends import BACKENDS, Scores, View
 from gptlab.model.component import before_step, training_flops
-from gptlab.planning.plan import Footprint, format_bytes, largest_fit
+from gptlab.planning.formatting import format_bytes
+from gptlab.planning.plan import Footprint, largest_fit
 
 _CPU = torch.device("cpu")
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_Kernel`'s output
