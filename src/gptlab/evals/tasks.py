@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import gptlab
 from gptlab.console import progress, say
 from gptlab.data import MANIFEST, Batch, TokenDataset, validation_batches
-from gptlab.data.sources import download
+from gptlab.data.sources.download import download
 from gptlab.errors import DataError, GptlabError, did_you_mean
 from gptlab.evals import hellaswag
 from gptlab.evals.choice import Question, accuracy, answer_questions
 from gptlab.evals.topk import KS, window_hits
 from gptlab.files import sha256_file, write_atomic
 from gptlab.inference.scoring import LossResult, window_sums
+from gptlab.version import __version__
 
 if TYPE_CHECKING:
     from gptlab.config.schema import Data
@@ -96,7 +96,7 @@ def evaluate(run: Run, task: str, options: Options | None = None) -> Evaluation:
     found.settings = {
         "run": run.folder.name,
         "step": run.step,
-        "gptlab": gptlab.__version__,
+        "gptlab": __version__,
         "tokenizer": {"name": run.tokenizer.name, "hash": run.tokenizer.hash},
         "device": str(run.device),
         "dtype": str(run.dtype).removeprefix("torch."),
