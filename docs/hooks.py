@@ -2,7 +2,7 @@
 
 A line of its own in a page is replaced:
 
-{{ slot KIND }}            every component on a slot's menu, with its arguments
+{{ slot KIND }}            every component on a slot's component_names, with its arguments
 {{ component KIND NAME }}  one of them
 {{ command NAME … }}       a command of `gptlab`: usage, arguments, options
 {{ schema }}               the fields of a config, section by section
@@ -29,9 +29,10 @@ import pydantic_core
 import typer
 
 from gptlab.cli import app
-from gptlab.config import SLOTS, RunConfig, menu
+from gptlab.config import SLOTS, RunConfig, component_names
+from gptlab.config.building import import_component
 from gptlab.config.schema import Section
-from gptlab.config.slots import import_component, signature
+from gptlab.config.signatures import signature
 from gptlab.config.yamlfile import dump_yaml
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import ComputeCurve, DecisionRule, Statement
@@ -89,11 +90,11 @@ def _value(value: Any) -> str:
 
 def slot(kind: str) -> str:
     """All components of a slot."""
-    names = menu(kind)
+    names = component_names(kind)
     if not names:
         raise ValueError(f"slot {kind} has an empty menu")
-    offers = ", ".join(f"`{name}`" for name in SLOTS[kind].offers) or "nothing"
-    home = SLOTS[kind].home.replace(".", "/")
+    offers = ", ".join(f"`{name}`" for name in SLOTS[kind].provides) or "nothing"
+    home = SLOTS[kind].module.replace(".", "/")
     intro = f"Home: `src/{home}.py`. A constructor may ask for: {offers}."
     return "\n\n".join([intro, *(component(kind, name) for name in names)])
 

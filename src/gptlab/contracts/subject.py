@@ -16,10 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import SLOTS, RunConfig, Slot, build, config_from, has_stages, load_stage, menu, validate_slot
+from gptlab.config import (
+    SLOTS,
+    RunConfig,
+    Slot,
+    build,
+    component_names,
+    config_from,
+    has_stages,
+    load_stage,
+    validate_slot,
+)
+from gptlab.config.building import import_component
 from gptlab.config.load import merge
-from gptlab.config.schema import SlotError
-from gptlab.config.slots import import_component, locate, signature
+from gptlab.config.messages import SlotError
+from gptlab.config.signatures import locate, signature
 from gptlab.config.yamlfile import parse_yaml
 from gptlab.data import TokenDataset, TokenStream, open_stream
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
@@ -368,10 +379,10 @@ def _absolute_use(use: str) -> str:
 
 def _slot_of(use: str) -> str:
     if ":" not in use:
-        found = [kind for kind in SLOTS if use in menu(kind)]
+        found = [kind for kind in SLOTS if use in component_names(kind)]
         if len(found) == 1:
             return found[0]
-        everything = sorted({name for kind in SLOTS for name in menu(kind)})
+        everything = sorted({name for kind in SLOTS for name in component_names(kind)})
         if not found:
             raise ConfigError(f"no component is called {use!r}; {did_you_mean(use, everything)}")
         raise ConfigError(f"{use!r} is on the menus of {' and '.join(found)}; say which with --slot {found[0]}")

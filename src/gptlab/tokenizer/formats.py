@@ -23,11 +23,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gptlab
 from gptlab.errors import DataError, did_you_mean
 from gptlab.files import atomic_folder
 from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, byte_tokenizer
 from gptlab.tokenizer.patterns import GPT2
+from gptlab.version import __version__
 
 META_FORMAT = 1
 _BUILT_IN = ("byte", "gpt2")
@@ -116,7 +116,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "hash": tokenizer.hash,
         "tokenizer_json_sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
         "trained_on": tokenizer.trained_on,
-        "written_by": f"gptlab {gptlab.__version__}",
+        "written_by": f"gptlab {__version__}",
     }
     with atomic_folder(folder) as aside:
         (aside / "tokenizer.json").write_bytes(content.encode("utf-8"))

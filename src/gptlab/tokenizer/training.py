@@ -212,9 +212,8 @@ def _check_enough(stream: _Stream, reached: int, wanted: int, asked: int) -> Non
         raise DataError("the training text is empty; check --input")
     if reached < wanted:
         raise DataError(
-            f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: the largest vocabulary"
-            f" it gives is {asked - (wanted - reached):,}; give more text, or --vocab-size"
-            f" {asked - (wanted - reached)}"
+            f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: the largest vocabulary it gives "
+            f"is {asked - (wanted - reached):,}; give more text, or --vocab-size {asked - (wanted - reached)}"
         )
 
 
