@@ -16,7 +16,8 @@ from gptlab.contracts.core import (
     run_contracts,
 )
 from gptlab.contracts.equivalence import require_off
-from gptlab.contracts.subject import Subject, component_subject, config_subject, find_subject, places
+from gptlab.contracts.places import places
+from gptlab.contracts.subject import Subject, component_subject, config_subject, find_subject
 
 __all__ = [
     "CONTRACTS",

@@ -24,12 +24,12 @@ from gptlab.contracts.core import (
     require_close,
     require_gradients,
 )
+from gptlab.contracts.places import default_component
 from gptlab.contracts.ranks import Work, pool, work
 from gptlab.contracts.subject import (
     Subject,
     T,
     at_length,
-    default_component,
     gradients,
     loss_sum,
 )
