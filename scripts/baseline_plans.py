@@ -46,7 +46,7 @@ def table(configs: Sequence[str] = CONFIGS) -> str:
         cells = [name.removeprefix("gptlab-").upper()]
         for card, count in MACHINES:
             limit = int(cards[card].memory * USABLE)
-            found = largest_fit(one, two, config.batch_rows // count, limit)
+            found = largest_fit(one, two, config.sequences_per_step // count, limit)
             plan = plan_run(
                 config,
                 found,

@@ -99,7 +99,7 @@ def all_fields(config: type[Section]) -> set[str]:
 @pytest.fixture(scope="module")
 def read() -> set[str]:
     found = fields_read(source_trees())
-    # What RunConfig computes from fields (batch_rows, total_steps) is read where the property is.
+    # What RunConfig computes from fields (sequences_per_step, total_steps) is read where the property is.
     tree = ast.parse((SOURCE / "config" / "schema.py").read_text(encoding="utf-8"))
     (run_config,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "RunConfig"]
     for node in run_config.body:

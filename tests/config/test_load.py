@@ -268,7 +268,7 @@ def test_config_from_takes_overrides_and_refuses_like_a_file() -> None:
 
 def test_total_steps_round_up() -> None:
     config = config_from({"train": {"tokens": 1001, "batch_tokens": 512, "sequence_length": 128}})
-    assert (config.total_steps, config.batch_rows) == (2, 4)
+    assert (config.total_steps, config.sequences_per_step) == (2, 4)
 
 
 def test_difference_takes_a_changed_component_as_one() -> None:

@@ -16,7 +16,7 @@ from gptlab.errors import ConfigError, DataError
 
 def stream(*datasets: TokenDataset, mix: object = None, **given: object) -> BatchStream:
     named = [(f"d{number}", dataset) for number, dataset in enumerate(datasets)]
-    options = {"sequence_length": 8, "batch_rows": 12, "seed": 1, "total_steps": 50, "epochs": None, **given}
+    options = {"sequence_length": 8, "sequences_per_step": 12, "seed": 1, "total_steps": 50, "epochs": None, **given}
     weights = mix or Weights({name: dataset.tokens for name, dataset in named})
     return BatchStream(named, weights, **options)  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ def windows_of(stream: BatchStream, steps: range) -> np.ndarray:
 
 def test_every_window_comes_once_an_epoch_in_another_order_and_phase(counting: TokenDataset) -> None:
     N = (1000 - 8) // 8  # 124 windows
-    data = stream(counting, batch_rows=31)
+    data = stream(counting, sequences_per_step=31)
     epochs = [windows_of(data, range(4 * epoch, 4 * epoch + 4)) for epoch in range(3)]
     phases = set()
     for starts in epochs:
@@ -85,7 +85,7 @@ def test_every_window_comes_once_an_epoch_in_another_order_and_phase(counting: T
 
 
 def test_an_epoch_ends_in_the_middle_of_a_batch(counting: TokenDataset) -> None:
-    starts = windows_of(stream(counting, batch_rows=100), range(3))
+    starts = windows_of(stream(counting, sequences_per_step=100), range(3))
     first, second = starts[:124], starts[124:248]
     assert len(set(first.tolist())) == len(set(second.tolist())) == 124
 
@@ -133,7 +133,7 @@ def test_an_id_outside_of_the_vocabulary_names_the_shard(write_shards) -> None:
     folder = write_shards([1] * 100, [1] * 50 + [77] * 50)
     data = TokenDataset.open(folder, "train", vocab_size=50)
     with pytest.raises(DataError, match=r"some_train_000002\.bin: holds token id 77, the vocabulary has 50"):
-        stream(data, batch_rows=24).batch(0)  # every window
+        stream(data, sequences_per_step=24).batch(0)  # every window
 
 
 # Mixtures

@@ -155,7 +155,7 @@ def test_the_shipped_config_trains_from_a_small_gpt2(place: Path, test_data: Pat
     tokenizer.save(folder / "tokenizer")
     shipped = ROOT / "configs" / "finetune-shakespeare.yaml"
     loaded = load_config(shipped)
-    assert (loaded.total_steps, loaded.batch_rows, loaded.system.micro_batch) == (20, 32, 1)
+    assert (loaded.total_steps, loaded.sequences_per_step, loaded.system.micro_batch) == (20, 32, 1)
     settings = ["train.tokens=4096", "train.batch_tokens=2048", "eval.tokens=1024", "system.device=cpu"]
     run = package.train(load_config(shipped, settings))
     assert run.finished

@@ -142,16 +142,18 @@ def _footprint(
     if card is None:
         accelerator = probe is not None and probe.accelerator
         dtype = probe.dtype if probe is not None else {"auto": "bfloat16"}.get(config.train.dtype, config.train.dtype)
-        rows = probe.micro_batch if probe is not None else 1 if fixed == "auto" else min(fixed, config.batch_rows)
+        rows = (
+            probe.micro_batch if probe is not None else 1 if fixed == "auto" else min(fixed, config.sequences_per_step)
+        )
         compiled = accelerator and config.system.compile is not False
         kind = getattr(torch, dtype)
         return footprint(config, vocabulary, rows, accelerator=accelerator, dtype=kind, compiled=compiled), None
-    if config.batch_rows % gpus:
+    if config.sequences_per_step % gpus:
         raise ConfigError(
-            f"--gpus {gpus}: {config.batch_rows} sequences a step cannot be shared by so many; "
-            f"take {max(n for n in range(1, gpus) if config.batch_rows % n == 0)}"
+            f"--gpus {gpus}: {config.sequences_per_step} sequences a step cannot be shared by so many; "
+            f"take {max(n for n in range(1, gpus) if config.sequences_per_step % n == 0)}"
         )
-    rows, limit = config.batch_rows // gpus, int(card.memory * USABLE)
+    rows, limit = config.sequences_per_step // gpus, int(card.memory * USABLE)
     kind = torch.float32 if config.train.dtype == "float32" else torch.bfloat16
     with _spinner(f"{config.name}: counting bytes"):
         found = fitting_footprint(
@@ -203,8 +205,9 @@ def _print_tables(planned: Plan, probe: Probe | None) -> None:
     screen.print(
         f"{planned.name}: {format_count(size.parameters)} parameters, "
         f"{format_count(size.parameters_without_embeddings)} without embeddings (V = {size.vocab_size:,})\n"
-        f"{format_count(planned.tokens)} tokens in {planned.steps:,} steps of {planned.batch_rows:,} sequences; "
-        f"{planned.flops:.3g} FLOPs, {format_count(size.flops_per_token)} a token\n",
+        f"{format_count(planned.tokens)} tokens in {planned.steps:,} steps of "
+        f"{planned.sequences_per_step:,} sequences; {planned.flops:.3g} FLOPs, "
+        f"{format_count(size.flops_per_token)} a token\n",
         markup=False,
     )
     screen.print(_memory_table(planned))

@@ -43,21 +43,25 @@ class SlotKind:
     offers: tuple[str, ...]
 
 
-_BLOCK_OFFERS = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size")
+_LAYER = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size", "layer")
 
 SLOTS: dict[str, SlotKind] = {
     "model": SlotKind("gptlab.model.transformer", ("vocab_size", "sequence_length")),
-    "block": SlotKind("gptlab.model.block", (*_BLOCK_OFFERS, "norm")),
-    "attention": SlotKind("gptlab.model.attention", _BLOCK_OFFERS),
-    "mlp": SlotKind("gptlab.model.mlp", _BLOCK_OFFERS),
+    "block": SlotKind("gptlab.model.block", (*_LAYER, "norm")),
+    "attention": SlotKind("gptlab.model.attention", _LAYER),
+    "mlp": SlotKind("gptlab.model.mlp", _LAYER),
     "norm": SlotKind("gptlab.model.norm", ("dim",)),
     "position": SlotKind("gptlab.model.position", ("dim", "heads", "head_dim", "context_length")),
     "residual": SlotKind("gptlab.model.residual", ("layers",)),
     "initialization": SlotKind("gptlab.model.initialization", ("layers",)),
     "loss": SlotKind("gptlab.loss", ()),
     "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
-    "schedule": SlotKind("gptlab.optim", ("total_steps",)),
+    "schedule": SlotKind("gptlab.schedules", ("total_steps",)),
     "mix": SlotKind("gptlab.data.mixture", ("sources",)),
+    "stream": SlotKind(
+        "gptlab.data.batches",
+        ("datasets", "mix", "sequence_length", "sequences_per_step", "seed", "total_steps", "epochs"),
+    ),
 }
 
 

@@ -34,8 +34,7 @@ from gptlab.contracts.subject import (
 from gptlab.errors import GptlabError
 from gptlab.inference.generate import Reader, window_start
 from gptlab.loss import IGNORE, TokenBatch
-from gptlab.model.attention import Context
-from gptlab.model.lifecycle import after_step, before_step
+from gptlab.model.component import Context, after_step, before_step, declared
 from gptlab.run import save_weights
 
 _ROUNDING = 1e-4  # of the largest gradient
@@ -132,7 +131,7 @@ def _seeded(model: nn.Module, ids: Tensor, documents: Tensor | None = None) -> T
 def documents(subject: Subject) -> None:
     """Each document of two rows alone equals itself packed, and sends no gradient to its neighbours."""
     model = subject.model(wild=True, documents=True)
-    if not any(getattr(module, "document_mask", False) for module in model.modules()):
+    if not any(declared(module, "document_mask") for module in model.modules()):
         raise Skipped(
             "does not promise it: packed documents see each other; an argument (or attribute) `document_mask` = true "
             "would be held to it"
@@ -177,7 +176,7 @@ def window(subject: Subject) -> None:
         for name, module, x_BTD, context in _calls(model, subject.ids(1).expand(1 + _WINDOW_POSITIONS, -1)):
             width = window_width(module)
             # Where a key holds something of the one before it, what a query sees begins one earlier.
-            reach = (width or 0) + bool(getattr(module, "key_offset", False))
+            reach = (width or 0) + bool(declared(module, "key_offset"))
             if width is None or reach >= subject.length or (name, width) in held:
                 continue
             held.add((name, width))

@@ -16,8 +16,9 @@ part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,17 +47,20 @@ class Batch:
             end-of-text token opens its document. All 0 where the data set does not know its end-of-text id.
         global_targets: targets other than IGNORE in the whole global batch, over all ranks: what the loss
             sum is to be divided by.
+        extra: what else a stream of somebody's own gives to its loss, by name, each with B rows.
     """
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
     documents: NDArray[np.int32]
     global_targets: int
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` … `stop - 1`, of the same global batch."""
         part = slice(start, stop)
-        return Batch(self.inputs[part], self.targets[part], self.documents[part], self.global_targets)
+        extra = {name: array[part] for name, array in self.extra.items()}
+        return Batch(self.inputs[part], self.targets[part], self.documents[part], self.global_targets, extra)
 
 
 def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
@@ -65,14 +69,25 @@ def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
         yield batch.rows(start, start + rows)
 
 
+class TokenStream(Protocol):
+    """What the slot `stream` holds: the training batches of a run, each a function of its step.
+
+    Whoever asks gets the same: no state may pass from one call to the next. `extra` of a batch carries to the loss
+    whatever else an objective needs (masks, preferences, rewards).
+    """
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The contiguous share of `rank` among `world_size` in the global batch of `step`, counted from 0."""
+
+
 class BatchStream:
-    """The training batches of a run.
+    """Next-token batches from one data set or a mixture of several, in windows, each epoch in an order of its own.
 
     Args:
         datasets: (name, data set) of each source.
         mix: weights of the sources at a progress in [0, 1], (len(datasets),): see `gptlab.data.mixture`.
         sequence_length: T.
-        batch_rows: B, rows of the global batch.
+        sequences_per_step: B, rows of the global batch.
         seed: decides shuffles, phases and which row goes to which source.
         total_steps: steps of the whole run; progress of step s is s / total_steps.
         epochs: how often a data set may be read at most; None for as often as it takes (which is said).
@@ -80,22 +95,23 @@ class BatchStream:
     Raises DataError where a data set is shorter than a sequence, or the run needs more epochs than allowed.
     """
 
+    slot = "stream"
+
     def __init__(
         self,
         datasets: Sequence[tuple[str, TokenDataset]],
         mix: Mix,
-        *,
         sequence_length: int,
-        batch_rows: int,
+        sequences_per_step: int,
         seed: int,
         total_steps: int,
         epochs: int | None,
     ) -> None:
         self.names = [name for name, _ in datasets]
         self.datasets = [dataset for _, dataset in datasets]
-        self.sequence_length, self.batch_rows, self.seed, self.total_steps = (
+        self.sequence_length, self.sequences_per_step, self.seed, self.total_steps = (
             sequence_length,
-            batch_rows,
+            sequences_per_step,
             seed,
             total_steps,
         )
@@ -115,7 +131,7 @@ class BatchStream:
         """
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} of a run of {self.total_steps}")
-        first, last = _share(self.batch_rows, rank, world_size)
+        first, last = _share(self.sequences_per_step, rank, world_size)
         sources = self._sources(step)
         ids = np.empty((last - first, self.sequence_length + 1), dtype=np.int64)
         documents = np.zeros((last - first, self.sequence_length), dtype=np.int32)
@@ -127,7 +143,7 @@ class BatchStream:
                 dataset.read_into(int(start), ids[row])
             _check_ids(dataset, ids[rows[mine] - first])
             documents[rows[mine] - first] = _documents(ids[rows[mine] - first, :-1], dataset.end_of_text)
-        return Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), documents, self.batch_rows * self.sequence_length)
+        return Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), documents, self.sequences_per_step * self.sequence_length)
 
     def sources(self, step: int) -> list[str]:
         """The name of the data set that each row of `step`'s global batch comes from."""
@@ -150,7 +166,7 @@ class BatchStream:
 
     def _sources_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the data set of each row of each of `steps`: (steps, B)."""
-        B, n = self.batch_rows, len(self.datasets)
+        B, n = self.sequences_per_step, len(self.datasets)
         if n == 1:
             return np.zeros((len(steps), B), dtype=np.int64)
         weights = np.stack([self._mix(float(step) / self.total_steps) for step in steps])
@@ -167,7 +183,7 @@ class BatchStream:
         """Rows that each data set has given before each step: (total_steps + 1, datasets)."""
         n = len(self.datasets)
         counts = np.zeros((self.total_steps + 1, n), dtype=np.int64)
-        chunk = max(1, (1 << 20) // self.batch_rows)  # bounds the memory of the count, not of the run
+        chunk = max(1, (1 << 20) // self.sequences_per_step)  # bounds the memory of the count, not of the run
         for start in range(0, self.total_steps, chunk):
             sources = self._sources_of(np.arange(start, min(start + chunk, self.total_steps)))
             for number in range(n):

@@ -132,7 +132,7 @@ class Plan:
     footprint: Footprint
     tokens: int
     steps: int
-    batch_rows: int
+    sequences_per_step: int
     validations: int
     peak_memory: int  # bytes, of one device or process
     memory_limit: int | None
@@ -186,6 +186,7 @@ class Plan:
         """The plan that `plain` wrote out."""
         names = {field.name for field in dataclasses.fields(cls)}
         mine = {name: value for name, value in values.items() if name in names}
+        mine.setdefault("sequences_per_step", values.get("batch_rows"))  # as gptlab 0.3 wrote it
         mine["footprint"] = Footprint(**mine["footprint"])
         return cls(**{**mine, "assumptions": tuple(mine["assumptions"])})
 
@@ -238,7 +239,7 @@ def plan_run(
         footprint=footprint,
         tokens=config.total_steps * config.train.batch_tokens,
         steps=config.total_steps,
-        batch_rows=config.batch_rows,
+        sequences_per_step=config.sequences_per_step,
         validations=validations(config),
         peak_memory=peak,
         memory_limit=memory_limit,
@@ -294,7 +295,7 @@ def _times_from_data_sheet(
     A sum and not the larger of the two (the roofline of Williams et al. 2009, doi:10.1145/1498765.1498785), because
     what moves memory in a transformer, norms, residuals, optimizer, mostly does not overlap with its products.
     """
-    rows, length = -(-config.batch_rows // devices), config.train.sequence_length
+    rows, length = -(-config.sequences_per_step // devices), config.train.sequence_length
     pieces = -(-rows // footprint.micro_batch)
     compute = rows * length * footprint.flops_per_token / (gpu.peak * MATMUL_EFFICIENCY)
     moved = pieces * (_ACTIVATION_PASSES * footprint.activations + _LOGIT_PASSES * footprint.logits)
