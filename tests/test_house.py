@@ -174,5 +174,6 @@ def test_moving_a_definition_changes_no_fingerprint_and_changing_it_does(tmp_pat
 
 
 def test_what_does_not_run_is_left_out() -> None:
-    source = "'''Module.'''\nimport os\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import re\ndef f():\n    import json\n"
+    types = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import re\n"
+    source = f"'''Module.'''\nimport os\n{types}def f():\n    import json\n"
     assert executable(source) == ["def f():\n    pass"]

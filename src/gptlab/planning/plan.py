@@ -186,6 +186,7 @@ class Plan:
         """The plan that `plain` wrote out."""
         names = {field.name for field in dataclasses.fields(cls)}
         mine = {name: value for name, value in values.items() if name in names}
+        mine.setdefault("sequences_per_step", values.get("batch_rows"))  # as gptlab 0.3 wrote it
         mine["footprint"] = Footprint(**mine["footprint"])
         return cls(**{**mine, "assumptions": tuple(mine["assumptions"])})
 

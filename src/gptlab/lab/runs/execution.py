@@ -164,7 +164,7 @@ class _TrainingProcess:
     def _train(self) -> subprocess.Popen[str]:
         say(f"training {self.run.label}: {self.folder}")
         every = self.run.config.checkpoint.every or max(1, self.total // _CHECKPOINTS)
-        self.folder.mkdir(parents=True, exist_ok=True)  # so that a failure can be told there
+        self.folder.mkdir(parents=True, exist_ok=True)  # a failure before the first file is written finds its place
         (self.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt
         if self.prediction is not None:
             write_prediction(self.folder, self.prediction)
@@ -231,8 +231,8 @@ class _TrainingProcess:
         failure = read_failure(self.folder)
         if failure is not None and self.store.failure(self.folder) is None:
             (self.folder / FAILED).unlink(missing_ok=True)
-            with suppress(OSError):
-                self.folder.rmdir()  # where training did not come to write anything else
+        with suppress(OSError):
+            self.folder.rmdir()  # empty where training did not come to write anything
         return failure
 
     def close(self) -> None:
