@@ -148,6 +148,15 @@ PROTOCOL = (
         "a model's blocks for tokens further on, which the loss MultiToken trains",
     ),
     Attribute(
+        "sharding",
+        "class",
+        "{layer: column or row}",
+        None,
+        "parallel.sharding",
+        "how the linear layers of the component, and all inside it, are cut over tensor-parallel processes; {}: not at "
+        "all",
+    ),
+    Attribute(
         "writes_residual",
         "module",
         "bool",

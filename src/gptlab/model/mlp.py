@@ -32,6 +32,7 @@ def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int) -
 class _Plain(nn.Module):
     """down(activation(up(x))): two matrices, and what stands between them."""
 
+    sharding = {"up": "column", "down": "row"}  # noqa: RUF012 - read as a constant
     reads = ("up",)  # the matrices that see the input, in the order in which `activation` takes their outputs
 
     def __init__(
@@ -127,6 +128,7 @@ class ReLU2(_Plain):
 class _Gated(nn.Module):
     """down(f(gate(x)) · up(x)): three matrices (Shazeer 2020, arXiv:2002.05202)."""
 
+    sharding = {"gate": "column", "up": "column", "down": "row"}  # noqa: RUF012 - read as a constant
     reads = ("gate", "up")
 
     def __init__(
@@ -245,6 +247,7 @@ class MoE(nn.Module):
     """
 
     slot = "mlp"
+    sharding: dict[str, str] = {}  # noqa: RUF012 - its experts are multiplied together, and not one by one
 
     def __init__(
         self,
