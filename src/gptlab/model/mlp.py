@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 
+_PLAIN_SHARDING = {"up": "column", "down": "row"}
+_GATED_SHARDING = {"gate": "column", "up": "column", "down": "row"}
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 
@@ -32,7 +34,6 @@ def hidden_width(dim: int, ratio: float, hidden: int | None, multiple_of: int) -
 class _Plain(nn.Module):
     """down(activation(up(x))): two matrices, and what stands between them."""
 
-    sharding = {"up": "column", "down": "row"}  # noqa: RUF012 - read as a constant
     reads = ("up",)  # the matrices that see the input, in the order in which `activation` takes their outputs
 
     def __init__(
@@ -71,6 +72,7 @@ class GELU(_Plain):
     """
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class ReLU(_Plain):
     """down(relu(up(x))), the original transformer's (Vaswani et al. 2017, arXiv:1706.03762, eq. 2)."""
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def activation(self, x_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -109,6 +112,7 @@ class SiLU(_Plain):
     """down(silu(up(x))), silu(x) = x·sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def activation(self, x_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -119,6 +123,7 @@ class ReLU2(_Plain):
     """down(relu(up(x))²) (So et al. 2021, Primer, arXiv:2109.08668)."""
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def activation(self, x_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -128,7 +133,6 @@ class ReLU2(_Plain):
 class _Gated(nn.Module):
     """down(f(gate(x)) · up(x)): three matrices (Shazeer 2020, arXiv:2002.05202)."""
 
-    sharding = {"gate": "column", "up": "column", "down": "row"}  # noqa: RUF012 - read as a constant
     reads = ("gate", "up")
 
     def __init__(
@@ -163,6 +167,7 @@ class SwiGLU(_Gated):
     """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def activation(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -173,6 +178,7 @@ class GeGLU(_Gated):
     """down(gelu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6); `approximate` as in GELU."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def __init__(
         self,
@@ -199,6 +205,7 @@ class ReGLU(_Gated):
     """down(relu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def activation(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -209,6 +216,7 @@ class ReGLU2(_Gated):
     """down(relu(gate(x))² · up(x)): ReLU² in the place of the gate's bend."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def activation(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""

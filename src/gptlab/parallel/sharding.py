@@ -14,14 +14,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from gptlab.errors import ConfigError
-from gptlab.model.component import declared
+from gptlab.model.component import declared_by_class
 
 STYLES: Mapping[str, type[ParallelStyle]] = {"column": ColwiseParallel, "row": RowwiseParallel}
 
 
 def sharding_plan(model: nn.Module) -> dict[str, str]:
     """Linear layer → "column" or "row", by the plans of the model's components. A component's plan speaks for all that
-    is inside it; layers that no plan names are held whole by every process.
+    is inside it; layers that no plan names are held whole by every process. A plan is not inherited: a subclass may add
+    what the plan does not know.
 
     Raises ConfigError where a plan names no linear layer of its component, or a way to cut that does not exist.
     """
@@ -29,7 +30,7 @@ def sharding_plan(model: nn.Module) -> dict[str, str]:
 
 
 def _plan(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
-    own = declared(module, "sharding")
+    own = declared_by_class(module, "sharding")
     if own is None:
         for name, child in module.named_children():
             yield from _plan(child, f"{path}{name}.")
