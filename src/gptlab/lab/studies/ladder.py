@@ -23,10 +23,10 @@ from gptlab.console import progress
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.spec import Arm, hash_of, with_seed
-from gptlab.lab.report.drawing import COLOURS, image
 from gptlab.lab.runs.store import Store, Wanted
 from gptlab.lab.stats.scaling import Estimate, ParametricFit, RankCorrelation, fit_parametric, rank_correlation
 from gptlab.planning.plan import plan_in_subprocess
+from gptlab.plotting import COLOURS, image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
