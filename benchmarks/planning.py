@@ -16,8 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from gptlab.planning.plan import Comparison, compare_prediction, format_bytes, format_seconds, plan_in_subprocess
-from gptlab.planning.plan import write_prediction as write
+from gptlab.planning.formatting import format_bytes, format_seconds
+from gptlab.planning.records import PredictionRatios, compare_prediction
+from gptlab.planning.records import write_prediction as write
+from gptlab.planning.subprocesses import plan_in_subprocess
 from gptlab.record.facts import read_facts
 
 # Different widths, depths, parts, optimizers, lengths and batches.
@@ -77,7 +79,7 @@ def prepare(text: str, validation: str, folder: Path) -> None:
     gptlab("data", "prepare", *inputs, "--out", "data/books", folder=folder)
 
 
-def measure(name: str, folder: Path, seconds: float) -> tuple[dict[str, object], Comparison]:
+def measure(name: str, folder: Path, seconds: float) -> tuple[dict[str, object], PredictionRatios]:
     """Plan a config, train it, and compare."""
     config = folder / f"{name}.yaml"
     config.write_text(CONFIGS[name] + REST.format(name=name), encoding="utf-8")

@@ -16,7 +16,8 @@ from pathlib import Path
 from gptlab.config import load_config
 from gptlab.hardware.gpus import read_gpus
 from gptlab.planning.footprint import footprint
-from gptlab.planning.plan import USABLE, format_dollars, format_seconds, largest_fit, plan_run
+from gptlab.planning.formatting import format_dollars, format_seconds
+from gptlab.planning.plan import USABLE, largest_fit, plan_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "planning.md"

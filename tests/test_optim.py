@@ -12,7 +12,8 @@ from gptlab import optim
 from gptlab.config import build, config_from
 from gptlab.errors import ConfigError
 from gptlab.model import build_model
-from gptlab.optim import WSD, AdamW, Constant, Cosine, Linear, Muon, PowerLaw, parameter_kind, set_learning_rate
+from gptlab.optim import AdamW, Muon, parameter_kind, set_learning_rate
+from gptlab.schedules import WSD, Constant, Cosine, Linear, PowerLaw
 
 
 def make_model(**changes: object) -> torch.nn.Module:

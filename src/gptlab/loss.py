@@ -6,7 +6,7 @@ mean over all its tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
+from gptlab.model.component import declared
 
 IGNORE = -1
 """A target that is not to be predicted."""
@@ -23,11 +24,15 @@ IGNORE = -1
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A batch on its device: token ids, next-token targets (IGNORE: none), and document numbers, each (B, T) int64."""
+    """A batch on its device: token ids, next-token targets (IGNORE: none), and document numbers, each (B, T) int64.
+
+    `extra`: what a token stream of somebody's own gives beside them, by name, each (B, …).
+    """
 
     inputs: Tensor
     targets: Tensor
     documents: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,25 +92,26 @@ class CrossEntropy:
         self._whole = _head_loss
 
     def __call__(self, model: nn.Module, batch: TokenBatch) -> LossSum:
-        """`model` is a `gptlab.model.GPT` or has its `forward` and `logits`. Raises ConfigError for a model with
+        """`model` is a `gptlab.model.GPT`, as a layout wraps it, or has its `forward` and `logits`.
+
+        Raises ConfigError for a model with
         blocks for tokens further ahead, which this loss would leave untrained."""
-        core = getattr(model, "module", model)  # logits live on the model itself, not on its DDP wrapper
-        if len(getattr(core, "ahead", ())):
+        if len(declared(model, "ahead")):
             raise ConfigError("loss: a model with `ahead` needs the loss MultiToken; use it, or set model.ahead to 0")
         hidden = model(batch.inputs, batch.documents)
-        terms = self._terms(core, hidden.flatten(0, -2), batch.targets.flatten()[:, None], self.recipe)
+        terms = self._terms(model, hidden.flatten(0, -2), batch.targets.flatten()[:, None], self.recipe)
         count = (batch.targets != IGNORE).sum()
         if not self.recipe.parts:
             return LossSum(terms[0], count)
         return LossSum(terms[0], count, {"cross_entropy": terms[1], "z_loss": terms[-1]})
 
-    def _terms(self, core: nn.Module, rows: Tensor, targets_NA: Tensor, recipe: _Recipe) -> Tensor:
+    def _terms(self, model: nn.Module, rows: Tensor, targets_NA: Tensor, recipe: _Recipe) -> Tensor:
         """The loss, then its parts: see `_head_loss`."""
-        chunk = self._chunk_rows(rows.shape[0], core.vocab_size, rows.device.type)
+        chunk = self._chunk_rows(rows.shape[0], model.vocab_size, rows.device.type)
         if chunk is None:
-            return self._whole(core, rows, targets_NA, recipe)
-        parameters = [p for p in core.head.parameters() if p.requires_grad]
-        return _Chunked.apply(rows, targets_NA, core, recipe, chunk, *parameters)
+            return self._whole(model, rows, targets_NA, recipe)
+        parameters = [p for p in model.head.parameters() if p.requires_grad]
+        return _Chunked.apply(rows, targets_NA, model, recipe, chunk, *parameters)
 
     def _chunk_rows(self, rows: int, vocab_size: int, device: str) -> int | None:
         if self.chunk != "auto":
@@ -141,15 +147,14 @@ class MultiToken(CrossEntropy):
 
     def __call__(self, model: nn.Module, batch: TokenBatch) -> LossSum:
         """Raises ConfigError where weights and the model's blocks do not fit together."""
-        core = getattr(model, "module", model)
-        weights, blocks = self.recipe.weights, len(getattr(core, "ahead", ()))
+        weights, blocks = self.recipe.weights, len(declared(model, "ahead"))
         targets = torch.stack([_targets_ahead(batch, i) for i in range(len(weights))], dim=-1).flatten(0, 1)  # (N, A)
         if blocks == 0:
-            terms = self._terms(core, model(batch.inputs, batch.documents).flatten(0, 1), targets, self.recipe)
+            terms = self._terms(model, model(batch.inputs, batch.documents).flatten(0, 1), targets, self.recipe)
         elif blocks + 1 == len(weights):
             hidden = model(batch.inputs, batch.documents, ahead=True).flatten(1, 2)  # (A, N, D)
             parts = [
-                self._terms(core, hidden[i], targets[:, i : i + 1], replace(self.recipe, weights=(weight,)))
+                self._terms(model, hidden[i], targets[:, i : i + 1], replace(self.recipe, weights=(weight,)))
                 for i, weight in enumerate(weights)
             ]
             total, z = sum(part[0] for part in parts), sum(part[-1] for part in parts)

@@ -1,15 +1,12 @@
-"""Optimizers and schedules.
+"""Optimizers.
 
 An optimizer is built from `(named_parameters)` and sorts them by what they do: the *embedding* tables, the *head*,
 *matrices* inside blocks, and *scalars* (every bias, gain and other parameter with fewer than two dimensions). Weight
 decay applies to what has two dimensions. Each kind may have a learning rate of its own.
-
-A schedule is built from `(total_steps)` and maps a step to a multiplier of every group's rate.
 """
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -20,6 +17,8 @@ from torch import Tensor
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
 from gptlab.hardware.precision import has_fast_bfloat16
+from gptlab.model.component import declared
+from gptlab.model.mup import width_scaling
 
 NamedParameters = Iterable[tuple[str, Tensor]]
 KINDS = ("embedding", "head", "matrix", "scalar")
@@ -39,19 +38,20 @@ def parameter_groups(
     *,
     rates: dict[str, float],
     weight_decay: float,
-    slower: Callable[[str, float], float] = lambda kind, rate: rate,
+    mup_lr_rule: Callable[[str, float], float] = lambda kind, rate: rate,
 ) -> list[dict[str, Any]]:
     """One group a kind and width, in the order of KINDS: `rates` by kind, decay for what has two dimensions.
 
-    Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere); `slower(kind, rate)`
-    is what an optimizer makes of that. The decay of a step, rate · decay, stays as it is.
+    Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere), by a rule for Adam;
+    `mup_lr_rule(kind, rate)` is what another optimizer makes of that. The decay of a step, rate · decay, does not
+    change.
     """
     members: dict[tuple[int, float], list[Tensor]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             kind = parameter_kind(name, parameter)
-            width = getattr(getattr(parameter, "growth", None), "rate", 1.0)
-            members.setdefault((KINDS.index(kind), slower(kind, width)), []).append(parameter)
+            width = mup_lr_rule(kind, width_scaling(parameter).rate)
+            members.setdefault((KINDS.index(kind), width), []).append(parameter)
     groups = []
     for (index, width), parameters in sorted(members.items(), key=lambda item: (item[0][0], -item[0][1])):
         kind = KINDS[index]
@@ -158,10 +158,10 @@ class Muon(torch.optim.Optimizer):
         require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
 
-        def slower(kind: str, rate: float) -> float:
+        def mup_lr_rule(kind: str, rate: float) -> float:
             return rate if kind != "matrix" else 1.0 if adjust_lr == "original" else math.sqrt(rate)
 
-        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay, slower=slower)
+        groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay, mup_lr_rule=mup_lr_rule)
         _check_used(groups, embedding_lr=embedding_lr, head_lr=head_lr, scalar_lr=scalar_lr)
         matrices = [group for group in groups if group["kind"] == "matrix"]
         others = [group for group in groups if group["kind"] != "matrix"]
@@ -208,7 +208,7 @@ class Muon(torch.optim.Optimizer):
             buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - self.momentum)
             direction = weight.grad.lerp(buffer, self.momentum) if self.nesterov else buffer
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            rows = getattr(weight, "stacked", None) if self.unstack else None
+            rows = declared(weight, "stacked") if self.unstack else None
             for pair in zip(*(x.split(rows or len(weight)) for x in (weight, direction)), strict=True):
                 alike.setdefault(pair[0].shape, []).append(pair)
         for shape, pairs in alike.items():
@@ -247,95 +247,3 @@ def orthogonalize(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
     return (x.mT if tall else x).to(matrices_NRC.dtype)
-
-
-class _Schedule(abc.ABC):
-    """Linear warmup over the first `warmup` of the run, then the shape of a subclass, down to `final`."""
-
-    def __init__(self, total_steps: int, *, warmup: float = 0.02, final: float = 0.1) -> None:
-        require_range("schedule", "from 0 to 1", warmup=warmup, final=final)
-        self.total, self.warmup, self.final = total_steps, round(warmup * total_steps), final
-
-    def __call__(self, step: int) -> float:
-        """The multiplier of the learning rate at `step`, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.total - self.warmup)
-        return self.final + (1 - self.final) * self.shape(min(1.0, progress))
-
-    @abc.abstractmethod
-    def shape(self, progress: float) -> float:
-        """From 1 at progress 0 to 0 at progress 1."""
-
-
-class Cosine(_Schedule):
-    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
-
-    slot = "schedule"
-
-    def shape(self, progress: float) -> float:
-        """½(1 + cos π·progress)"""
-        return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class Linear(_Schedule):
-    """A straight line from 1 to `final`."""
-
-    slot = "schedule"
-
-    def shape(self, progress: float) -> float:
-        """1 − progress"""
-        return 1 - progress
-
-
-class WSD(_Schedule):
-    """Warmup, a plateau, and a linear decay over the last `decay` of the run (Hu et al. 2024, arXiv:2404.06395)."""
-
-    slot = "schedule"
-
-    def __init__(self, total_steps: int, *, warmup: float = 0.02, decay: float = 0.2, final: float = 0.0) -> None:
-        super().__init__(total_steps, warmup=warmup, final=final)
-        require_range("schedule", "from 0 to 1", decay=decay)
-        if warmup + decay > 1 + 1e-9:
-            raise ConfigError(
-                f"schedule.decay: the last {decay:g} of the run and a warmup over its first {warmup:g} overlap; make "
-                "them at most 1 together"
-            )
-        self.decay_steps = max(1, round(decay * total_steps))
-
-    def shape(self, progress: float) -> float:
-        """1 until the decay begins, then a straight line to 0."""
-        remaining = (1 - progress) * max(1, self.total - self.warmup)
-        return min(1.0, remaining / self.decay_steps)
-
-
-class Constant(_Schedule):
-    """Warmup, then no change."""
-
-    slot = "schedule"
-
-    def __init__(self, total_steps: int, *, warmup: float = 0.02) -> None:
-        super().__init__(total_steps, warmup=warmup, final=1.0)
-
-    def shape(self, progress: float) -> float:
-        """1"""
-        return 1.0
-
-
-class PowerLaw(_Schedule):
-    """Warmup, then n^(−`power`) at the n-th step after it, with no end in view (hlb-GPT's; Zhai et al. 2022,
-    arXiv:2106.04560, section 3.5, with power ½): a run of any length is the start of a longer one.
-
-    Warmup is a share of the run like everywhere, so it has to be lowered where the run is made longer.
-    """
-
-    slot = "schedule"
-
-    def __init__(self, total_steps: int, *, warmup: float = 0.02, power: float = 0.5) -> None:
-        super().__init__(total_steps, warmup=warmup, final=0.0)
-        require_range("schedule", "at least 0", power=power)
-        self.power = power
-
-    def shape(self, progress: float) -> float:
-        """n^(−power); the first step after the warmup is n = 1."""
-        return float((1 + progress * max(1, self.total - self.warmup)) ** -self.power)

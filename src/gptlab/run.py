@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from gptlab.hardware.precision import pick_dtype
 from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.inference.scoring import LossResult, evaluate_loss
 from gptlab.model import build_model
-from gptlab.parallel.world import World
+from gptlab.parallel import World
 from gptlab.record import runfolder
 from gptlab.record.runfolder import read_config
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
@@ -119,11 +119,15 @@ def place(
     return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(asked, where), step)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """The weights as one safetensors file, a shared matrix once. Raises CheckpointError where the disk refuses."""
+def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) -> None:
+    """The weights of a model, or tensors by name, as one safetensors file; a shared matrix once.
+
+    Raises CheckpointError where the disk refuses.
+    """
     from safetensors.torch import save
 
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    named = weights.named_parameters() if isinstance(weights, nn.Module) else weights.items()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named}
     try:
         write_atomic(path, save(tensors, metadata={"format": "pt"}))
     except OSError as error:

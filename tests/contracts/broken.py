@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.loss import IGNORE, CrossEntropy, LossSum, TokenBatch
-from gptlab.model.attention import Attention, Context
+from gptlab.model.attention import Attention
+from gptlab.model.component import Context
 from gptlab.model.initialization import GPT2Init
 from gptlab.model.mlp import ReLU2
 from gptlab.model.position import Learned, RoPE

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
+from gptlab.evals.benchmark import Options, evaluate
 from gptlab.evals.hellaswag import read_questions
-from gptlab.evals.tasks import Options, evaluate
 from gptlab.run import Run
 from gptlab.tokenizer import train_bpe
 

@@ -91,14 +91,14 @@ def test_another_data_set_has_its_own_file(runs: Path, call: Callable[..., tuple
 
 
 def test_questions_are_found_where_they_are_named(runs: Path, call: Callable[..., tuple], tmp_path: Path) -> None:
-    from gptlab.evals.tasks import find_benchmark
+    from gptlab.evals.benchmark import QuestionFile, find_questions
 
     for name in ("one/hellaswag_val.jsonl", "two/hellaswag/hellaswag_val.jsonl.gz", "three/hellaswag_val.jsonl.gz"):
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.write_bytes(b"")
         folder = tmp_path / Path(name).parts[0]
-        assert find_benchmark("hellaswag", "hellaswag_val.jsonl", "https://x", folder) == path
+        assert find_questions("hellaswag", QuestionFile("hellaswag_val.jsonl", "https://x"), folder) == path
 
 
 def test_mistakes_are_one_line(runs: Path, refused: Refused, benchmarks: Path, tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_half_a_download_is_one_line(runs: Path, refused: Refused, benchmarks: P
 def test_questions_beside_the_working_folder_are_found(
     tmp_path: Path, benchmarks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptlab.evals.tasks import find_benchmark
+    from gptlab.evals.benchmark import QuestionFile, find_questions
 
     monkeypatch.delenv("GPTLAB_BENCHMARKS", raising=False)
     (tmp_path / "work" / "data").mkdir(parents=True)
     (tmp_path / "work" / "data" / "benchmarks").symlink_to(benchmarks)
     monkeypatch.chdir(tmp_path / "work")
-    found = find_benchmark("hellaswag", "hellaswag_val.jsonl", "http://127.0.0.1:9/hellaswag_val.jsonl")
+    found = find_questions("hellaswag", QuestionFile("hellaswag_val.jsonl", "http://127.0.0.1:9/hellaswag_val.jsonl"))
     assert found.is_file()
     assert found.parts[:2] == ("data", "benchmarks")

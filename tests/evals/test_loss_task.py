@@ -13,8 +13,8 @@ from helpers import make_data
 
 from gptlab.data import TokenDataset, prepare
 from gptlab.errors import DataError, GptlabError
-from gptlab.evals import tasks
-from gptlab.evals.tasks import Options, evaluate
+from gptlab.evals import validation
+from gptlab.evals.benchmark import Options, evaluate
 from gptlab.run import Run
 from gptlab.tokenizer import byte_tokenizer
 
@@ -123,7 +123,7 @@ def test_separators_count_as_tokens_but_not_as_text(make_run, tmp_path: Path, mo
     made = tmp_path / "documents"
     prepare([str(tmp_path / "train")], made, validation=[str(tmp_path / "validation")], tokenizer="byte", workers=1)
     run = make_run(byte_tokenizer(), context=LENGTH, data=made)
-    monkeypatch.setitem(tasks._WINDOW_TOKENS, "cpu", 4 * LENGTH)  # the last batch has rows beyond the end
+    monkeypatch.setitem(validation._WINDOW_TOKENS, "cpu", 4 * LENGTH)  # the last batch has rows beyond the end
     found = evaluate(run, "loss").results
     dataset = TokenDataset.open(made, "validation")
     ids = dataset.read(0, dataset.tokens)

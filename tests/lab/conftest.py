@@ -26,7 +26,9 @@ compute_curve: {tokens: [1280, 2560], seeds: [1, 2]}
 @pytest.fixture(scope="session")
 def lab_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data/, base.yaml, experiments/gate and its finished runs/. Copy it (`lab`) before changing it."""
-    from gptlab.lab.experiment.run_queue import still_needed
+    from gptlab.lab.experiment.evidence import evaluate_experiment
+    from gptlab.lab.experiment.ledger import Ledger
+    from gptlab.lab.experiment.run_queue import missing_runs
     from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.runs.store import Store
     from gptlab.training.loop import train
@@ -38,7 +40,7 @@ def lab_experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "experiments" / "gate" / "experiment.yaml").write_text(STATEMENT)
     with contextlib.chdir(place):
         experiment, store = load_experiment("experiments/gate"), Store()
-        while missing := still_needed(experiment, store):
+        while missing := missing_runs(evaluate_experiment(Ledger.read(experiment, store))):
             train(missing[0].config, folder=store.folder(missing[0]))
     for folder in ("code", "checkpoints"):  # hundreds of small files that no report reads
         for path in place.glob(f"runs/*/{folder}"):

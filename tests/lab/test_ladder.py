@@ -9,7 +9,7 @@ import pytest
 
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
-from gptlab.lab.stats.scaling import ParametricLaw
+from gptlab.lab.stats.chinchilla import ParametricLaw
 from gptlab.lab.studies.ladder import Point, Size, at_size, climb, lines, parse_sizes, parse_tokens, write_ladder
 
 LAW = ParametricLaw(E=2.0, A=60.0, B=300.0, alpha=0.35, beta=0.4)

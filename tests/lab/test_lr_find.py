@@ -15,9 +15,10 @@ from gptlab.cli.search import _check_picture
 from gptlab.config import config_from
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.lab.runs.execution import Device
-from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.lab.studies.lr_find import analyse, draw, range_test, run_range_test
 from gptlab.lab.studies.lr_range import Exponential
+from gptlab.record.runfolder import DIVERGED, Failure, write_failure
 
 Array = NDArray[np.float64]
 
@@ -151,19 +152,19 @@ def test_ranges_that_show_nothing_are_refused(tmp_path: Path) -> None:
         range_test(config, low=0.1, high=float("inf"), steps=100)
     for limit in (1.0, float("nan")):
         with pytest.raises(GptlabError, match="--limit"):
-            run_range_test(Wanted(config, "0" * 8, "a test"), Store(tmp_path), Device(None), limit=limit)
+            run_range_test(RunSpec(config, "0" * 8, "a test"), Store(tmp_path), Device(None), limit=limit)
 
 
 def test_a_run_that_stopped_by_itself_diverged_where_it_stopped(tmp_path: Path) -> None:
     """A gradient that is not finite stops training, and no loss shows it."""
     train = {"tokens": 40 * 256, "batch_tokens": 256, "sequence_length": 32}
     config = config_from({"data": {"path": "."}, "model": {"dim": 32, "heads": 2, "layers": 1}, "train": train})
-    run, store = Wanted(config, "0" * 8, "a test"), Store(tmp_path)
+    run, store = RunSpec(config, "0" * 8, "a test"), Store(tmp_path)
     folder = store.folder(run)
     folder.mkdir()
     logged = [{"step": n, "lr_multiplier": 10 ** (n / 10 - 2), "train/loss": 5 - n / 20} for n in range(1, 21)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in logged))
-    store.mark_failed(folder, "step 20: the gradient is not finite")
+    write_failure(folder, Failure(DIVERGED, "step 20: the gradient is not finite", step=20))
     found = run_range_test(run, store, Device(None), limit=1.5)
     assert found.diverged == 1.0
     assert found.cautious == 0.1

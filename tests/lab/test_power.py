@@ -11,13 +11,14 @@ import pytest
 from scipy import stats
 
 from gptlab.errors import GptlabError
+from gptlab.lab.stats.decision import Rule, Verdict, decide
 from gptlab.lab.stats.power import (
     fixed_minimum_detectable_effect,
     fixed_power,
     minimum_detectable_effect,
     power,
 )
-from gptlab.lab.stats.statistics import Rule, Verdict, decide, follow
+from gptlab.lab.stats.sequential import sequential_test
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics.md"
 LOSSES = np.array(json.loads(Path(__file__).with_name("noise.json").read_text(encoding="utf-8"))["losses"])
@@ -167,7 +168,7 @@ def test_the_simulation_uses_all_paths() -> None:
     assert total == pytest.approx(1)
     assert found == power(1.0, 1.0, RULE, maximum=12)
     assert found.found_by[-1] == pytest.approx(found.probability)
-    assert follow(np.zeros((2, 3)), g=1.0, alpha=0.05).p.shape == (2, 3)
+    assert sequential_test(np.zeros((2, 3)), g=1.0, alpha=0.05).p.shape == (2, 3)
 
 
 def test_plans_that_cannot_be() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from helpers import gptlab
 
 from gptlab.lab.experiment.spec import load_experiment
-from gptlab.lab.report.findings import find
+from gptlab.lab.report.findings import read_findings
 from gptlab.lab.report.registry import experiments, run_entries
 from gptlab.lab.report.tables import report_json
 from gptlab.lab.runs.store import Store
@@ -32,7 +32,7 @@ def test_sound_broken_and_untried(lab: Path) -> None:
 
 
 def test_a_clone_reads_the_report(lab: Path) -> None:
-    findings = find(load_experiment(lab), Store())
+    findings = read_findings(load_experiment(lab), Store())
     (lab / "report.json").write_text(report_json(findings, None))
     (here,) = experiments(Path("experiments"), Store())
     shutil.rmtree("runs")

@@ -19,23 +19,24 @@ from gptlab.lab.experiment.verdict import line
 from gptlab.lab.report.blocks import Bullets, Table
 from gptlab.lab.report.content import report_blocks
 from gptlab.lab.report.figures import over_seeds
-from gptlab.lab.report.findings import find, first_hash
+from gptlab.lab.report.findings import first_hash, read_findings
 from gptlab.lab.report.markdown import render
 from gptlab.lab.report.tables import differences_csv, report_json, runs_csv
 from gptlab.lab.report.write import write_report
 from gptlab.lab.runs.store import Store
 from gptlab.plotting import loss_limits, smooth
 from gptlab.record.metrics import read_columns, read_metrics
+from gptlab.record.runfolder import DIVERGED, Failure, write_failure
 
 
 def report(folder: Path) -> str:
-    write_report(find(load_experiment(folder), Store()))
+    write_report(read_findings(load_experiment(folder), Store()))
     return (folder / "report.md").read_text()
 
 
 def words(folder: Path) -> str:
     """The report without drawing or writing anything."""
-    return render(report_blocks(find(load_experiment(folder), Store()), first_hash(folder)))
+    return render(report_blocks(read_findings(load_experiment(folder), Store()), first_hash(folder)))
 
 
 def last_loss(run: Path) -> float:
@@ -44,7 +45,7 @@ def last_loss(run: Path) -> float:
 
 def test_the_answer_is_on_the_first_screen(lab: Path) -> None:
     text = words(lab)
-    evidence = find(load_experiment(lab), Store()).evidence
+    evidence = read_findings(load_experiment(lab), Store()).evidence
     start = text[:1200]
     for found in evidence.arms:
         assert line(evidence, found).split(" ")[1] in start
@@ -53,7 +54,7 @@ def test_the_answer_is_on_the_first_screen(lab: Path) -> None:
 
 
 def test_numbers_are_those_of_the_logs(lab: Path) -> None:
-    findings = find(load_experiment(lab), Store())
+    findings = read_findings(load_experiment(lab), Store())
     pairs = [row for row in csv.DictReader(io.StringIO(differences_csv(findings))) if row["arm"] == "gated_1"]
     assert [row["seed"] for row in pairs] == ["1", "2", "3"]
     for row in pairs:
@@ -84,12 +85,12 @@ def test_every_link_leads_somewhere_and_the_page_needs_nothing(lab: Path) -> Non
 
 
 def test_a_changed_statement_is_said(lab: Path) -> None:
-    findings = find(load_experiment(lab), Store())
+    findings = read_findings(load_experiment(lab), Store())
     assert "has changed since the first report" not in render(report_blocks(findings, first_hash(lab)))
     (lab / "report.json").write_text(report_json(findings, None))
     path = lab / "experiment.yaml"
     path.write_text(path.read_text().replace("0.01", "0.02"))
-    changed = find(load_experiment(lab), Store())
+    changed = read_findings(load_experiment(lab), Store())
     assert "has changed since the first report" in render(report_blocks(changed, first_hash(lab)))
     (lab / "report.json").write_text(report_json(changed, first_hash(lab)))
     assert first_hash(lab) == findings.statement_hash, "the second report does not make itself the first"
@@ -98,7 +99,7 @@ def test_a_changed_statement_is_said(lab: Path) -> None:
 def test_failed_runs_are_listed(lab: Path) -> None:
     (run,) = Path("runs").glob("gate-gated_1-*-seed3")
     (run / "facts.json").unlink()
-    Store.mark_failed(run, "the loss is nan at step 7")
+    write_failure(run, Failure(DIVERGED, "the loss is nan at step 7", step=7))
     text = words(lab)
     assert "1 of" in text
     assert "the loss is nan at step 7" in text

@@ -25,10 +25,11 @@ from gptlab.files import exclusive
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, load_experiment
 from gptlab.lab.runs.execution import Device, RunError
-from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.lab.studies.sweep.results import ENOUGH, confirmation, importances, remarks, write_sweep
 from gptlab.lab.studies.sweep.space import Range, distributions, parse_space
 from gptlab.lab.studies.sweep.study import Sweep, open_sweep
+from gptlab.record.runfolder import Failure
 
 SHORT = TINY.replace("5120", "1280")
 LOSS = Metric.model_validate("loss")
@@ -258,13 +259,13 @@ def test_a_trial_in_hand_is_left_alone_and_one_left_behind_is_taken_up(config: R
     first, second, third = join(), join(), join()
     with in_hand(second):
         with in_hand(first):
-            gone = first._wanted(2)
+            gone = first._queue(2)
             assert len(gone) == 2
-            others = second._wanted(2)
+            others = second._queue(2)
             assert len(others) == 1  # the third of three
             assert others[0].suffix not in [run.suffix for run in gone]
-            assert third._wanted(1) == []
-        assert [run.suffix for run in third._wanted(3)] == [run.suffix for run in gone]
+            assert third._queue(1) == []
+        assert [run.suffix for run in third._queue(3)] == [run.suffix for run in gone]
     assert [trial.state.name for trial in third.study.trials] == ["RUNNING"] * 3
 
 
@@ -273,8 +274,8 @@ def test_a_trial_left_behind_beyond_the_number_asked_for_is_over(config: RunConf
     gone, fewer = (
         open_sweep(config, space, Store(tmp_path), trials=trials, sampler="random", metric=LOSS) for trials in (3, 1)
     )
-    gone._wanted(3)
-    assert len(fewer._wanted(2)) == 1
+    gone._queue(3)
+    assert len(fewer._queue(2)) == 1
     assert [trial.state.name for trial in fewer.study.trials] == ["RUNNING", "FAIL", "FAIL"]
     assert fewer.done == []  # they were no outcome, and are not counted as trials
 
@@ -286,11 +287,11 @@ def test_on_another_machine_a_sign_of_life_counts(
     there, here = (open_sweep(config, space, Store(tmp_path), trials=1, metric=LOSS) for _ in range(2))
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("platform.node", lambda: "elsewhere")
-        (run,) = there._wanted(1)
-    assert here._wanted(1) == []
+        (run,) = there._queue(1)
+    assert here._queue(1) == []
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + 3600)
-    assert [found.suffix for found in here._wanted(1)] == [run.suffix]
+    assert [found.suffix for found in here._queue(1)] == [run.suffix]
 
 
 def test_a_process_that_dies_while_it_asks_leaves_a_trial_that_can_be_taken_up(
@@ -299,27 +300,28 @@ def test_a_process_that_dies_while_it_asks_leaves_a_trial_that_can_be_taken_up(
     space = parse_space(["optimizer.lr=[1e-3, 2e-3]"], config)
     sweep = open_sweep(config, space, Store(tmp_path), sampler="grid", metric=LOSS)
     sweep.study.ask()  # it has the first point, and has neither drawn its values nor put its name down
-    assert [run.config.optimizer.plain()["lr"] for run in sweep._wanted(2)] == [1e-3, 2e-3]
+    assert [run.config.optimizer.plain()["lr"] for run in sweep._queue(2)] == [1e-3, 2e-3]
 
 
 def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_not(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are found out by the process that trains, and come as one line each."""
+    """Both are found out by the process that trains; the key that it blames tells them apart, whatever the words."""
 
-    def cannot(wanted: Callable[[], list[Wanted]], *_: object, **__: object) -> None:
-        (run,) = wanted()
+    def cannot(queue: Callable[[], list[RunSpec]], *_: object, **__: object) -> None:
+        (run,) = queue()
         heads = run.config.plain()["model"]["heads"]
-        reason = "model.heads: 3 heads do not divide the width" if heads == 3 else "system.device: 'cuda:99', but"
-        raise RunError(run, reason)
+        if heads == 3:
+            raise RunError(run, Failure("ConfigError", "3 heads do not divide the width", key="model.heads"))
+        raise RunError(run, Failure("ConfigError", "model.heads is fine, there is no 'cuda:99'", key="system.device"))
 
     monkeypatch.setattr("gptlab.lab.studies.sweep.study.train_all", cannot)
     space = parse_space(["model.heads=[3, 2]"], config)
     sweep = open_sweep(config, space, Store(tmp_path), sampler="grid", metric=LOSS)
-    with pytest.raises(GptlabError, match=r"trial 1 seed 101: system\.device"):
+    with pytest.raises(GptlabError, match=r"trial 1 seed 101: .* no 'cuda:99'"):
         sweep.run([Device(None)])
     assert [(trial.number, trial.state.name) for trial in sweep.done] == [(0, "FAIL")]
-    assert sweep.done[0].user_attrs["reason"].startswith("model.heads: 3 heads")
+    assert sweep.done[0].user_attrs["reason"].startswith("3 heads")
 
 
 @pytest.mark.parametrize("key", ["train.tokens=[1M, 4M]", "train.batch_tokens=1024..8192:step=1024"])

@@ -14,7 +14,7 @@ import gptlab
 from gptlab.config import build, config_from, load_config
 from gptlab.errors import ConfigError
 from gptlab.model import build_model
-from gptlab.model.lifecycle import after_step, before_step
+from gptlab.model.component import after_step, before_step
 from gptlab.model.mlp import MoE
 
 

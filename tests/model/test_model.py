@@ -12,7 +12,7 @@ from gptlab.config import config_from
 from gptlab.errors import ConfigError
 from gptlab.loss import CrossEntropy, TokenBatch
 from gptlab.model import build_model
-from gptlab.model.attention import document_positions
+from gptlab.model.component import document_positions
 from gptlab.model.initialization import parameter_generator
 from gptlab.model.norm import RMSNorm
 

@@ -11,7 +11,7 @@ import torch
 from gptlab.config import config_from
 from gptlab.errors import ConfigError
 from gptlab.model import GPT, build_model
-from gptlab.model.mup import growth
+from gptlab.model.mup import width_scaling
 from gptlab.optim import AdamW, Muon
 
 
@@ -61,7 +61,7 @@ def test_four_times_as_wide() -> None:
     assert rates[id(named["norm.weight"])] == (1.0, 0.0)
     assert rates[id(named["blocks.0.attention.qkv.weight"])] == (0.25, 0.4)
     assert rates[id(named["blocks.0.mlp.router.weight"])] == (0.25, 0.4)
-    assert growth(named["blocks.0.attention.qkv.weight"]).fan_in == 4
+    assert width_scaling(named["blocks.0.attention.qkv.weight"]).fan_in == 4
 
 
 @pytest.mark.parametrize(("adjust", "rate"), [("original", 1.0), ("match_rms_adamw", 0.5)])

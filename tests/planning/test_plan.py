@@ -16,7 +16,11 @@ from gptlab.config import config_from, load_config
 from gptlab.errors import GptlabError
 from gptlab.hardware.gpus import read_gpus
 from gptlab.planning import plan as planning
+from gptlab.planning import records
+from gptlab.planning.budget import compute_optimal_budget, nearest_size
+from gptlab.planning.formatting import format_seconds
 from gptlab.planning.plan import Footprint, Plan, Prediction, Price, Probe, plan_run
+from gptlab.planning.subprocesses import plan_in_subprocess
 from gptlab.record.facts import Facts, write_facts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,24 +139,24 @@ def test_no_time_without_a_probe_or_a_card() -> None:
 
 def test_a_plan_survives_json() -> None:
     plan = plan_run(config(), FOOTPRINT, probe=PROBE, price=Price(1.0))
-    assert Plan.of(json.loads(json.dumps(plan.plain()))) == plan
+    assert Plan.from_plain(json.loads(json.dumps(plan.plain()))) == plan
 
 
 def test_a_budget_is_spent_the_chinchilla_way() -> None:
     plan = plan_run(config(), FOOTPRINT, probe=PROBE, price=Price(2.0))
-    found = planning.spend(plan, 5.0)
+    found = compute_optimal_budget(plan, 5.0)
     assert found.hours == 1.5  # one of two and a half hours is overhead
     assert plan.flops_per_second is not None
     assert found.flops == pytest.approx(1.5 * 3600 * plan.flops_per_second)
     assert 6 * found.parameters * found.tokens == pytest.approx(found.flops)
     assert found.tokens == pytest.approx(20 * found.parameters)
-    assert planning.nearest(1e6, {"a": 1_000, "b": 900_000, "c": 10_000_000}) == "b"
+    assert nearest_size(1e6, {"a": 1_000, "b": 900_000, "c": 10_000_000}) == "b"
     with pytest.raises(GptlabError, match=r"60 minutes of overhead alone cost \$2.00"):
-        planning.spend(plan, 2.0)
+        compute_optimal_budget(plan, 2.0)
     with pytest.raises(GptlabError, match="needs a price and a speed"):
-        planning.spend(plan_run(config(), FOOTPRINT), 5.0)
+        compute_optimal_budget(plan_run(config(), FOOTPRINT), 5.0)
     with pytest.raises(GptlabError, match="the rate is 0"):
-        planning.spend(plan_run(config(), FOOTPRINT, probe=PROBE, price=Price(0.0)), 5.0)
+        compute_optimal_budget(plan_run(config(), FOOTPRINT, probe=PROBE, price=Price(0.0)), 5.0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_a_budget_is_spent_the_chinchilla_way() -> None:
     [(0.034, "0.034 s"), (45, "45 s"), (150, "2.5 min"), (4000, "67 min"), (7200, "2 h"), (3e5, "3.47 days")],
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
-    assert planning.format_seconds(seconds) == text
+    assert format_seconds(seconds) == text
 
 
 # ---------------------------------------------------------------- predicted against actual
@@ -170,26 +174,26 @@ def test_a_prediction_is_held_against_the_facts(tmp_path: Path) -> None:
     facts = Facts(1, 1.0, 1, 1, 50.0, 80.0, 1, 2000, "Abacus", 1, "float32", "", {})
     for number, (time, memory) in enumerate([(40.0, 2000), (80.0, 3000), (120.0, 1000)]):
         run = tmp_path / "runs" / f"r{number}"
-        planning.write_prediction(run, Prediction("Abacus", "probe", 25.0, time, memory))
+        records.write_prediction(run, Prediction("Abacus", "probe", 25.0, time, memory))
         write_facts(run, facts)
-    planning.write_prediction(tmp_path / "runs" / "unfinished", Prediction("Abacus", "probe", 1.0, 1.0, 1))
-    found = planning.past_predictions(tmp_path / "runs")
+    records.write_prediction(tmp_path / "runs" / "unfinished", Prediction("Abacus", "probe", 1.0, 1.0, 1))
+    found = records.past_predictions(tmp_path / "runs")
     assert [c.seconds for c in found] == [0.5, 1.0, 1.5]
     assert found[0].training_seconds == 0.5
-    assert planning.median_ratios(found) == (1.0, 1.0)
+    assert records.median_ratios(found) == (1.0, 1.0)
     write_facts(tmp_path / "runs" / "r0", dataclasses.replace(facts, sessions=2))
-    assert planning.compare_prediction(tmp_path / "runs" / "r0").seconds is None  # its clock began anew
+    assert records.compare_prediction(tmp_path / "runs" / "r0").seconds is None  # its clock began anew
     with pytest.raises(GptlabError, match="nothing was predicted"):
-        planning.compare_prediction(tmp_path)
+        records.compare_prediction(tmp_path)
     (tmp_path / "runs" / "r1" / "plan.json").write_text("{")
     with pytest.raises(GptlabError, match=r"plan.json: damaged"):
-        planning.past_predictions(tmp_path / "runs")
+        records.past_predictions(tmp_path / "runs")
 
 
 @pytest.mark.slow
 def test_probe_and_run_agree(folder: Path) -> None:
     """A plan in a process of its own, the run it speaks of, and the comparison that the next plan shows."""
-    plan = planning.plan_in_subprocess(
+    plan = plan_in_subprocess(
         Path("config.yaml"), ["eval.every=5"], ["--probe-seconds", "1", "--rate", "0.5"], cwd=folder
     )
     assert plan.basis == "probe"
@@ -199,8 +203,8 @@ def test_probe_and_run_agree(folder: Path) -> None:
     assert "the plan had said" in done.stderr
     run = only_run(folder)
     assert plan.validations == sum("val/loss" in row for row in rows(run))
-    assert planning.read_prediction(run) == plan.prediction()
-    found = planning.compare_prediction(run)
+    assert records.read_prediction(run) == plan.prediction()
+    found = records.compare_prediction(run)
     assert 0.7 < found.peak_memory < 1.3  # time is not asserted: the machine is shared
     assert found.seconds is not None
     done = gptlab("plan", "config.yaml", "--no-probe", cwd=folder)
@@ -230,7 +234,7 @@ def test_the_command_on_a_card(folder: Path) -> None:
 
 def test_the_command_as_json(folder: Path) -> None:
     found = json.loads(gptlab("plan", "config.yaml", "--no-probe", "--json", cwd=folder).stdout)
-    assert Plan.of(found["plan"]).basis == "none"
+    assert Plan.from_plain(found["plan"]).basis == "none"
     assert found["plan"]["seconds"] is found["probe"] is found["budget"] is None
 
 

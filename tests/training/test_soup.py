@@ -19,7 +19,7 @@ import gptlab
 from gptlab.cli import main
 from gptlab.config import config_from, load_config
 from gptlab.config.load import merge
-from gptlab.evals.tasks import Options, evaluate
+from gptlab.evals.benchmark import Options, evaluate
 from gptlab.interop import export_run
 from gptlab.interop.runs import write_run
 from gptlab.model import build_model

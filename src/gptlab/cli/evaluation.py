@@ -11,15 +11,8 @@ from rich.table import Table
 
 from gptlab.console import output, say
 from gptlab.errors import CheckpointError
-from gptlab.evals.tasks import Evaluation, Options, check_tasks, evaluate
+from gptlab.evals.benchmark import Column, Evaluation, Options, check_benchmarks, evaluate, find_benchmark
 from gptlab.interop import load
-
-_SHOWN = {
-    "loss": {"loss": "loss", "perplexity": "perplexity", "bits_per_byte": "bits/byte"},
-    "topk": {"top_1": "top-1", "top_5": "top-5", "top_10": "top-10"},
-    "hellaswag": {"acc": "hellaswag acc", "acc_norm": "acc_norm"},
-}
-_PLACES = {"perplexity": 2}
 
 
 def evaluate_runs(
@@ -27,7 +20,7 @@ def evaluate_runs(
 ) -> None:
     """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first."""
     names = list(dict.fromkeys(task.strip() for task in tasks))
-    check_tasks(names, options)
+    check_benchmarks(names, options)
     for folder in runs:
         if folder.suffix != ".pt" and not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
@@ -51,7 +44,8 @@ def evaluate_runs(
 def result_path(folder: Path, found: Evaluation, *, data: Path | None = None, checkpoint: str | None = None) -> Path:
     """RUN/evals/TASK.json; another data set or checkpoint than the run's own goes into the name."""
     base = folder.parent if folder.suffix == ".pt" else folder
-    parts = [found.task, data.resolve().name if data and found.task != "hellaswag" else "", checkpoint or ""]
+    named = data.resolve().name if data is not None and find_benchmark(found.task).reads_data else ""
+    parts = [found.task, named, checkpoint or ""]
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 
@@ -60,18 +54,17 @@ def _table(rows: Sequence[tuple[Path, list[Evaluation]]]) -> Table:
     table.add_column("run", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
     for found in rows[0][1]:
-        for heading in _SHOWN[found.task].values():
-            table.add_column(heading, justify="right", no_wrap=True)
+        for column in find_benchmark(found.task).columns:
+            table.add_column(column.heading, justify="right", no_wrap=True)
     for folder, evaluations in rows:
         step = evaluations[0].settings["step"]
-        cells = [_cell(found, metric) for found in evaluations for metric in _SHOWN[found.task]]
+        cells = [_cell(found, column) for found in evaluations for column in find_benchmark(found.task).columns]
         table.add_row(folder.name, "" if step is None else str(step), *cells)
     return table
 
 
-def _cell(found: Evaluation, metric: str) -> str:
-    value, error = found.results[metric], found.standard_errors[metric]
+def _cell(found: Evaluation, column: Column) -> str:
+    value, error = found.results[column.key], found.standard_errors[column.key]
     if value is None:
         return "unknown"
-    places = _PLACES.get(metric, 4)
-    return f"{value:.{places}f}" + (f" ± {error:.{places}f}" if error is not None else "")
+    return f"{value:.{column.digits}f}" + (f" ± {error:.{column.digits}f}" if error is not None else "")

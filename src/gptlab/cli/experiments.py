@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gptlab.lab.experiment.evidence import Evidence
-    from gptlab.lab.experiment.run_queue import Outlook
+    from gptlab.lab.experiment.run_queue import CostEstimate
     from gptlab.lab.experiment.spec import Experiment
-    from gptlab.lab.runs.store import Store, Wanted
+    from gptlab.lab.runs.store import RunSpec, Store
 
 Folder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 
@@ -34,43 +34,47 @@ def run(
 ) -> None:
     """Train the runs that an experiment still needs, and say what they show, after every seed."""
     from gptlab.console import say
-    from gptlab.lab.experiment.evidence import gather
-    from gptlab.lab.experiment.run_queue import foresee, outlook, predict, still_needed
+    from gptlab.lab.experiment.evidence import evaluate_experiment
+    from gptlab.lab.experiment.ledger import Ledger
+    from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs, predict_mismatches
     from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.runs.execution import find_devices, train_all
+    from gptlab.lab.runs.predictions import kept_plans, predict_runs
     from gptlab.lab.runs.store import Store
 
     experiment = load_experiment(folder)
     if arms is not None:
         experiment = experiment.only([name.strip() for name in arms.split(",")])
     store = Store()
-    missing = still_needed(experiment, store, seeds=seeds, strict=strict)
+    ledger = Ledger.read(experiment, store)
+    evidence = evaluate_experiment(ledger, strict=strict)
+    missing = missing_runs(evidence, seeds=seeds)
     if missing:
-        predictions = predict(missing, store, probe=probe)
+        predictions = predict_runs(missing, store, probe=probe)
         rate = _hourly_rate(experiment, [prediction.hardware for prediction in predictions.values()])
         devices = find_devices(jobs)
-        _show_plan(experiment, outlook(experiment, store, missing, predictions, rate), len(devices))
+        _show_plan(experiment, estimate_cost(ledger, missing, predictions, rate), len(devices))
         _show_power(experiment, store)
-        for name, wrong in foresee(experiment, store).items():
+        plans = kept_plans([arm.hash for arm in experiment.all_arms], store)
+        for name, wrong in predict_mismatches(experiment, plans).items():
             say(f"careful: {name} will get no verdict, {'; '.join(map(str, wrong))}")
         if dry_run:
             return
         if not yes and not typer.confirm("Train these?", default=True, err=True):
             raise typer.Exit(1)
-        shown: dict[str, int] = {}
+        shown = {found.arm.name: len(found.pairs) for found in evidence.arms}
 
-        def needed() -> list[Wanted]:
-            return still_needed(experiment, store, seeds=seeds, strict=strict)
+        def queue() -> list[RunSpec]:
+            """What is still missing now that a run has ended; `evidence` is what all runs show by then."""
+            nonlocal evidence
+            evidence = evaluate_experiment(Ledger.read(experiment, store), strict=strict)
+            missing = missing_runs(evidence, seeds=seeds)
+            if missing:  # the last news is the result, which is printed in any case
+                _show_news(evidence, shown)
+            return missing
 
-        train_all(
-            needed,
-            store,
-            devices=devices,
-            # The last news is the result, which is printed in any case.
-            after=lambda: _show_news(gather(experiment, store, strict=strict), shown) if needed() else None,
-            predictions=predictions,
-        )
-    _show_verdicts(gather(experiment, store, strict=strict))
+        train_all(queue, store, devices=devices, predictions=predictions)
+    _show_verdicts(evidence)
     say(f"next: gptlab report {folder}")
 
 
@@ -83,10 +87,10 @@ def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | Non
     return next((card.dollars_per_hour for card in cards if card is not None), None)
 
 
-def _show_plan(experiment: Experiment, ahead: Outlook, devices: int) -> None:
+def _show_plan(experiment: Experiment, ahead: CostEstimate, devices: int) -> None:
     """What will be trained, in the worst case of every seed, and what that takes."""
     from gptlab.console import say
-    from gptlab.planning.plan import format_bytes, format_dollars, format_seconds
+    from gptlab.planning.formatting import format_bytes, format_dollars, format_seconds
 
     say(f"{experiment.name}: {experiment.statement.hypothesis}")
     runs = ", ".join(f"{count} of {arm}" for arm, count in ahead.runs.items())
@@ -103,7 +107,7 @@ def _show_power(experiment: Experiment, store: Store) -> None:
     """What the experiment can find, where `gptlab noise` has measured its baseline."""
     from gptlab.console import say
     from gptlab.errors import GptlabError
-    from gptlab.lab.experiment.evidence import rule_of
+    from gptlab.lab.experiment.evidence import decision_rule
     from gptlab.lab.stats.power import minimum_detectable_effect
     from gptlab.lab.studies.noise import read_noise
 
@@ -113,7 +117,7 @@ def _show_power(experiment: Experiment, store: Store) -> None:
     maximum, arms = statement.most_seeds, len(statement.arms)
     with_noise = f"with a noise of {known.paired_sd:.2g} a difference and {maximum} seeds"
     try:
-        least = minimum_detectable_effect(known.paired_sd, rule_of(experiment), maximum=maximum, arms=arms)
+        least = minimum_detectable_effect(known.paired_sd, decision_rule(experiment), maximum=maximum, arms=arms)
         say(f"{with_noise}, this experiment finds differences of {least:.2g} or more in 80% of cases")
     except GptlabError as error:
         say(f"careful: {with_noise}: {error}")

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from gptlab.config import RunConfig
     from gptlab.hardware.gpus import Gpu
-    from gptlab.planning.plan import Budget, Footprint, Plan, Probe
+    from gptlab.planning.budget import Budget
+    from gptlab.planning.plan import Footprint, Plan, Probe
 
 _GPT2_VOCABULARY = 50257
 
@@ -39,7 +40,10 @@ def plan(
     """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
     from gptlab.hardware.gpus import find_gpu, read_gpus
     from gptlab.lab.experiment.spec import hash_of
-    from gptlab.planning.plan import Price, keep_plan, plan_run, probe_in_subprocess, spend
+    from gptlab.planning.budget import compute_optimal_budget
+    from gptlab.planning.plan import Price, plan_run
+    from gptlab.planning.records import keep_plan
+    from gptlab.planning.subprocesses import probe_in_subprocess
 
     _check_options(gpu, gpus, rate, probe)
     loaded, cards = load_one(config, overrides, stage), read_gpus(gpu_table)
@@ -62,7 +66,7 @@ def plan(
         memory_limit=limit,
         validation_tokens=_validation_tokens(loaded),
     )
-    bought = spend(planned, budget) if budget is not None else None
+    bought = compute_optimal_budget(planned, budget) if budget is not None else None
     if measured is not None:
         keep_plan(Path("runs"), hash_of(loaded), planned)
     if json_:
@@ -195,7 +199,7 @@ def _print_json(planned: Plan, probe: Probe | None, bought: Budget | None) -> No
 def _print_tables(planned: Plan, probe: Probe | None) -> None:
     from gptlab.config import format_count
     from gptlab.console import output
-    from gptlab.planning.plan import format_dollars, format_seconds
+    from gptlab.planning.formatting import format_dollars, format_seconds
 
     screen, size = output(), planned.footprint
     screen.print(
@@ -239,7 +243,7 @@ def _table(*headings: str) -> Table:
 
 def _memory_table(planned: Plan) -> Table:
     """Bytes by kind; the rest of a measured peak is what nobody counts."""
-    from gptlab.planning.plan import format_bytes
+    from gptlab.planning.formatting import format_bytes
 
     size = planned.footprint
     unit = "card" if planned.basis == "table" else "process"
@@ -257,7 +261,7 @@ def _memory_table(planned: Plan) -> Table:
 
 
 def _time_table(planned: Plan) -> Table:
-    from gptlab.planning.plan import format_seconds
+    from gptlab.planning.formatting import format_seconds
 
     where = planned.hardware if planned.devices == 1 else f"{planned.devices} × {planned.hardware}"
     spread = planned.spread
@@ -277,7 +281,8 @@ def _print_budget(bought: Budget, planned: Plan, config: Path, vocabulary: int) 
     """What the money trains, and the config beside this one that comes nearest."""
     from gptlab.config import format_count
     from gptlab.console import output
-    from gptlab.planning.plan import format_dollars, format_seconds, nearest
+    from gptlab.planning.budget import nearest_size
+    from gptlab.planning.formatting import format_dollars, format_seconds
 
     text = (
         f"\n{format_dollars(bought.dollars)} buy {format_seconds(bought.hours * 3600)} of training after the overhead: "
@@ -285,7 +290,7 @@ def _print_budget(bought: Budget, planned: Plan, config: Path, vocabulary: int) 
         f"parameters on {format_count(bought.tokens)} tokens ({bought.tokens_per_parameter:g} a parameter)."
     )
     sizes = _sizes_beside(config, vocabulary)
-    if (name := nearest(bought.parameters, sizes)) is not None:
+    if (name := nearest_size(bought.parameters, sizes)) is not None:
         text += f"\nNearest beside this config: {name}, {format_count(sizes[name])} parameters."
     output().print(text, markup=False)
 
@@ -309,12 +314,13 @@ def _sizes_beside(config: Path, vocabulary: int) -> dict[str, int]:
 def show_how_good(folder: Path) -> None:
     """What a finished run took, beside what `gptlab plan` had said of it; nothing where nobody asked for a plan."""
     from gptlab.console import say
-    from gptlab.planning.plan import format_bytes, format_seconds, settle
+    from gptlab.planning.formatting import format_bytes, format_seconds
+    from gptlab.planning.records import compare_kept_plan
     from gptlab.record.facts import read_facts
     from gptlab.record.runfolder import read_sessions
 
     sessions = read_sessions(folder)
-    found = settle(folder, str(sessions[-1].get("config_hash"))) if sessions else None
+    found = compare_kept_plan(folder, str(sessions[-1].get("config_hash"))) if sessions else None
     if found is not None:
         facts = read_facts(folder)
         say(
@@ -326,7 +332,7 @@ def show_how_good(folder: Path) -> None:
 def _print_past(runs: Path) -> None:
     """How good earlier predictions were."""
     from gptlab.console import output
-    from gptlab.planning.plan import median_ratios, past_predictions
+    from gptlab.planning.records import median_ratios, past_predictions
 
     if past := past_predictions(runs):
         time, memory = median_ratios(past)

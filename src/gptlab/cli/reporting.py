@@ -19,11 +19,11 @@ def report(folder: Folder) -> None:
     from gptlab.console import output, say
     from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.experiment.verdict import line
-    from gptlab.lab.report.findings import find
+    from gptlab.lab.report.findings import read_findings
     from gptlab.lab.report.write import write_report
     from gptlab.lab.runs.store import Store
 
-    findings = find(load_experiment(folder), Store())
+    findings = read_findings(load_experiment(folder), Store())
     written = write_report(findings)
     for found in findings.evidence.arms:
         output().print(line(findings.evidence, found), markup=False)
@@ -119,7 +119,7 @@ def list_(
 
 def _show_entry(entry: Entry) -> None:
     from gptlab.console import output
-    from gptlab.planning.plan import format_dollars, format_seconds
+    from gptlab.planning.formatting import format_dollars, format_seconds
 
     facts = [entry.state]
     if entry.seconds is not None:
@@ -138,7 +138,7 @@ def _list_runs(found: list[RunEntry]) -> None:
     from gptlab.config import format_count
     from gptlab.console import say
     from gptlab.lab.report.blocks import Table
-    from gptlab.planning.plan import format_seconds
+    from gptlab.planning.formatting import format_seconds
 
     if not found:
         say("no runs in runs/")

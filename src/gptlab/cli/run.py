@@ -67,7 +67,7 @@ def evaluate(
 ) -> None:
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
     from gptlab.cli.evaluation import evaluate_runs
-    from gptlab.evals.tasks import Options
+    from gptlab.evals.benchmark import Options
 
     options = Options(limit=limit, data=data, task_data=task_data)
     evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gptlab.config import RunConfig
     from gptlab.lab.experiment.metric import Metric
-    from gptlab.lab.runs.store import Store, Wanted
+    from gptlab.lab.runs.store import RunSpec, Store
 
 Config = Annotated[str, typer.Argument(help="a YAML file, or a run folder")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
@@ -37,7 +37,7 @@ def noise(
 ) -> None:
     """Measure how far runs of CONFIG lie apart by initialization, data order and hardware; power planning uses it."""
     from gptlab.console import say
-    from gptlab.lab.runs.execution import ensure, find_devices
+    from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
     from gptlab.lab.studies.noise import design, measure, remarks, table, write_noise
 
@@ -46,9 +46,9 @@ def noise(
     again = [run for run, where in plan.repeats if where.finished(run) is None]
     if not _agree([*_missing(plan.runs, store), *again], store, jobs, yes=yes, dry_run=dry_run, probe=probe):
         return
-    ensure(plan.runs, store, devices=find_devices(jobs))
+    train_missing(plan.runs, store, devices=find_devices(jobs))
     for run, where in plan.repeats:
-        ensure([run], where, devices=find_devices(1))
+        train_missing([run], where, devices=find_devices(1))
     found = measure(plan, store, measured)
     paths = write_noise(store, found)
     _show(("source", "runs", "sd", "95%", "share"), table(found))
@@ -76,23 +76,23 @@ def _single(source: str, overrides: Sequence[str]) -> RunConfig:
     return load_config(source, overrides)
 
 
-def _missing(runs: Iterable[Wanted], store: Store) -> list[Wanted]:
+def _missing(runs: Iterable[RunSpec], store: Store) -> list[RunSpec]:
     return [run for run in runs if store.finished(run) is None]
 
 
 def _agree(
-    missing: list[Wanted], store: Store, jobs: int | None, *, yes: bool, dry_run: bool, probe: bool, at_most: str = ""
+    missing: list[RunSpec], store: Store, jobs: int | None, *, yes: bool, dry_run: bool, probe: bool, at_most: str = ""
 ) -> bool:
     """Say what will be trained and for how long, and ask; False for a dry run. Exits 1 where the answer is no."""
     from gptlab.console import say
-    from gptlab.lab.experiment.run_queue import predict
     from gptlab.lab.runs.execution import find_devices
-    from gptlab.planning.plan import format_seconds
+    from gptlab.lab.runs.predictions import predict_runs
+    from gptlab.planning.formatting import format_seconds
 
     if not missing:
         say("every run is there already")
         return not dry_run
-    found = predict(missing, store, probe=probe)
+    found = predict_runs(missing, store, probe=probe)
     devices = len(find_devices(jobs))
     say(f"{at_most}{len(missing)} runs to train, {devices} at once")
     if all(run.hash in found for run in missing):
@@ -262,7 +262,7 @@ def ladder(
     from gptlab.console import output, say
     from gptlab.errors import GptlabError
     from gptlab.lab.experiment.spec import load_experiment
-    from gptlab.lab.runs.execution import ensure, find_devices
+    from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
     from gptlab.lab.studies.ladder import climb, configs_of, lines, parse_sizes, parse_tokens, read_points, rungs, table
     from gptlab.lab.studies.ladder import write_ladder as write
@@ -283,7 +283,7 @@ def ladder(
     runs = [run for rung in found for run in rung.runs]
     if not _agree(_missing(runs, store), store, jobs, yes=yes, dry_run=dry_run, probe=probe):
         return
-    ensure(runs, store, devices=find_devices(jobs))
+    train_missing(runs, store, devices=find_devices(jobs))
     result = climb(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
     _show(("arm", "size", "N", "tokens", "loss", "law"), table(result))
     for line in lines(result):

@@ -31,10 +31,13 @@ UNHASHED = (
 )
 """Dotted keys outside the hash. `data.sources` and `data.tokenizer` enter as fingerprints of what they lead to."""
 
+ADDED = {"data.stream": None}
+"""Keys that came after runs had been hashed: only where they are not this default do they enter the hash."""
+
 
 def component_files(config: RunConfig) -> dict[str, Path]:
     """Every user file that the config's slots reach, by the text it is named with."""
-    slots = [config.model, config.loss, config.optimizer, config.schedule, config.data.mix]
+    slots = [config.model, config.loss, config.optimizer, config.schedule, config.data.mix, config.data.stream]
     found: dict[str, Path] = {}
     for slot in slots:
         if isinstance(slot, Slot):
@@ -45,12 +48,13 @@ def component_files(config: RunConfig) -> dict[str, Path]:
 def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     """The nested dictionary that is hashed. `data`: fingerprint of each data set, by source name."""
     values = config.plain()
-    for dotted in UNHASHED:
+    for dotted in (*UNHASHED, *ADDED):
         *parents, last = dotted.split(".")
         section = values
         for parent in parents:
             section = section[parent]
-        section.pop(last, None)
+        if dotted in UNHASHED or section.get(last) == ADDED[dotted]:
+            section.pop(last, None)
     values["data"]["fingerprints"] = dict(sorted(data.items()))
     if (start := starting_run(values["model"].get("init_from"))) is not None:
         values["model"]["init_from"] = start[1]

@@ -48,12 +48,14 @@ if TYPE_CHECKING:
     OptimizerSlot = Slot
     ScheduleSlot = Slot
     MixSlot = Slot | None
+    StreamSlot = Slot | None
 else:
     ModelSlot = _slot("model", "GPT")
     LossSlot = _slot("loss", "CrossEntropy")
     OptimizerSlot = _slot("optimizer", "AdamW")
     ScheduleSlot = _slot("schedule", "Cosine")
     MixSlot = _slot("mix", None, "data")
+    StreamSlot = _slot("stream", None, "data")
 
 
 def spell_out_seed(value: Any) -> Any:
@@ -86,6 +88,7 @@ class Data(Section):
     path: Text | None = Field(None, description="a data set made by `gptlab data prepare` (or foreign .bin shards)")
     sources: dict[str, Text] | None = Field(None, description="several data sets by name, for a mixture")
     mix: MixSlot = Field(None, description="how the sources are mixed (slot); needs `sources`")
+    stream: StreamSlot = Field(None, description="how batches are made of them (slot); null: BatchStream")
     tokenizer: Text | None = Field(None, description="name or folder; null: the one that the data set carries")
     epochs: PositiveInteger | None = Field(None, description="most passes over the data allowed; null: any number")
 

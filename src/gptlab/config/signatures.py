@@ -33,7 +33,7 @@ class SlotKind:
     provides: tuple[str, ...]
 
 
-_IN_BLOCK = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size")
+_IN_BLOCK = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size", "layer")
 
 SLOTS: dict[str, SlotKind] = {
     "model": SlotKind("gptlab.model.transformer", ("vocab_size", "sequence_length")),
@@ -46,8 +46,12 @@ SLOTS: dict[str, SlotKind] = {
     "initialization": SlotKind("gptlab.model.initialization", ("layers",)),
     "loss": SlotKind("gptlab.loss", ()),
     "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
-    "schedule": SlotKind("gptlab.optim", ("total_steps",)),
+    "schedule": SlotKind("gptlab.schedules", ("total_steps",)),
     "mix": SlotKind("gptlab.data.mixture", ("sources",)),
+    "stream": SlotKind(
+        "gptlab.data.batches",
+        ("datasets", "mix", "sequence_length", "sequences_per_step", "seed", "total_steps", "epochs"),
+    ),
 }
 
 

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.config import RunConfig, build
-from gptlab.data import BatchStream, open_splits
+from gptlab.data import open_splits, open_stream
 from gptlab.errors import ConfigError
-from gptlab.loss import TokenBatch
+from gptlab.loss import IGNORE, TokenBatch
 from gptlab.model import build_model
+from gptlab.parallel import World, choose_layout
 from gptlab.plotting import COLOURS, save_png
+from gptlab.training.accumulation import accumulate, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.25
 """The power of the width within which a move counts as the same. Standard parametrization shows ½ and more."""
 _TOKENS = 1024  # of a batch, at most
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -119,35 +122,23 @@ def _draw(moves: Sequence[Move], title: str, figure: Figure) -> None:
 def _batches(config: RunConfig, steps: int) -> tuple[list[TokenBatch], int]:
     """The first batches of the config's data, cut to what a check needs, and the vocabulary."""
     _, train_sets, _ = open_splits(config.data)
-    length = config.train.sequence_length
-    stream = BatchStream(
-        list(train_sets.items()),
-        build("mix", config.data.mix or "Weights", sources={name: d.tokens for name, d in train_sets.items()}),
-        sequence_length=length,
-        sequences_per_step=max(1, min(config.sequences_per_step, _TOKENS // length)),
-        seed=config.seed.data,
-        total_steps=steps,
-        epochs=config.data.epochs,
-    )
-    batches = [stream.batch(step) for step in range(steps)]
-    tensors = [
-        TokenBatch(*(torch.from_numpy(part).long() for part in (b.inputs, b.targets, b.documents))) for b in batches
-    ]
+    sequences = max(1, min(config.sequences_per_step, _TOKENS // config.train.sequence_length))
+    stream = open_stream(config, train_sets, sequences_per_step=sequences, total_steps=steps)
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
-    return tensors, vocab_size
+    return [to_device(stream.batch(step), _CPU) for step in range(steps)], vocab_size
 
 
 def _moves_of(config: RunConfig, vocab_size: int, batches: list[TokenBatch], seed: int) -> dict[tuple[int, str], float]:
     """Train one model for as many steps as there are batches; by (step, place), how far activations moved."""
     model = build_model(config.model_copy(update={"seed": config.seed.model_copy(update={"init": seed})}), vocab_size)
-    loss = build("loss", config.loss)
+    loss, layout = build("loss", config.loss), choose_layout(World(), _CPU)
     optimizer = build("optimizer", config.optimizer, named_parameters=list(model.named_parameters()))
     start = _activations(model, batches[0])
     moves = {}
     for step, batch in enumerate(batches, start=1):
-        out = loss(model.train(), batch)
-        (out.sum / out.count).backward()
+        targets = int((batch.targets != IGNORE).sum())
+        accumulate(model.train(), loss, [batch], global_targets=targets, layout=layout, dtype=torch.float32)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for place, now in _activations(model, batches[0]).items():

@@ -1,4 +1,4 @@
-"""The contracts of what is no part of a model: optimizers, schedules, mixtures."""
+"""The contracts of what is no part of a model: optimizers, schedules, mixtures, token streams."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from gptlab.contracts.core import Broken, contract
-from gptlab.contracts.promises import require_equal_weights
-from gptlab.contracts.subject import Subject, loss_sum
-from gptlab.parallel.world import World
+from gptlab.contracts.equivalence import require_equal_weights
+from gptlab.contracts.subject import Subject, V, loss_sum
+from gptlab.data import IGNORE, Batch, TokenDataset
+from gptlab.parallel import World
 from gptlab.systems.checkpoint import Checkpoints, load_tensors
 
 # ---------------------------------------------------------------- optimizer
@@ -142,3 +143,59 @@ def shares(subject: Subject) -> None:
                 where=f"progress {moment}, asked twice",
                 fix="keep no state between calls: a run that resumes starts in the middle",
             )
+
+
+# ---------------------------------------------------------------- token stream
+
+
+@contract("addressed", "a batch is a function of its step, whoever asks and in whatever order", "stream")
+def addressed(subject: Subject) -> None:
+    """Six steps over made-up text, asked backwards, and by two and four processes."""
+    fix = "compute everything from the step, the rank and the arguments of the constructor; keep nothing between calls"
+    with tempfile.TemporaryDirectory() as folder:
+        ids = np.random.default_rng(0).integers(0, V, 64 * subject.length, dtype=np.uint16)
+        ids.tofile(Path(folder) / "train.bin")
+        dataset = TokenDataset.open(folder, "train", vocab_size=V, end_of_text=0)
+        made = subject.token_stream(dataset)
+        whole = [made.batch(step) for step in range(6)]
+        for step, batch in enumerate(whole):
+            _require_batch(subject, batch, f"step {step}")
+        for step in reversed(range(6)):
+            _require_same_batch(
+                subject.token_stream(dataset).batch(step), whole[step], f"step {step}, asked alone", fix
+            )
+            for size in (2, 4):
+                parts = [made.batch(step, rank, size) for rank in range(size)]
+                joined = Batch(
+                    np.concatenate([part.inputs for part in parts]),
+                    np.concatenate([part.targets for part in parts]),
+                    np.concatenate([part.documents for part in parts]),
+                    parts[-1].global_targets,
+                )
+                _require_same_batch(joined, whole[step], f"step {step}, shares of {size} processes joined", fix)
+
+
+def _require_batch(subject: Subject, batch: Batch, where: str) -> None:
+    shape = (subject.config.sequences_per_step, subject.length)
+    shapes = {name: getattr(batch, name).shape for name in ("inputs", "targets", "documents")}
+    if set(shapes.values()) != {shape}:
+        raise Broken(
+            "a batch has another shape than the run's",
+            where=f"{where}: {shapes}, expected {shape} for each",
+            fix="give (sequences_per_step, sequence_length) of inputs, targets and documents",
+        )
+    predicted = int((batch.targets != IGNORE).sum())
+    if predicted != batch.global_targets or not predicted:
+        raise Broken(
+            f"the batch says that it has {batch.global_targets} targets, and has {predicted}",
+            where=where,
+            fix="let global_targets be the number of targets other than IGNORE in the whole batch, over all processes",
+        )
+
+
+def _require_same_batch(actual: Batch, expected: Batch, where: str, fix: str) -> None:
+    for name in ("inputs", "targets", "documents"):
+        if not np.array_equal(getattr(actual, name), getattr(expected, name)):
+            raise Broken("a batch is no function of its step", where=f"{where}: {name}", fix=fix)
+    if actual.global_targets != expected.global_targets:
+        raise Broken("a batch is no function of its step", where=f"{where}: global_targets", fix=fix)

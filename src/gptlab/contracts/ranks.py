@@ -21,17 +21,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gptlab.config import config_from
-from gptlab.contracts.subject import B, Subject, gradients, loss_sum, rows_of
-from gptlab.model.lifecycle import after_step, before_step
-from gptlab.parallel.world import World, gradient_sync, replicate
+from gptlab.contracts.subject import SEED, B, Subject, gradients, rows_of
+from gptlab.model.component import after_step, before_step
+from gptlab.parallel import World, choose_layout
+from gptlab.training.accumulation import accumulate
 
 _SECONDS = 120  # no tiny subject takes longer; two that wait for each other would wait forever
 
 
 @dataclass(frozen=True)
 class Work:
-    """What two training steps leave: loss sums of the first, its gradients, how far each parameter moved, and what
-    parameters without a gradient hold (a balance that modules keep by themselves)."""
+    """What two training steps leave: the first one's loss and metrics (a mean over the places of the batch) and number
+    of targets; its gradients; how far each parameter moved; and what parameters without a gradient hold (a balance that
+    modules keep by themselves)."""
 
     sums: dict[str, Tensor]
     gradients: dict[str, Tensor]
@@ -42,32 +44,39 @@ class Work:
 def work(
     subject: Subject, *, pieces: int, world: World | None = None, documents: bool = False, wild: bool = True
 ) -> Work:
-    """Two optimizer steps on the subject's batch, in `pieces` micro-batches, by this process's share of it."""
+    """Two optimizer steps on the subject's batch, in `pieces` micro-batches, by this process's share of it.
+
+    By the functions that the training loop itself is made of.
+    """
     world = world or World()
+    layout = choose_layout(world, torch.device("cpu"))
     model = subject.model(wild=wild, documents=documents)
-    replica = replicate(model, world, torch.device("cpu"))
+    wrapped = layout.wrap(model)
     loss, optimizer, batch = subject.loss(), subject.optimizer(model), subject.batch()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     share = B // world.size
     rows = share // pieces
+    starts = [world.rank * share + piece * rows for piece in range(pieces)]
     sums: dict[str, Tensor] = {}
     first: dict[str, Tensor] = {}
     for step in range(2):
         before_step(model, step / 2)
-        for piece in range(pieces):
-            start = world.rank * share + piece * rows
-            with gradient_sync(replica, piece == pieces - 1):
-                out = loss_sum(loss, replica, rows_of(batch, start, start + rows))
-                (out.sum * world.size / batch.inputs.numel()).backward()
-            if step == 0:
-                for name, value in {"sum": out.sum, "count": out.count, **out.metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach().double()
+        torch.manual_seed(SEED)
+        done = accumulate(
+            wrapped,
+            loss,
+            [rows_of(batch, start, start + rows) for start in starts],
+            global_targets=batch.inputs.numel(),
+            layout=layout,
+            dtype=torch.float32,
+        )
         if step == 0:
-            sums = {name: world.sum(value) for name, value in sums.items()}
+            shares = {"sum": done.loss, "count": done.count, **done.metrics}
+            sums = {name: world.all_reduce(value.detach().double()) for name, value in shares.items()}
             first = gradients(model)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        after_step(model, world.sum)
+        after_step(model, world.all_reduce)
     after = {name: p.detach() for name, p in model.named_parameters()}
     moved = {name: after[name] - before[name] for name in first}
     return Work(sums, first, moved, {name: value for name, value in after.items() if name not in first})

@@ -1,13 +1,8 @@
-"""What is checked: a component, put into its place in a tiny GPT, or a whole config made tiny.
-
-The place of a slot is found by walking the default config and the signatures of its components, so a new kind of
-slot is met where it is used, and refused loudly where it is used nowhere.
-"""
+"""What is checked: a component, put into its place in a tiny GPT, or a whole config made tiny."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,21 +25,26 @@ from gptlab.config import (
 from gptlab.config.building import import_component
 from gptlab.config.load import merge
 from gptlab.config.messages import SlotError
-from gptlab.config.signatures import locate, signature
+from gptlab.config.signatures import locate
 from gptlab.config.yamlfile import parse_yaml
+from gptlab.contracts.places import DATA_DEFAULTS, nested, place_of
+from gptlab.data import TokenDataset, TokenStream, open_stream
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
 from gptlab.loss import IGNORE, LossSum, TokenBatch
 from gptlab.model import build_model
+from gptlab.model.component import declared
 
 V, T, B = 97, 32, 8
 """Vocabulary, sequence length and rows of the tiny model and its batch."""
+SEED = 1234
+"""Of what dropout draws in a step."""
 
 _SIZES = {"dim": 32, "layers": 3, "heads": 4}
 _MOST_LAYERS = 6  # of a config made small
 _WINDOW = 8  # of a config made small
 _LONGEST = 1024  # no check takes a longer sequence, however wide a window is
 _WILD = 0.2  # standard deviation of the noise that makes no weight small
-_RUN_PARTS = ("model", "loss", "optimizer", "schedule", "mix")
+_RUN_PARTS = ("model", "loss", "optimizer", "schedule", "mix", "stream")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Subject:
     """A component (or a whole config) in a tiny run.
 
     `kind`: its slot, or "config". `config`: the tiny run. `parts`: the parts of a run that it changes, of model, loss,
-    optimizer, schedule, mix. `component`: its class, None for a config. `file`: where that is written.
+    optimizer, schedule, mix, stream. `component`: its class, None for a config. `file`: where that is written.
     """
 
     kind: str
@@ -106,6 +106,10 @@ class Subject:
         tokens = {name: 2**20 >> i for i, name in enumerate(self.config.data.sources or {})}
         return build("mix", self.config.data.mix, sources=tokens)
 
+    def token_stream(self, dataset: TokenDataset, total_steps: int = 6) -> TokenStream:
+        """The run's batches from one data set."""
+        return open_stream(self.config, {"data": dataset}, total_steps=total_steps)
+
     def ids(self, rows: int = B, *, seed: int = 0, length: int | None = None) -> Tensor:
         """Random token ids, (rows, T)."""
         generator = torch.Generator().manual_seed(seed)
@@ -133,7 +137,8 @@ class Subject:
 
     def declared(self, name: str, default: Any = None) -> Any:
         """A class attribute of the component (`off`, `baseline`, …)."""
-        return getattr(self.component, name, default)
+        value = declared(self.component, name)
+        return default if value is None else value
 
     def with_value(self, value: Any) -> Subject:
         """The same place with another component (or other arguments) in it."""
@@ -158,9 +163,16 @@ def make_wild(model: nn.Module) -> nn.Module:
     return model
 
 
+def seeded_hidden(model: nn.Module, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    """Hidden states (rows, T, D) of a forward pass whose dropout, if there is any, is always the same."""
+    torch.manual_seed(SEED)
+    hidden: Tensor = model(ids, documents)
+    return hidden
+
+
 def loss_sum(loss: Any, model: nn.Module, batch: TokenBatch) -> LossSum:
     """Loss of a batch, with the same dropout each time."""
-    torch.manual_seed(1234)
+    torch.manual_seed(SEED)
     out: LossSum = loss(model, batch)
     return out
 
@@ -172,56 +184,6 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
         for name, p in model.named_parameters()
         if p.requires_grad
     }
-
-
-# ---------------------------------------------------------------- places
-
-
-@functools.cache
-def places() -> dict[str, tuple[str, ...]]:
-    """Slot kind → the keys that lead to it in a config; where there are several, the shortest."""
-    default = RunConfig()
-    queue: list[tuple[tuple[str, ...], str, str | None]] = [
-        ((kind,), kind, getattr(default, kind)["use"]) for kind in RunConfig.model_fields if kind in SLOTS
-    ]
-    queue.append((("data", "mix"), "mix", None))
-    found: dict[str, tuple[str, ...]] = {}
-    while queue:
-        path, kind, use = queue.pop(0)
-        found.setdefault(kind, path)
-        if use is None:
-            continue
-        known = signature(kind, use)
-        for name, nested in known.nested.items():
-            value = known.schema.model_fields[name].default
-            inner = value.get("use") if isinstance(value, Mapping) else value
-            queue.append(((*path, name), nested, inner if isinstance(inner, str) else None))
-    return found
-
-
-def default_component(kind: str) -> Any:
-    """The slot value that a default run has in `kind`'s place; of a mixture, weights by size."""
-    if kind == "mix":
-        return "Weights"
-    value: Any = RunConfig()
-    for key in _place(kind):
-        value = getattr(value, key)
-    return value["use"]
-
-
-def _place(kind: str) -> tuple[str, ...]:
-    if kind not in places():
-        raise ConfigError(
-            f"slot {kind!r} is used nowhere in a default run, so nothing can be checked in it; let the model, or a "
-            "component of it, have an argument for it"
-        )
-    return places()[kind]
-
-
-def nested(path: tuple[str, ...], value: Any) -> Any:
-    for key in reversed(path):
-        value = {key: value}
-    return value
 
 
 def _changed(slot: Slot, change: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -243,13 +205,13 @@ def component_subject(
     `beside`: what else of the config must be so for the component to work, as nested dictionaries; by default its class
     attribute `beside`. Raises ConfigError where the value does not fit the slot.
     """
-    path = _place(kind)
+    path = place_of(kind)
     try:
         slot = validate_slot(kind, value)
     except SlotError as error:
         raise ConfigError(f"{'.'.join((kind, *error.path))}: {error.message}") from None
     component = _import(kind, slot.use)
-    beside = getattr(component, "beside", {}) if beside is None else beside
+    beside = declared(component, "beside") if beside is None else beside
     given = value.plain() if isinstance(value, Slot) else {"use": value} if isinstance(value, str) else dict(value)
     if kind == "model":
         given = {**{name: size for name, size in _SIZES.items() if name in slot}, **given}
@@ -270,7 +232,7 @@ def component_subject(
         kind=kind,
         label=f"{kind} {name}" + (f" {shown}" if shown else ""),
         config=config,
-        parts=(path[0],) if path[0] != "data" else ("mix",),
+        parts=(path[0],) if path[0] != "data" else (kind,),
         component=component,
         file=file,
         value=slot.plain(),
@@ -302,12 +264,12 @@ def config_subject(path: str | Path, *, stage: str | None = None, backend: str =
         _narrow_window(block.get("attention") or {})
     model |= {key: None for key in ("context_length",) if key in model}
     values["train"] |= {"sequence_length": T, "batch_tokens": B * T, "tokens": B * T * 100, "dtype": "float32"}
-    mixed = config.data.mix is not None
+    unset = {kind for kind in DATA_DEFAULTS if getattr(config.data, kind) is None}
     subject = Subject(
         kind="config",
         label=f"config {path}" + (f", {config.name}" if has_stages(path) else ""),
         config=config_from(values),
-        parts=tuple(part for part in _RUN_PARTS if part != "mix" or mixed),
+        parts=tuple(part for part in _RUN_PARTS if part not in unset),
         backend=backend,
     )
     return _long_enough(subject)
@@ -424,7 +386,7 @@ def _long_enough(subject: Subject) -> Subject:
 
 def window_width(module: nn.Module) -> int | None:
     """How many keys a query of `module` sees at present, as its `window` says; None: it does not say, or all."""
-    window = getattr(module, "window", None)
+    window = declared(module, "window")
     width = window if isinstance(window, int) else getattr(window, "now", None)
     return width if isinstance(width, int) and not isinstance(width, bool) else None
 

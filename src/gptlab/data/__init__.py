@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gptlab.data.batches import IGNORE, Batch, BatchStream, micro_batches, validation_batches
+from gptlab.data.batches import IGNORE, Batch, BatchStream, TokenStream, micro_batches, validation_batches
 from gptlab.data.dataset import MANIFEST, Info, Manifest, TokenDataset, info, verify
 from gptlab.data.preparation import prepare
 from gptlab.data.sources import Document, Reading, iter_documents
-from gptlab.data.splits import open_splits
+from gptlab.data.splits import open_splits, open_stream
 
 __all__ = [
     "IGNORE",
@@ -18,10 +18,12 @@ __all__ = [
     "Manifest",
     "Reading",
     "TokenDataset",
+    "TokenStream",
     "info",
     "iter_documents",
     "micro_batches",
     "open_splits",
+    "open_stream",
     "prepare",
     "validation_batches",
     "verify",

@@ -16,8 +16,9 @@ part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,17 +47,20 @@ class Batch:
             end-of-text token opens its document. All 0 where the data set does not know its end-of-text id.
         global_targets: targets other than IGNORE in the whole global batch, over all ranks: what the loss
             sum is to be divided by.
+        extra: what else a stream of somebody's own gives to its loss, by name, each with B rows.
     """
 
     inputs: NDArray[np.int64]
     targets: NDArray[np.int64]
     documents: NDArray[np.int32]
     global_targets: int
+    extra: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` … `stop - 1`, of the same global batch."""
         part = slice(start, stop)
-        return Batch(self.inputs[part], self.targets[part], self.documents[part], self.global_targets)
+        extra = {name: array[part] for name, array in self.extra.items()}
+        return Batch(self.inputs[part], self.targets[part], self.documents[part], self.global_targets, extra)
 
 
 def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
@@ -65,8 +69,19 @@ def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
         yield batch.rows(start, start + rows)
 
 
+class TokenStream(Protocol):
+    """What the slot `stream` holds: the training batches of a run, each a function of its step.
+
+    Whoever asks gets the same: no state may pass from one call to the next. `extra` of a batch carries to the loss
+    whatever else an objective needs (masks, preferences, rewards).
+    """
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The contiguous share of `rank` among `world_size` in the global batch of `step`, counted from 0."""
+
+
 class BatchStream:
-    """The training batches of a run.
+    """Next-token batches from one data set or a mixture of several, in windows, each epoch in an order of its own.
 
     Args:
         datasets: (name, data set) of each source.
@@ -80,11 +95,12 @@ class BatchStream:
     Raises DataError where a data set is shorter than a sequence, or the run needs more epochs than allowed.
     """
 
+    slot = "stream"
+
     def __init__(
         self,
         datasets: Sequence[tuple[str, TokenDataset]],
         mix: Mix,
-        *,
         sequence_length: int,
         sequences_per_step: int,
         seed: int,

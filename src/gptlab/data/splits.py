@@ -1,10 +1,13 @@
-"""From the `data` section of a config to open data sets."""
+"""From the `data` section of a config to open data sets, and to the stream of batches that training reads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from gptlab.config import RunConfig, build
 from gptlab.config.schema import Data
+from gptlab.data.batches import TokenStream
 from gptlab.data.dataset import MANIFEST, Split, TokenDataset
 from gptlab.errors import ConfigError
 from gptlab.tokenizer import Tokenizer, load_tokenizer
@@ -41,3 +44,30 @@ def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[st
     train = {name: open_split(path, "train") for name, path in sources.items()}
     validation = {name: open_split(path, "validation") for name, path in sources.items()}
     return tokenizer, train, validation
+
+
+def open_stream(
+    config: RunConfig,
+    train_sets: Mapping[str, TokenDataset],
+    *,
+    sequences_per_step: int | None = None,
+    total_steps: int | None = None,
+) -> TokenStream:
+    """The training batches of `config` from the training splits of `open_splits`.
+
+    `sequences_per_step`, `total_steps`: others than the config's, for a check that needs fewer. Raises DataError where
+    the data does not suffice, ConfigError where the mixture does not fit it.
+    """
+    mix = build("mix", config.data.mix or "Weights", sources={name: one.tokens for name, one in train_sets.items()})
+    stream: TokenStream = build(
+        "stream",
+        config.data.stream or "BatchStream",
+        datasets=list(train_sets.items()),
+        mix=mix,
+        sequence_length=config.train.sequence_length,
+        sequences_per_step=sequences_per_step or config.sequences_per_step,
+        seed=config.seed.data,
+        total_steps=total_steps or config.total_steps,
+        epochs=config.data.epochs,
+    )
+    return stream

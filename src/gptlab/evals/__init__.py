@@ -1,1 +1,1 @@
-"""Evaluations: loss and bits per byte, multiple choice."""
+"""Benchmarks: a file and a record each; what they share is in `benchmark`, `validation` and `multiple_choice`."""

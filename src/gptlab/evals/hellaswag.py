@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.errors import DataError
-from gptlab.evals.choice import Question
+from gptlab.evals.benchmark import Benchmark, Column, Evaluation, Options, QuestionFile, find_questions
+from gptlab.evals.multiple_choice import Question, evaluate_questions
+from gptlab.run import Run
 
 FILE = "hellaswag_val.jsonl"
 URL = f"https://raw.githubusercontent.com/rowanz/hellaswag/master/data/{FILE}"
+QUESTIONS = QuestionFile(FILE, URL)
 """The validation questions as their authors publish them; the test questions have no public answers."""
 
 
@@ -71,3 +74,18 @@ def _text(holder: Any, key: str | int) -> str:
     if not isinstance(value, str) or isinstance(holder, str):
         raise TypeError(f"{key} is {type(value).__name__}, not text")
     return value
+
+
+def evaluate_hellaswag(run: Run, options: Options) -> Evaluation:
+    """HellaSwag's `acc` and `acc_norm`, with a record of each question."""
+    path = find_questions("hellaswag", QUESTIONS, options.task_data)
+    questions = read_questions(path, options.limit)
+    return evaluate_questions(run, "hellaswag", questions, path)
+
+
+BENCHMARK = Benchmark(
+    "hellaswag",
+    evaluate_hellaswag,
+    (Column("hellaswag acc", "acc"), Column("acc_norm", "acc_norm")),
+    files=(QUESTIONS,),
+)

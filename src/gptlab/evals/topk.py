@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gptlab.data import Batch
+from gptlab.data import IGNORE, Batch
+from gptlab.evals.benchmark import Benchmark, Column, Evaluation, Options
+from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_settings
 from gptlab.hardware.precision import autocast
-from gptlab.inference.scoring import IGNORE
+from gptlab.run import Run
 
 KS = (1, 5, 10)
 """The k that are measured."""
@@ -51,3 +54,23 @@ def _ranks(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         own = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1))
         pieces.append((logits >= own).sum(-1) - 1)
     return torch.cat(pieces)
+
+
+def evaluate_topk(run: Run, options: Options) -> Evaluation:
+    """How often the next token of validation text is among the k likeliest, given the true tokens before it."""
+    sets = validation_sets(run.folder, run.config.data, run.tokenizer, options.data)
+
+    def hits(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
+        return window_hits(run.model, batches, device=run.device, dtype=run.dtype)
+
+    found = [measure_windows(run, dataset, "top-k", name, options.limit, hits) for name, dataset in sets.items()]
+    rows = torch.cat(found)
+    results: dict[str, Any] = {"tokens": int(rows[:, 0].sum()), "windows": len(rows)}
+    errors: dict[str, float | None] = {}
+    for number, k in enumerate(KS, start=1):
+        results[f"top_{k}"] = float(rows[:, number].sum() / rows[:, 0].sum())
+        errors[f"top_{k}"] = ratio_error(rows[:, number], rows[:, 0])
+    return Evaluation("topk", results, errors, window_settings(sets, run.config.train.sequence_length))
+
+
+BENCHMARK = Benchmark("topk", evaluate_topk, tuple(Column(f"top-{k}", f"top_{k}") for k in KS), reads_data=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptlab.data import Batch
 from gptlab.hardware.precision import autocast
 from gptlab.loss import IGNORE
-from gptlab.parallel.world import World
+from gptlab.parallel import World
 
 _CHUNK_LOGITS = 2**25
 
@@ -85,7 +85,7 @@ def evaluate_loss(
     for sums in window_sums(model, batches, token_bytes=token_bytes, device=device, dtype=dtype):
         totals += sums.sum(0)
     if world is not None:
-        world.sum(totals)
+        world.all_reduce(totals)
     nats, tokens, text_nats, size = totals.tolist()
     return LossResult(nats, round(tokens), text_nats, round(size))
 

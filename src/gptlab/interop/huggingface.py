@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +28,8 @@ from gptlab.interop.runs import (
 from gptlab.interop.table import Architecture, Values, filling, spelled_out
 from gptlab.interop.tensors import TensorFiles
 from gptlab.model import build_model
+from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from gptlab.run import Run
 
 ARCHITECTURES = {architecture.name: architecture for architecture in (GPT2, LLAMA, QWEN3, OLMO2)}
 """What can be imported and exported, by the `model_type` of config.json."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,8 @@ from gptlab.interop.runs import Named, convert, match, new_folder, record, run_c
 from gptlab.interop.table import Architecture, Values, get
 from gptlab.interop.tensors import read_pickle
 from gptlab.model import build_model
+from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from gptlab.run import Run
 
 _NO_FILE = "is no nanoGPT checkpoint (it should hold model and model_args)"
 

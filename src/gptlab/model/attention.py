@@ -14,58 +14,9 @@ from torch import Tensor, nn
 
 from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
-from gptlab.model.backends import Cache, Scores, View, attend
-from gptlab.model.position import Rotary, rotate
-
-
-class Context:
-    """What all layers share in one forward pass: token ids, rotation, document boundaries, the cache.
-
-    `values` is where a layer leaves values for later layers: value embeddings by their number, and "first".
-    """
-
-    def __init__(
-        self,
-        ids_BT: Tensor,
-        rotary: Rotary | None = None,
-        slopes_H: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> None:
-        self.ids, self.rotary, self.slopes, self.documents, self.cache = ids_BT, rotary, slopes_H, documents_BT, cache
-        self.values: dict[int | str, Tensor] = {}
-        self._views: dict[tuple[int | None, bool], View] = {}
-
-    def view(self, *, window: int | None = None, documents: bool = False) -> View:
-        """Which keys the queries see; layers that ask for the same share its masks."""
-        key = (window, documents)
-        if key not in self._views:
-            self._views[key] = View(
-                self.ids.shape[1],
-                self.ids.device,
-                window=window,
-                documents_BT=self.documents if documents else None,
-                cache=self.cache,
-            )
-        return self._views[key]
-
-    def starts(self, *, documents: bool) -> Tensor:
-        """True at keys that no key of the same text precedes: (B or 1, S)."""
-        length = self.ids.shape[1]
-        if self.cache is not None:
-            return self.cache.starts(length)
-        if documents and self.documents is not None:
-            return document_positions(self.documents) == 0
-        return (torch.arange(length, device=self.ids.device) == 0)[None]
-
-
-def document_positions(documents_BT: Tensor) -> Tensor:
-    """Positions that count from the start of each packed document: (B, T) → (B, T)"""
-    index = torch.arange(documents_BT.shape[1], device=documents_BT.device).expand_as(documents_BT)
-    begins = torch.ones_like(documents_BT, dtype=torch.bool)
-    begins[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(dim=1).values
-
+from gptlab.model.backends import Scores, attend
+from gptlab.model.component import Context
+from gptlab.model.position import rotate
 
 _STEP = 128  # a window's, where nothing is said: the default of `window_step`
 
@@ -182,7 +133,7 @@ class Attention(nn.Module):
             )
         self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
-        self.qkv.weight.stacked = tuple(n * head_dim for n in (heads, kv_heads, kv_heads))  # see optim.Muon
+        self.qkv.weight.stacked = tuple(n * head_dim for n in (heads, kv_heads, kv_heads))
         self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
         self.out.writes_residual = True
         if qk_norm_over == "width" and qk_norm is None:

@@ -9,8 +9,10 @@ Letters: B batch, T queries, S keys (T plus what a cache holds), H query heads, 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -162,7 +164,8 @@ def attend(
         backend = choose(q_BHTC, v_BKSC, view, scores, dropout)
     else:
         _require(backend, q_BHTC, v_BKSC, view, scores, dropout)
-    return BACKENDS[backend](q_BHTC, k_BKSC, v_BKSC, view, scores, dropout)
+    kernel = None if torch.compiler.is_compiling() else _OVERRIDE.get()
+    return (kernel or BACKENDS[backend])(q_BHTC, k_BKSC, v_BKSC, view, scores, dropout)
 
 
 def choose(q_BHTC: Tensor, v_BKSC: Tensor, view: View, scores: Scores, dropout: float) -> Backend:
@@ -293,13 +296,27 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, view: View, scores: Scores
     return y.view(B, T, H, C).transpose(1, 2)
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, View, Scores, float], Tensor]] = {
+Kernel = Callable[[Tensor, Tensor, Tensor, View, Scores, float], Tensor]
+
+BACKENDS: dict[str, Kernel] = {
     "sdpa": sdpa_attention,
     "explicit": explicit_attention,
     "flex": flex_attention,
     "varlen": varlen_attention,
 }
-"""By name. `gptlab.planning.footprint` puts a stand-in here to count what a fused kernel elsewhere would keep."""
+"""By name."""
+
+_OVERRIDE: contextvars.ContextVar[Kernel | None] = contextvars.ContextVar("attention", default=None)
+
+
+@contextlib.contextmanager
+def override(kernel: Kernel) -> Iterator[None]:
+    """`attend` calls `kernel` in the place of every backend, in this thread, until the context is left."""
+    token = _OVERRIDE.set(kernel)
+    try:
+        yield
+    finally:
+        _OVERRIDE.reset(token)
 
 
 def _future(length: int, keys: int, device: torch.device) -> Tensor:

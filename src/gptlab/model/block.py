@@ -5,7 +5,6 @@ Letters: B batch, T sequence, D width, H heads, C head width, V vocabulary, L la
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 
 from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
-from gptlab.model.attention import Context
 from gptlab.model.backends import Scores, attend
+from gptlab.model.component import Context, LayerArgs
 
 
 class Block(nn.Module):
@@ -33,15 +32,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        layer_index: int,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        context_length: int,
-        dropout: float,
-        vocab_size: int,
-        norm: Slot,
+        layer: LayerArgs,
         *,
         attention: Annotated[Slot, "attention"] = "Attention",
         mlp: Annotated[Slot, "mlp"] = "GELU",
@@ -52,69 +43,58 @@ class Block(nn.Module):
         without_attention: list[int] = [],  # noqa: B006 - not kept
     ) -> None:
         super().__init__()
-        _check_without(without_attention, layer_index, layers, attention)
+        _check_without(without_attention, layer, attention)
         rates = {"attention_dropout": attention_dropout, "mlp_dropout": mlp_dropout}
         require_range("model.block", "at least 0 and below 1", **rates)
-        site = {
-            "dim": dim,
-            "layer_index": layer_index,
-            "layers": layers,
-            "heads": heads,
-            "head_dim": head_dim,
-            "context_length": context_length,
-            "dropout": dropout,
-            "vocab_size": vocab_size,
-        }
         self.placement = placement
-        attends = layer_index not in without_attention
-        self.attention_norm = build("norm", norm, dim=dim) if attends else None
-        self.attention = build("attention", attention, **site) if attends else None
-        self.mlp_norm = build("norm", norm, dim=dim)
-        self.mlp = build("mlp", mlp, **site)
-        self.attention_dropout = nn.Dropout(dropout if attention_dropout is None else attention_dropout)
-        self.mlp_dropout = nn.Dropout(dropout if mlp_dropout is None else mlp_dropout)
+        attends = layer.layer_index not in without_attention
+        self.attention_norm = layer.build_norm() if attends else None
+        self.attention = layer.build("attention", attention) if attends else None
+        self.mlp_norm = layer.build_norm()
+        self.mlp = layer.build("mlp", mlp)
+        self.attention_dropout = nn.Dropout(layer.dropout if attention_dropout is None else attention_dropout)
+        self.mlp_dropout = nn.Dropout(layer.dropout if mlp_dropout is None else mlp_dropout)
         sandwich = placement == "sandwich"
-        self.attention_out_norm = build("norm", norm, dim=dim) if sandwich and attends else None
-        self.mlp_out_norm = build("norm", norm, dim=dim) if sandwich else None
+        self.attention_out_norm = layer.build_norm() if sandwich and attends else None
+        self.mlp_out_norm = layer.build_norm() if sandwich else None
         branches = 2 if attends else 1
         self.branch_scale = nn.Parameter(torch.full((branches,), branch_scale)) if branch_scale is not None else None
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """(B, T, D) → (B, T, D)"""
+        """(B, T, D) → (B, T, D): attention, then MLP, each added to the stream; norms where `placement` says."""
         if self.attention is not None:
-            x_BTD = self._add("attention", x_BTD, lambda y_BTD: self.attention(y_BTD, context))
-        return self._add("mlp", x_BTD, self.mlp)
+            x_BTD = self._add("attention", x_BTD, self.attention(self._branch_input("attention", x_BTD), context))
+        return self._add("mlp", x_BTD, self.mlp(self._branch_input("mlp", x_BTD)))
 
-    def _add(self, name: str, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-        """x and what the branch `name`, computed by `f`, gives it; norms where `placement` says."""
-        norm, out_norm = getattr(self, f"{name}_norm"), getattr(self, f"{name}_out_norm")
+    def _branch_input(self, branch: str, x: Tensor) -> Tensor:
+        """What a branch reads of the stream: `norm(x)` for pre and sandwich, else x."""
+        return getattr(self, f"{branch}_norm")(x) if self.placement in ("pre", "sandwich") else x
+
+    def _add(self, branch: str, x: Tensor, y: Tensor) -> Tensor:
+        """The stream with a branch's output added, x + y; normalized is y (sandwich, reordered) or the sum (post)."""
+        norm, out_norm = getattr(self, f"{branch}_norm"), getattr(self, f"{branch}_out_norm")
         match self.placement:
-            case "pre":
-                return x + self._weigh(name, f(norm(x)))
-            case "post":
-                return norm(x + self._weigh(name, f(x)))
             case "sandwich":
-                return x + self._weigh(name, out_norm(f(norm(x))))
+                y = out_norm(y)
             case "reordered":
-                return x + self._weigh(name, norm(f(x)))
-
-    def _weigh(self, name: str, y: Tensor) -> Tensor:
+                y = norm(y)
         if self.branch_scale is not None:
-            y = y * self.branch_scale[0 if name == "attention" else -1].to(y.dtype)
-        return self.attention_dropout(y) if name == "attention" else self.mlp_dropout(y)
+            y = y * self.branch_scale[0 if branch == "attention" else -1].to(y.dtype)
+        x = x + getattr(self, f"{branch}_dropout")(y)
+        return norm(x) if self.placement == "post" else x
 
 
-def _check_without(without: list[int], layer_index: int, layers: int, attention: Slot) -> None:
-    wrong = [layer for layer in without if not 0 <= layer < layers]
+def _check_without(without: list[int], layer: LayerArgs, attention: Slot) -> None:
+    wrong = [index for index in without if not 0 <= index < layer.layers]
     if wrong:
         raise ConfigError(
-            f"model.block.without_attention: there is no layer {wrong[0]}; {layers} layers are counted from 0"
+            f"model.block.without_attention: there is no layer {wrong[0]}; {layer.layers} layers are counted from 0"
         )
     holds = attention.get("value_embeddings", 0) + bool(attention.get("value_residual", False))
-    if layer_index in without and layer_index < holds:
+    if layer.layer_index in without and layer.layer_index < holds:
         raise ConfigError(
-            f"model.block.without_attention: the attention of layer {layer_index} holds values that later layers use; "
-            "leave it in, or take fewer value_embeddings or no value_residual"
+            f"model.block.without_attention: the attention of layer {layer.layer_index} holds values that later layers "
+            "use; leave it in, or take fewer value_embeddings or no value_residual"
         )
 
 
@@ -128,36 +108,18 @@ class ParallelBlock(nn.Module):
 
     def __init__(
         self,
-        dim: int,
-        layer_index: int,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        context_length: int,
-        dropout: float,
-        vocab_size: int,
-        norm: Slot,
+        layer: LayerArgs,
         *,
         attention: Annotated[Slot, "attention"] = "Attention",
         mlp: Annotated[Slot, "mlp"] = "GELU",
         shared_norm: bool = True,
     ) -> None:
         super().__init__()
-        site = {
-            "dim": dim,
-            "layer_index": layer_index,
-            "layers": layers,
-            "heads": heads,
-            "head_dim": head_dim,
-            "context_length": context_length,
-            "dropout": dropout,
-            "vocab_size": vocab_size,
-        }
-        self.attention_norm = build("norm", norm, dim=dim)
-        self.mlp_norm = None if shared_norm else build("norm", norm, dim=dim)
-        self.attention = build("attention", attention, **site)
-        self.mlp = build("mlp", mlp, **site)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm = layer.build_norm()
+        self.mlp_norm = None if shared_norm else layer.build_norm()
+        self.attention = layer.build("attention", attention)
+        self.mlp = layer.build("mlp", mlp)
+        self.dropout = nn.Dropout(layer.dropout)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """(B, T, D) → (B, T, D)"""
@@ -198,7 +160,7 @@ class LatentAttentionBlock(nn.Module):
         self.score_width, self.scale = self.qk_dim, self.qk_dim**-0.5
         self.norm = build("norm", norm, dim=dim)
         self.expand = nn.Linear(dim, 2 * self.qk_dim + 2 * self.hidden, bias=False)
-        self.expand.weight.stacked = (self.qk_dim, self.qk_dim, self.hidden, self.hidden)  # see optim.Muon
+        self.expand.weight.stacked = (self.qk_dim, self.qk_dim, self.hidden, self.hidden)
         self.project = nn.Linear(self.hidden, dim, bias=False)
         self.project.writes_residual = True
         self.distance = nn.Parameter(torch.ones(1))

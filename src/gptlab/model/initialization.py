@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
-from gptlab.model.mup import growth
+from gptlab.model.component import declared
+from gptlab.model.mup import width_scaling
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:
@@ -86,7 +87,7 @@ class GPT2Init:
                 "it to null, or model.position to Learned"
             )
         for name, module in layers:
-            std = self._std(name, module) * growth(module.weight).std
+            std = self._std(name, module) * width_scaling(module.weight).std
             generator = parameter_generator(seed, f"{name}.weight")
             _fill(module.weight, torch.randn(module.weight.shape, generator=generator) * std)
             if getattr(module, "bias", None) is not None:
@@ -103,7 +104,7 @@ class GPT2Init:
             own = self.head_std
         if own is not None:
             return own
-        return self.std * (self.residual_scale if getattr(module, "writes_residual", False) else 1.0)
+        return self.std * (self.residual_scale if declared(module, "writes_residual") else 1.0)
 
 
 class PyTorchInit:
@@ -121,8 +122,8 @@ class PyTorchInit:
             if isinstance(module, nn.Embedding):
                 _fill(module.weight, torch.randn(module.weight.shape, generator=generator))
                 continue
-            wider = growth(module.weight)
-            bound = wider.std * math.sqrt(wider.fan_in / module.in_features)  # 1/√fan_in is muP's rule for most
+            scaling = width_scaling(module.weight)
+            bound = scaling.std * math.sqrt(scaling.fan_in / module.in_features)  # 1/√fan_in is muP's rule for most
             _fill(module.weight, (torch.rand(module.weight.shape, generator=generator) * 2 - 1) * bound)
             if module.bias is not None:
                 generator = parameter_generator(seed, f"{name}.bias")

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
+from gptlab.model.component import declared
 
 
 @dataclass(frozen=True)
-class Growth:
+class WidthScaling:
     """How much wider than in the base a parameter's input is (`fan_in`), and what follows from it.
 
     `std` multiplies the initial standard deviation, `rate` the learning rate of an optimizer like Adam.
@@ -34,13 +35,12 @@ class Growth:
     rate: float = 1.0
 
 
-def growth(parameter: Tensor) -> Growth:
-    """What `apply_mup` found for a parameter; no growth where it was not applied."""
-    found: Growth = getattr(parameter, "growth", _NONE)
-    return found
+def width_scaling(parameter: Tensor) -> WidthScaling:
+    """What `apply_mup` found for a parameter; factors of 1 where it was not applied."""
+    return declared(parameter, "width_scaling") or _UNSCALED
 
 
-_NONE = Growth()
+_UNSCALED = WidthScaling()
 
 
 def check_base(mup: dict[str, int] | None) -> None:
@@ -60,18 +60,18 @@ def apply_mup(model: nn.Module, base: nn.Module) -> None:
     if odd:
         raise ConfigError(f"model.mup: the base model has another set of parameters ({odd[0]}); change widths only")
     for name, parameter in own.items():
-        parameter.growth = _growth(name, parameter, other[name], model)
+        parameter.width_scaling = _scaling_of(parameter, other[name], model)
     model.logit_scale *= base.head.in_features / model.head.in_features
     for module, like in zip(model.modules(), base.modules(), strict=True):
-        if hasattr(module, "score_width"):
+        if declared(module, "score_width"):
             module.scale = like.scale * like.score_width / module.score_width
 
 
-def _growth(name: str, parameter: Tensor, like: Tensor, model: nn.Module) -> Growth:
+def _scaling_of(parameter: Tensor, like: Tensor, model: nn.Module) -> WidthScaling:
     tables = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)] + [model.head.weight]
     if parameter.ndim < 2 or any(parameter is table for table in tables):
-        return Growth()
+        return _UNSCALED
     n_out, n_in = (ours / theirs for ours, theirs in zip(parameter.shape[-2:], like.shape[-2:], strict=True))
     if n_in == 1:
-        return Growth()
-    return Growth(n_in, n_in**-0.5 if n_out != 1 else 1 / n_in, 1 / n_in)
+        return _UNSCALED
+    return WidthScaling(n_in, n_in**-0.5 if n_out != 1 else 1 / n_in, 1 / n_in)

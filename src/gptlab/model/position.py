@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
-
-Rotary = tuple[Tensor, Tensor]
-"""cos and sin, each (T, R/2) where all rows share their positions, else (B, 1, T, R/2); R ≤ C dimensions turn."""
+from gptlab.model.component import Rotary, declared
 
 
 class NoPosition(nn.Module):
@@ -250,8 +248,9 @@ def check_position(position: nn.Module, blocks: nn.ModuleList) -> None:
 
     Raises ConfigError for a position that would do either.
     """
-    says = any(getattr(type(position), name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
-    if says and any(getattr(block, "own_distance", False) for block in blocks):
+    kind = type(position)
+    says = any(getattr(kind, name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
+    if says and any(declared(block, "own_distance") for block in blocks):
         raise ConfigError(
             f"model.position: {type(position).__name__} would do nothing in blocks that have a distance of their own; "
             "set it to NoPosition"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.errors import ConfigError
-from gptlab.model.attention import Context
+from gptlab.model.component import Context
 
 
 class Residual(nn.Module):

@@ -20,37 +20,37 @@ _SLOTS = ("block", "attention", "mlp", "norm", "residual")
 
 
 @torch.no_grad()
-def rehearse(model: nn.Module, loss: Any, batch: Any) -> None:
+def smoke_test_components(model: nn.Module, loss: Any, batch: Any) -> None:
     """A forward pass of `model` and `loss` on `batch` (a TokenBatch), where either is not gptlab's own.
 
     Raises ConfigError that names file, line and remedy for whatever a component of others raises or returns wrongly.
     """
-    strangers = [*_strangers(model), *([loss] if _is_stranger(loss) else [])]
-    if not strangers:
+    foreign = [*_foreign_modules(model), *([loss] if _is_foreign(loss) else [])]
+    if not foreign:
         return
     was_training = model.training
-    with torch.random.fork_rng(devices=[]), explained(model, *strangers):  # a run begins as if this had not been
+    with torch.random.fork_rng(devices=[]), explained(model, *foreign):  # a run begins as if this had not been
         loss(model.eval(), batch)
     model.train(was_training)
 
 
 @contextlib.contextmanager
-def explained(model: nn.Module, *strangers: Any) -> Iterator[None]:
+def explained(model: nn.Module, *foreign: Any) -> Iterator[None]:
     """Turns what fails inside, if the model has parts that are not gptlab's, into a ConfigError of one line."""
-    strangers = strangers or tuple(_strangers(model))
+    foreign = foreign or tuple(_foreign_modules(model))
     handles = [
         module.register_forward_hook(_require_shape)
         for name, module in model.named_modules()
-        if _is_stranger(module) and (getattr(module, "slot", "") in _SLOTS or _KEEPS_SHAPE.fullmatch(name))
+        if _is_foreign(module) and (getattr(module, "slot", "") in _SLOTS or _KEEPS_SHAPE.fullmatch(name))
     ]
     try:
         yield
     except GptlabError:
         raise
     except Exception as error:
-        if not strangers:
+        if not foreign:
             raise
-        files = {inspect.getfile(type(stranger)): stranger for stranger in strangers}
+        files = {inspect.getfile(type(part)): part for part in foreign}
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
         file = own[-1].filename if own else next(iter(files))
         where = f"{file}:{own[-1].lineno}" if own else file
@@ -62,12 +62,12 @@ def explained(model: nn.Module, *strangers: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _is_stranger(part: Any) -> bool:
+def _is_foreign(part: Any) -> bool:
     return type(part).__module__.partition(".")[0] not in _PACKAGES
 
 
-def _strangers(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if _is_stranger(module)]
+def _foreign_modules(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if _is_foreign(module)]
 
 
 def _require_shape(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from gptlab.config import Slot, build, require_range, starting_run
 from gptlab.errors import ConfigError
-from gptlab.model.attention import Context, document_positions
 from gptlab.model.backends import Cache
-from gptlab.model.counting import flops_per_token
+from gptlab.model.component import Context, LayerArgs, document_positions, flops_per_token, modules_with
 from gptlab.model.mup import check_base
 from gptlab.model.position import check_position
 
@@ -82,23 +81,24 @@ class GPT(nn.Module):
         self.context_length, self.logit_softcap = context_length, logit_softcap
         self.embedding_scale, self.logit_scale = embedding_scale, logit_scale
         self.init_from, self.mup = starting_run(init_from), dict(mup or {})
-        site = {"dim": dim, "layers": layers, "heads": heads, "head_dim": head_dim, "context_length": context_length}
-        site |= {"dropout": dropout, "vocab_size": vocab_size, "norm": norm}
+        layer_args = [
+            LayerArgs(dim, i, layers, heads, head_dim, context_length, dropout, vocab_size, norm) for i in range(layers)
+        ]
         rows = -(-vocab_size // pad_vocab) * pad_vocab
 
         self.embedding = nn.Embedding(rows, dim)
-        self.position = build("position", position, **site)
+        self.position = layer_args[0].build("position", position)
         self.embedding_norm = build("norm", embedding_norm, dim=dim) if embedding_norm is not None else None
         self.dropout = nn.Dropout(dropout if embedding_dropout is None else embedding_dropout)
-        self.blocks = nn.ModuleList(build("block", block, layer_index=i, **site) for i in range(layers))
+        self.blocks = nn.ModuleList(layer.build("block", block) for layer in layer_args)
         check_position(self.position, self.blocks)
         self.residual = build("residual", residual, layers=layers)
-        self.ahead = nn.ModuleList(build("block", block, layer_index=layers - 1, **site) for _ in range(ahead))
+        self.ahead = nn.ModuleList(layer_args[-1].build("block", block) for _ in range(ahead))
         self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
         self.head = nn.Linear(dim, rows, bias=head_bias)
         if tied:
             self.head.weight = self.embedding.weight
-        self.masks_documents = any(getattr(module, "document_mask", False) for module in self.modules())
+        self.masks_documents = any(module.document_mask for module in modules_with(self, "document_mask"))
         self._initialization = build("initialization", initialization, layers=layers)
 
     def initialize(self, seed: int) -> None:
@@ -155,7 +155,7 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad and (embeddings or p not in tables))
 
     def flops_per_token(self, length: int | None = None) -> float:
-        """Training FLOPs a token in sequences of `length` (None: the context length); see `gptlab.model.counting`."""
+        """Training FLOPs a token in sequences of `length` (None: the context length); see `gptlab.model.component`."""
         return flops_per_token(self, length or self.context_length)
 
 

@@ -1,17 +1,18 @@
-"""Several processes, one run: what torchrun started, and the few collectives that the loop needs."""
+"""The processes of a run: which of them this one is, and the few collectives that others need.
+
+`torchrun` starts the processes; `init_distributed` joins them. Nothing outside this package asks how many there are to
+decide what to compute: how a model lies over them is a `Layout`.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from gptlab.errors import ConfigError
 
@@ -28,29 +29,25 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
-    def require_share(self, rows: int, length: int) -> None:
-        """Raise ConfigError where `rows` sequences of `length` tokens a step cannot be shared by all processes."""
-        if rows % self.size:
+    def check_divides(self, sequences: int, length: int) -> None:
+        """Raise ConfigError where the `sequences` of `length` tokens of a step are no multiple of the processes."""
+        if sequences % self.size:
             raise ConfigError(
-                f"train.batch_tokens: {rows} sequences a step cannot be shared by {self.size} processes; "
-                f"make it a multiple of {length * self.size}"
+                f"train.batch_tokens: {sequences} sequences a step cannot be shared by {self.size} processes; "
+                f"make it a multiple of {length * self.size}",
+                key="train.batch_tokens",
             )
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """`values` summed over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def barrier(self) -> None:
-        """Wait for all processes."""
-        if self.size > 1:
-            dist.barrier()
-
-    def minimum(self, value: int) -> int:
+    def all_reduce_min(self, value: int) -> int:
         """The smallest `value` of all processes."""
         if self.size == 1:
             return value
@@ -58,13 +55,22 @@ class World:
         dist.all_gather_object(values, value)
         return min(values)
 
-    def agree(self, value: T) -> T:
+    def all_reduce_max(self, value: int) -> int:
+        """The largest `value` of all processes."""
+        return -self.all_reduce_min(-value)
+
+    def broadcast(self, value: T) -> T:
         """The main process's `value`, on every process."""
         if self.size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier()
 
 
 def find_world() -> World:
@@ -76,11 +82,11 @@ def find_world() -> World:
     )
 
 
-def connect(world: World, device: torch.device) -> bool:
-    """Join the other processes: nccl between GPUs, gloo between CPUs. Nothing to do for one process.
+def init_distributed(world: World, device: torch.device) -> bool:
+    """Join the other processes: NCCL between GPUs, gloo between CPUs. Nothing to do for one process.
 
-    Whether this call joined them; who joined leaves. torchrun's processes can join once only: a second group would
-    find the addresses of the first.
+    Returns whether this call joined them: who joined leaves (`destroy_distributed`). torchrun's processes can join
+    once only; a second group would find the addresses of the first.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -90,23 +96,7 @@ def connect(world: World, device: torch.device) -> bool:
     return True
 
 
-def disconnect(joined: bool) -> None:
-    """Leave the other processes where `connect` joined them."""
+def destroy_distributed(joined: bool) -> None:
+    """Leave the other processes where `init_distributed` joined them."""
     if joined:
         dist.destroy_process_group()
-
-
-def replicate(model: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """The model as every process calls it: itself, or wrapped so that gradients are averaged over processes."""
-    if world.size == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # newer torch renames an argument
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def gradient_sync(replica: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Gradients are averaged over processes once a step, with its `last` micro-batch."""
-    if isinstance(replica, DistributedDataParallel) and not last:
-        return replica.no_sync()
-    return contextlib.nullcontext()

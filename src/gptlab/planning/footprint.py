@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,13 +21,13 @@ from gptlab.errors import ConfigError
 from gptlab.hardware.precision import autocast
 from gptlab.loss import TokenBatch
 from gptlab.model import build_model
-from gptlab.model.backends import BACKENDS, Scores, View
-from gptlab.model.counting import training_flops
-from gptlab.model.lifecycle import before_step
-from gptlab.planning.plan import Footprint, format_bytes, largest_fit
+from gptlab.model.backends import Scores, View, override
+from gptlab.model.component import before_step, modules_with, training_flops
+from gptlab.planning.formatting import format_bytes
+from gptlab.planning.plan import Footprint, largest_fit
 
 _CPU = torch.device("cpu")
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_Kernel`'s output
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_FusedAttention`'s output
 
 
 def footprint(
@@ -53,13 +52,16 @@ def footprint(
     tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {model.head.weight} if hasattr(model, "head") else set()
     counts = [sum(p.numel() for p in model.parameters() if p not in skip) for skip in (set(), tables)]
-    with FakeTensorMode(allow_non_fake_inputs=True), _fused_attention() if accelerator else contextlib.nullcontext():
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        override(_fused_attention) if accelerator else contextlib.nullcontext(),
+    ):
         _materialize(model)
         loss = build("loss", config.loss)
         if accelerator:
-            _without_choices(model, loss)
+            _reset_device_choices(model, loss)
         before_step(model.train(), 1.0)  # windows at their widest
-        live = _Step(model, loss, config.train.sequence_length, micro_batch, dtype)
+        bytes_of = _Step(model, loss, config.train.sequence_length, micro_batch, dtype)
         optimizer = build("optimizer", config.optimizer, named_parameters=list(model.named_parameters()))
         optimizer.step()
     state = [value for of_one in optimizer.state.values() for value in of_one.values() if isinstance(value, Tensor)]
@@ -73,8 +75,8 @@ def footprint(
         weights=_bytes([*model.parameters(), *model.buffers()]),
         gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
         optimizer=_bytes(state),
-        activations=live.products if compiled else live.kept,
-        logits=live.head_products if compiled else live.peak - live.kept,
+        activations=bytes_of.products if compiled else bytes_of.kept,
+        logits=bytes_of.head_products if compiled else bytes_of.peak - bytes_of.kept,
     )
 
 
@@ -131,7 +133,7 @@ class _Step:
         self.kept = self.products = self.head_products = 0
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)  # as from the second micro-batch on
-        with _Live() as live:
+        with _LiveBytes() as live:
             ids = torch.zeros(micro_batch, length, dtype=torch.int64)
             batch = TokenBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids))
 
@@ -147,7 +149,7 @@ class _Step:
             self.peak = live.peak
 
 
-class _Live(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):
     """Counts the bytes of the storages that are made while it is on, until they die."""
 
     def __init__(self) -> None:
@@ -179,7 +181,7 @@ class _Live(TorchDispatchMode):
         self.bytes -= size
 
 
-class _Kernel(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     """In the place of a fused attention kernel: makes and keeps what such a one does, and computes nothing."""
 
     @staticmethod
@@ -195,22 +197,11 @@ class _Kernel(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None if bias is None else bias.clone()
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor, view: View, scores: Scores, dropout: float) -> Tensor:
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor, view: View, scores: Scores, dropout: float) -> Tensor:
     slopes = scores.slopes_H
     learned = slopes is not None and slopes.requires_grad  # then the mask is a tensor with a gradient: (1, H, T, S)
     bias = slopes.to(q.dtype)[None, :, None, None].expand(1, -1, q.shape[2], k.shape[2]).clone() if learned else None
-    return _Kernel.apply(q, k, v, bias)
-
-
-@contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Every backend of attention is the stand-in."""
-    real = dict(BACKENDS)
-    BACKENDS.update(dict.fromkeys(BACKENDS, _kernel))
-    try:
-        yield
-    finally:
-        BACKENDS.update(real)
+    return _FusedAttention.apply(q, k, v, bias)
 
 
 def _materialize(model: nn.Module) -> None:
@@ -226,11 +217,10 @@ def _materialize(model: nn.Module) -> None:
                 held[name] = made.get(old) if old is not None else None
 
 
-def _without_choices(model: nn.Module, loss: Any) -> None:
+def _reset_device_choices(model: nn.Module, loss: Any) -> None:
     """Undo what the code chooses because these tensors say that they are on a CPU."""
-    for module in model.modules():
-        if hasattr(module, "backend"):
-            module.backend = "auto"
+    for module in modules_with(model, "backend"):
+        module.backend = "auto"
     if getattr(loss, "chunk", None) == "auto":
         loss.chunk = None
 

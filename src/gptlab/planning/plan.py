@@ -1,29 +1,17 @@
-"""What a run will cost before it is run: memory by kind, time, dollars; and afterwards, how good the prediction was.
+"""The plan of a run: memory by kind, time and dollars, before it is trained.
 
-Everything here is arithmetic on plain numbers. They come from `footprint` (counted on shapes) and `probe` (a few real
-steps), each in a process that imports torch, and from the table of GPUs (`gptlab.hardware.gpus`).
+Arithmetic on plain numbers. They come from `footprint` (counted on shapes) and `probe` (a few real steps), each in a
+process that imports torch, and from the table of GPUs (`gptlab.hardware.gpus`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from gptlab.config import RunConfig, dump_yaml
-from gptlab.errors import GptlabError
-from gptlab.files import write_atomic
+from gptlab.config import RunConfig
 from gptlab.hardware.gpus import Gpu
-from gptlab.record.facts import read_facts
 
 OVERHEAD_MINUTES = 60.0
 """What GPT-Lab's table of costs adds to the training itself: renting, installing, fetching data, looking at results."""
@@ -121,6 +109,19 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What was expected of a run before it was trained. `seconds`: by the run's own clock, as facts.json has them in
+    `wall_seconds`: all but imports and pictures."""
+
+    hardware: str
+    basis: str
+    training_seconds: float
+    seconds: float
+    peak_memory: int
+    dollars: float | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run will take. Seconds and dollars are None where neither a probe nor a card says how fast it goes."""
 
@@ -181,22 +182,21 @@ class Plan:
         return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived}
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> Plan:
+    def from_plain(cls, values: dict[str, Any]) -> Plan:
         """The plan that `plain` wrote out."""
         names = {field.name for field in dataclasses.fields(cls)}
         mine = {name: value for name, value in values.items() if name in names}
+        mine.setdefault("sequences_per_step", values.get("batch_rows"))  # as gptlab 0.3 wrote it
         mine["footprint"] = Footprint(**mine["footprint"])
         return cls(**{**mine, "assumptions": tuple(mine["assumptions"])})
 
     def prediction(self) -> Prediction | None:
-        """What is to be held against the facts of the run; None where no time is predicted."""
+        """The prediction to compare with the run's facts; None where no time is predicted."""
         if self.seconds is None or self.training_seconds is None:
             return None
         wall = self.seconds - self.outside_seconds
         return Prediction(self.hardware, self.basis, self.training_seconds, wall, self.peak_memory, self.dollars)
 
-
-# ---------------------------------------------------------------- plans
 
 Times = tuple[float | None, float | None, float | None, float | None]
 """Start-up, training, validation, saving: seconds."""
@@ -226,10 +226,10 @@ def plan_run(
     basis: Literal["probe", "table", "none"] = "none"
     spread, peak = 1.0, footprint.total
     if probe is not None:
-        basis, times, spread, peak = "probe", _probed(config, probe), _spread(probe), probe.peak_memory
+        basis, times, spread, peak = "probe", _times_from_probe(config, probe), _spread(probe), probe.peak_memory
     elif gpu is not None:
         basis, spread = "table", UNCERTAINTY
-        times = _tabled(config, footprint, gpu, devices, validation_tokens)
+        times = _times_from_data_sheet(config, footprint, gpu, devices, validation_tokens)
         assumptions = _assumptions(footprint, devices, validation_tokens)
     return Plan(
         name=config.name,
@@ -272,7 +272,7 @@ def checkpoints(config: RunConfig) -> int:
     return len(steps) + 1
 
 
-def _probed(config: RunConfig, probe: Probe) -> Times:
+def _times_from_probe(config: RunConfig, probe: Probe) -> Times:
     return (
         probe.launch_seconds + probe.startup_seconds,
         probe.warmup_seconds + config.total_steps * probe.step_seconds,
@@ -287,7 +287,9 @@ def _spread(probe: Probe) -> float:
     return max(high / middle, middle / low) if low > 0 else 1.0
 
 
-def _tabled(config: RunConfig, footprint: Footprint, gpu: Gpu, devices: int, validation_tokens: int | None) -> Times:
+def _times_from_data_sheet(
+    config: RunConfig, footprint: Footprint, gpu: Gpu, devices: int, validation_tokens: int | None
+) -> Times:
     """Time on a card that is not here: arithmetic and memory traffic, one after the other, each below its data sheet.
 
     A sum and not the larger of the two (the roofline of Williams et al. 2009, doi:10.1145/1498765.1498785), because
@@ -316,209 +318,3 @@ def _assumptions(footprint: Footprint, devices: int, validation_tokens: int | No
     if validation_tokens is None:
         said.append("without validation: eval.tokens is null and the data set is not here to count")
     return said
-
-
-# ---------------------------------------------------------------- budgets
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What an amount of money trains: hours of computing, FLOPs, and the model and tokens that use them best."""
-
-    dollars: float
-    hours: float  # after the overhead
-    flops: float
-    parameters: float
-    tokens: float
-    tokens_per_parameter: float
-
-
-def spend(plan: Plan, dollars: float, *, tokens_per_parameter: float = 20.0) -> Budget:
-    """Chinchilla's answer for `dollars` at the rate and speed of `plan` (Hoffmann et al. 2022, arXiv:2203.15556).
-
-    Of C = 6·N·D (their section 3) with D = `tokens_per_parameter` · N (20 is near their Table 3): N = √(C / (6·20)).
-    Raises GptlabError where there is no price or speed, or nothing is left after the overhead.
-    """
-    if plan.dollars_per_hour is None or plan.flops_per_second is None:
-        raise GptlabError("--budget needs a price and a speed; name a card with --gpu, or give --rate DOLLARS_PER_HOUR")
-    overhead = plan.overhead_minutes / 60 * plan.dollars_per_hour
-    if plan.dollars_per_hour == 0:
-        raise GptlabError("--budget: the rate is 0 dollars an hour, which buys without end; give --rate")
-    if dollars <= overhead:
-        raise GptlabError(
-            f"--budget {dollars:g}: {plan.overhead_minutes:g} minutes of overhead alone cost ${overhead:.2f} at "
-            f"${plan.dollars_per_hour:g} an hour; give more than that, or lower --overhead"
-        )
-    hours = (dollars - overhead) / plan.dollars_per_hour
-    flops = hours * 3600 * plan.flops_per_second
-    parameters = math.sqrt(flops / (6 * tokens_per_parameter))
-    return Budget(dollars, hours, flops, parameters, tokens_per_parameter * parameters, tokens_per_parameter)
-
-
-def nearest(parameters: float, sizes: dict[str, int]) -> str | None:
-    """The name whose size is nearest to `parameters`, as a ratio; None where there are none."""
-    return min(sizes, key=lambda name: abs(math.log(sizes[name] / parameters)), default=None)
-
-
-# ---------------------------------------------------------------- predicted against actual
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was expected of a run before it was trained. `seconds`: by the run's own clock, as facts.json has them in
-    `wall_seconds`: all but imports and pictures."""
-
-    hardware: str
-    basis: str
-    training_seconds: float
-    seconds: float
-    peak_memory: int
-    dollars: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Predicted ÷ actual; 1 is right, 2 is twice too much. `seconds` is None for a run of several sessions."""
-
-    run: str
-    basis: str
-    training_seconds: float
-    seconds: float | None
-    peak_memory: float
-
-
-def keep_plan(runs: Path, digest: str, plan: Plan) -> None:
-    """Keep the plan of the runs whose hash is `digest`, beside them: until they are trained, and for other seeds."""
-    write_atomic(_plan_file(runs, digest), json.dumps(plan.plain()))
-
-
-def kept_plan(runs: Path, digest: str) -> Plan | None:
-    """The plan that was kept for a hash; None where there is none that can be read."""
-    try:
-        return Plan.of(json.loads(_plan_file(runs, digest).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _plan_file(runs: Path, digest: str) -> Path:
-    return runs / ".plans" / f"{digest}.json"
-
-
-def write_prediction(folder: Path, prediction: Prediction) -> None:
-    """Write RUN/plan.json."""
-    write_atomic(folder / "plan.json", json.dumps(dataclasses.asdict(prediction), indent=1) + "\n")
-
-
-def read_prediction(folder: Path) -> Prediction:
-    """What RUN/plan.json says. Raises GptlabError where it is missing or damaged."""
-    path = folder / "plan.json"
-    try:
-        return Prediction(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise GptlabError(f"{folder} has no plan.json: nothing was predicted before it was trained") from None
-    except (ValueError, TypeError):
-        raise GptlabError(f"{path}: damaged, or of another gptlab; delete it, nothing else depends on it") from None
-
-
-def compare_prediction(folder: Path) -> Comparison:
-    """How good the prediction for a finished run was. Raises GptlabError where it has no prediction or no facts."""
-    prediction, facts = read_prediction(folder), read_facts(folder)
-    return Comparison(
-        run=folder.name,
-        basis=prediction.basis,
-        training_seconds=prediction.training_seconds / max(facts.seconds, 1e-9),
-        seconds=prediction.seconds / max(facts.wall_seconds, 1e-9) if facts.sessions == 1 else None,
-        peak_memory=prediction.peak_memory / max(facts.peak_memory_bytes, 1),
-    )
-
-
-def settle(folder: Path, digest: str) -> Comparison | None:
-    """Hold the plan that was kept for a run against what it took, and leave it in the run's folder.
-
-    `digest`: the run's hash. None where nothing was predicted, or the run is not finished.
-    """
-    if not (folder / "facts.json").is_file():
-        return None
-    plan = kept_plan(folder.parent, digest)
-    if not (folder / "plan.json").is_file():
-        if plan is None or (prediction := plan.prediction()) is None:
-            return None
-        write_prediction(folder, prediction)
-    return compare_prediction(folder)
-
-
-def past_predictions(runs: Path) -> list[Comparison]:
-    """Of every finished run in `runs` for which something was predicted."""
-    folders = sorted(path.parent for path in runs.glob("*/plan.json"))
-    return [compare_prediction(folder) for folder in folders if (folder / "facts.json").is_file()]
-
-
-def median_ratios(found: Sequence[Comparison]) -> tuple[float, float]:
-    """Median of predicted ÷ actual: of the time (of the whole process where it is known) and of the peak memory."""
-    times = [c.training_seconds if c.seconds is None else c.seconds for c in found]
-    return statistics.median(times), statistics.median(c.peak_memory for c in found)
-
-
-# ---------------------------------------------------------------- other processes
-
-
-def probe_in_subprocess(config: RunConfig, *, seconds: float = 20.0) -> Probe:
-    """Take a few real steps of `config` in a process of its own, for about so many seconds, and tell what they showed.
-
-    Raises GptlabError with the line that the process ends with: data that is missing, a model that does not fit.
-    """
-    with tempfile.TemporaryDirectory(prefix="gptlab-probe-") as folder:
-        source = Path(folder) / "config.yaml"
-        source.write_text(dump_yaml(config.plain()), encoding="utf-8")
-        command = [sys.executable, "-m", "gptlab.planning.probe", folder, str(seconds), str(time.time())]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        _require_success(done, "the probe")
-        return Probe(**json.loads((Path(folder) / "probe.json").read_text(encoding="utf-8")))
-
-
-def plan_in_subprocess(
-    config: Path, overrides: Iterable[str] = (), options: Iterable[str] = (), *, cwd: Path | None = None
-) -> Plan:
-    """`gptlab plan CONFIG --json` with `--set` for each of `overrides` and further `options`, in a process of its own.
-
-    It probes this machine unless `options` say `--gpu`, which takes half a minute: callers keep what comes back.
-    Raises GptlabError with the line that it ends with.
-    """
-    command = [sys.executable, "-m", "gptlab", "plan", str(config), "--json", *options]
-    for text in overrides:
-        command += ["--set", text]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
-    _require_success(done, f"gptlab plan {config}")
-    return Plan.of(json.loads(done.stdout)["plan"])
-
-
-def _require_success(done: subprocess.CompletedProcess[str], what: str) -> None:
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        last = said[-1].removeprefix("error: ")
-        raise GptlabError(last if done.returncode == 2 else f"{what} failed ({done.returncode}): {last}")
-
-
-# ---------------------------------------------------------------- numbers for people
-
-
-def format_bytes(count: float) -> str:
-    """1.5 GiB, 640 MiB."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {unit}" if count / size < 1000 else f"{count / size:,.0f} {unit}"
-    return f"{count / 1024:.3g} KiB"
-
-
-def format_seconds(seconds: float) -> str:
-    """45 s, 12 min, 3.4 h, 2.1 days."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.3g} h" if seconds < 48 * 3600 else f"{seconds / 86400:.3g} days"
-
-
-def format_dollars(dollars: float) -> str:
-    """$0.0123, $1.20, $340."""
-    return f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:.2f}" if dollars >= 0.1 else f"${dollars:.2g}"

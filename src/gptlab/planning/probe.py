@@ -1,4 +1,4 @@
-"""A few real steps of a run, to know what all of them take: `python -m gptlab.planning.probe FOLDER SECONDS BEGAN`.
+"""A few real steps of a run, to predict its time and memory: `python -m gptlab.planning.probe FOLDER SECONDS BEGAN`.
 
 Reads FOLDER/config.yaml, writes FOLDER/probe.json (`gptlab.planning.plan.Probe`); BEGAN is when the process was asked
 for, in seconds since the epoch. In a process of its own, because the peak of a process's memory is never forgotten, and
@@ -21,13 +21,14 @@ from gptlab.files import write_atomic
 from gptlab.hardware.allocator import keep_memory
 from gptlab.hardware.device import describe, pick_device
 from gptlab.hardware.memory import peak_memory
-from gptlab.model.lifecycle import before_step
-from gptlab.parallel.world import World
+from gptlab.model.component import before_step
+from gptlab.parallel import World
 from gptlab.planning.plan import Probe
+from gptlab.record.runfolder import WEIGHTS
 from gptlab.run import save_weights
-from gptlab.systems.display import TrainingDisplay
 from gptlab.training.conclusion import write_views
-from gptlab.training.loop import Job, build_job, evaluate, save, step
+from gptlab.training.loop import evaluate, save, step
+from gptlab.training.setup import Job, build_job
 
 _WARMUP, _FEWEST = 2, 4  # steps that are left out, and that are timed at least
 _VALIDATION = 0.25  # of the probe's time
@@ -52,7 +53,7 @@ def probe(config: RunConfig, folder: Path, *, seconds: float, launched: float) -
     # Steps after a validation, as a run has them: what a CPU's allocator keeps grows with the change of sizes.
     later = times[_WARMUP:] + _time_steps(job, _FEWEST // 2, seconds / 2) or times
     saving = _time(lambda: save(job))
-    weights = _time(lambda: save_weights(job.model, job.folder / "model.safetensors"))
+    weights = _time(lambda: save_weights(job.layout.full_state(job.model), job.folder / WEIGHTS))
     memory = peak_memory(device)
     assert job.metrics is not None
     job.metrics.close()
@@ -102,21 +103,17 @@ def _time_steps(job: Job, fewest: int, seconds: float) -> list[float]:
 
 def _time_validation(job: Job, seconds: float) -> tuple[int, float]:
     """Tokens of one validation of the run, and its seconds: measured on all of it, or on a part and scaled."""
-    wanted = job.config.eval.tokens
-    sizes = [dataset.tokens - 1 if wanted is None else wanted for dataset in job.validation.values()]
-    config, display = job.config, TrainingDisplay(job.config.total_steps, 0, 0.0, None)
+    config, limit = job.config, job.config.eval.tokens
+    sizes = [dataset.tokens - 1 if limit is None else limit for dataset in job.validation.values()]
 
     def once(tokens: int) -> float:
-        part = config.eval.model_copy(update={"tokens": tokens})
-        job.config = config.model_copy(update={"eval": part})
-        return _time(lambda: evaluate(job, display))
+        return _time(lambda: evaluate(job, tokens=tokens))
 
     # Of a mixture each source is validated on so many tokens; the smallest bounds what can be asked of all.
     batch = min(min(sizes), config.train.sequence_length * min(config.sequences_per_step, job.micro_batch))
     first = once(batch)
     share = min(min(sizes), batch * max(1, int(seconds / max(first, 1e-9))))
     taken = once(share) if share > batch else min(first, once(batch))
-    job.config = config
     return sum(sizes), taken * sum(sizes) / (share * len(sizes))
 
 

@@ -24,7 +24,7 @@ from gptlab.config import RunConfig, difference
 from gptlab.console import say
 from gptlab.errors import CheckpointError
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
-from gptlab.parallel.world import World
+from gptlab.parallel import World
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -71,7 +71,7 @@ class Checkpoints:
                 _seal(aside)
         except (Exception, CheckpointException) as problem:  # DCP's wrapper around what failed is no Exception
             error = _reason(problem)
-        if self.world.agree(error) or error:
+        if self.world.broadcast(error) or error:
             if self.world.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
             kept = f"{self.all()[-1].name} is untouched" if self.all() else "there is no earlier one"

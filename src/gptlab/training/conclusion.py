@@ -9,8 +9,8 @@ from torch import nn
 
 from gptlab.config import RunConfig
 from gptlab.hardware.device import describe
-from gptlab.model.counting import training_flops
-from gptlab.parallel.world import World
+from gptlab.model.component import training_flops
+from gptlab.parallel import World
 from gptlab.record.facts import Facts
 from gptlab.record.fingerprint import code_fingerprint
 from gptlab.record.metrics import read_metrics, write_csv

@@ -24,7 +24,8 @@ from torch import Tensor
 from gptlab.config import RunConfig, config_from, config_hash, difference, dump_yaml, hashed_values, starting_run
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import CheckpointError, ConfigError, DataError
-from gptlab.evals.tasks import Evaluation, Options, evaluate, validation_sets
+from gptlab.evals.benchmark import Evaluation, Options, evaluate
+from gptlab.evals.validation import validation_sets
 from gptlab.files import sha256_file, write_atomic
 from gptlab.hardware.device import describe
 from gptlab.interop.runs import new_folder, save_tensors
@@ -98,30 +99,30 @@ def soup(
     in architecture, tokenizer or validation data; then for weights or an average that are not finite.
     """
     shares = _shares(weights, len(runs), greedy=greedy)
-    pot = Pot.gather([Path(run) for run in runs], name, data=Path(data) if data else None, limit=limit)
-    with _weights_files(pot.folders, checkpoint) as files:
+    inputs = SoupInputs.read([Path(run) for run in runs], name, data=Path(data) if data else None, limit=limit)
+    with _weights_files(inputs.folders, checkpoint) as files:
         digests = [sha256_file(file) for file in files]
-        _refuse_twins(pot.folders, digests)
-        _refuse_other_shapes(pot.folders, files)
+        _refuse_twins(inputs.folders, digests)
+        _refuse_other_shapes(inputs.folders, files)
         method = "greedy" if greedy else "uniform" if weights is None else "weighted"
-        target = Path(folder) / f"{name}-{pot.digest(method, shares, digests)}"
+        target = Path(folder) / f"{name}-{inputs.digest(method, shares, digests)}"
         if reuse and (target / RECORD).is_file():
             return read_soup(target)
         if target.exists():
             raise CheckpointError(f"{target} exists already, of these very weights; use it, or delete it first")
-        taster = _Taster(pot, device, checkpoint)
-        found = [taster.taste(files[n], str(each)) for n, each in enumerate(pot.folders)]
+        evaluator = _Evaluator(inputs, device, checkpoint)
+        found = [evaluator.evaluate(files[n], str(each)) for n, each in enumerate(inputs.folders)]
         if greedy:
-            shares = _greedy_shares(found, files, taster)
+            shares = _greedy_shares(found, files, evaluator)
         # In the order of their digests, so that the same runs in another order give the same bytes.
         tensors = average([pair for _, pair in sorted(zip(digests, zip(files, shares, strict=True), strict=True))])
-        tasted = taster.taste(tensors, str(target))
+        evaluation = evaluator.evaluate(tensors, str(target))
     ingredients = tuple(
         Ingredient(each, digest, share, loss_of(one), one.standard_errors["loss"])
-        for each, digest, share, one in zip(pot.folders, digests, shares, found, strict=True)
+        for each, digest, share, one in zip(inputs.folders, digests, shares, found, strict=True)
     )
-    made = Soup(target, method, ingredients, loss_of(tasted), tasted.standard_errors["loss"])
-    _write(made, pot, tensors, tasted, checkpoint)
+    made = Soup(target, method, ingredients, loss_of(evaluation), evaluation.standard_errors["loss"])
+    _write(made, inputs, tensors, evaluation, checkpoint)
     return made
 
 
@@ -174,7 +175,7 @@ def read_soup(folder: Path) -> Soup:
 
 
 @dataclass(frozen=True)
-class Pot:
+class SoupInputs:
     """Runs that can be averaged, and what they are evaluated on."""
 
     folders: list[Path]
@@ -182,10 +183,10 @@ class Pot:
     tokenizer: Tokenizer
     config: RunConfig  # the soup's
     options: Options
-    prints: dict[str, str]  # fingerprints of the validation data
+    fingerprints: dict[str, str]  # fingerprints of the validation data
 
     @classmethod
-    def gather(cls, folders: Sequence[Path], name: str, *, data: Path | None, limit: int | None) -> Pot:
+    def read(cls, folders: Sequence[Path], name: str, *, data: Path | None, limit: int | None) -> SoupInputs:
         """Read configs and tokenizers. Raises GptlabError for the first thing that does not fit."""
         if len(folders) < 2:
             raise CheckpointError(f"a soup is made of two runs or more, {len(folders)} given; name more run folders")
@@ -196,7 +197,7 @@ class Pot:
                 raise CheckpointError(f"{folder} is given twice; give it once, with a weight of its own: --weights 2,1")
         configs = [runfolder.read_config(folder) for folder in folders]
         tokenizers = [load_tokenizer(folder / "tokenizer") for folder in folders]
-        prints = []
+        fingerprints = []
         for folder, config, tokenizer in zip(folders, configs, tokenizers, strict=True):
             _refuse_other_architecture(folders[0], configs[0], folder, config)
             if tokenizer.hash != tokenizers[0].hash:
@@ -205,8 +206,8 @@ class Pot:
                     f"{tokenizer.name} ({tokenizer.hash}); only runs of one tokenizer have an average"
                 )
             sets = validation_sets(folder, config.data, tokenizer, data)
-            prints.append({source: one.fingerprint for source, one in sets.items()})
-            if prints[-1] != prints[0]:
+            fingerprints.append({source: one.fingerprint for source, one in sets.items()})
+            if fingerprints[-1] != fingerprints[0]:
                 raise DataError(
                     f"{folders[0]} and {folder} have different validation data; name one for all: --data FOLDER"
                 )
@@ -214,7 +215,7 @@ class Pot:
         if limit is None and tokens is not None and data is None:
             limit = -(-tokens // train.sequence_length)
         options = Options(limit=limit, data=data)
-        return cls(list(folders), configs, tokenizers[0], _soup_config(configs, name), options, prints[0])
+        return cls(list(folders), configs, tokenizers[0], _soup_config(configs, name), options, fingerprints[0])
 
     def digest(self, method: str, shares: Sequence[float], digests: Sequence[str]) -> str:
         """Eight hex digits for what decides the soup's weights: those of the runs, the shares, and how they came."""
@@ -225,7 +226,7 @@ class Pot:
         }
         values["runs"] = sorted(zip(digests, shares, strict=True))
         if method == "greedy":
-            values |= {"validation": self.prints, "limit": self.options.limit}
+            values |= {"validation": self.fingerprints, "limit": self.options.limit}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -319,14 +320,14 @@ def _open(path: Path) -> Any:
 # ---------------------------------------------------------------- what comes of it
 
 
-class _Taster:
+class _Evaluator:
     """Evaluates weights, all on the same tokens: one model, into which each set of weights is copied."""
 
-    def __init__(self, pot: Pot, device: str, checkpoint: str | None) -> None:
-        self.run = load(pot.folders[0], device=device, checkpoint=checkpoint)
-        self.options = pot.options
+    def __init__(self, inputs: SoupInputs, device: str, checkpoint: str | None) -> None:
+        self.run = load(inputs.folders[0], device=device, checkpoint=checkpoint)
+        self.options = inputs.options
 
-    def taste(self, weights: Path | Mapping[str, Tensor], label: str) -> Evaluation:
+    def evaluate(self, weights: Path | Mapping[str, Tensor], label: str) -> Evaluation:
         """Loss of `weights`, a file or tensors. Raises CheckpointError naming `label` where one is not finite."""
         with _open(weights) if isinstance(weights, Path) else contextlib.nullcontext() as file, torch.no_grad():
             for name, parameter in self.run.model.named_parameters():
@@ -337,21 +338,23 @@ class _Taster:
         return evaluate(dataclasses.replace(self.run, folder=Path(label), step=None), "loss", self.options)
 
 
-def _greedy_shares(found: Sequence[Evaluation], files: Sequence[Path], taster: _Taster) -> list[float]:
+def _greedy_shares(found: Sequence[Evaluation], files: Sequence[Path], evaluator: _Evaluator) -> list[float]:
     """Recipe 1 of Wortsman et al. (2022) by validation loss: equal shares of the runs kept, 0 for the others."""
     order = sorted(range(len(files)), key=lambda n: loss_of(found[n]))
     kept, best = order[:1], loss_of(found[order[0]])
     for number in order[1:]:
         trial = [*kept, number]
-        loss = loss_of(taster.taste(average([(files[n], 1 / len(trial)) for n in trial]), f"{len(trial)} runs"))
+        loss = loss_of(evaluator.evaluate(average([(files[n], 1 / len(trial)) for n in trial]), f"{len(trial)} runs"))
         if loss <= best:
             kept, best = trial, loss
     return [1 / len(kept) if number in kept else 0.0 for number in range(len(files))]
 
 
-def _write(made: Soup, pot: Pot, tensors: Mapping[str, Tensor], tasted: Evaluation, checkpoint: str | None) -> None:
+def _write(
+    made: Soup, inputs: SoupInputs, tensors: Mapping[str, Tensor], evaluation: Evaluation, checkpoint: str | None
+) -> None:
     """The run folder, in one atomic step."""
-    config = pot.config
+    config = inputs.config
     record = {
         "method": made.method,
         "checkpoint": checkpoint,
@@ -368,15 +371,15 @@ def _write(made: Soup, pot: Pot, tensors: Mapping[str, Tensor], tasted: Evaluati
         "mean_loss": made.mean_loss,
         "loss": made.loss,
         "standard_error": made.standard_error,
-        "tokens": tasted.results["tokens"],
-        "data": tasted.settings["data"],
+        "tokens": evaluation.results["tokens"],
+        "data": evaluation.settings["data"],
     }
     names = ", ".join(str(one.folder) for one in made.ingredients if one.weight)
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
     with new_folder(made.folder) as aside:
         runfolder.write_run_folder(aside, config, session | {"soup": record})
         save_tensors(tensors, aside / "model.safetensors")
-        pot.tokenizer.save(aside / "tokenizer")
-        tasted.write(aside / "evals" / "loss.json")
+        inputs.tokenizer.save(aside / "tokenizer")
+        evaluation.write(aside / "evals" / "loss.json")
         write_atomic(aside / RECORD, f"{_HEAD}\n{dump_yaml(record)}")
         runfolder.log_line(aside, f"{made.method} soup of {names}: validation loss {made.loss:.4f}")

@@ -15,11 +15,11 @@ import torch
 
 from gptlab.config import RunConfig, Stage, build, difference, hashed_values, pin, run_name
 from gptlab.console import say
-from gptlab.data import BatchStream, open_splits, validation_batches
+from gptlab.data import open_splits, open_stream, validation_batches
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.hardware.device import pick_device
 from gptlab.model import build_model
-from gptlab.parallel.world import connect, disconnect, find_world
+from gptlab.parallel import destroy_distributed, find_world, init_distributed
 from gptlab.record import runfolder
 from gptlab.training.loop import train
 from gptlab.training.soup import Soup, soup
@@ -58,11 +58,11 @@ def train_stages(stages: Sequence[Stage], *, resume: bool = False) -> list[Stage
     """
     check_stages(stages)
     world = find_world()
-    joined = connect(world, pick_device(stages[0].config.system.device, world.local_rank))  # once for all runs
+    joined = init_distributed(world, pick_device(stages[0].config.system.device, world.local_rank))  # once for all runs
     try:
         return _train_in_order(stages, resume=resume)
     finally:
-        disconnect(joined)
+        destroy_distributed(joined)
 
 
 def _train_in_order(stages: Sequence[Stage], *, resume: bool) -> list[StageResult]:
@@ -99,12 +99,12 @@ def _finished_run(config: RunConfig, *, resume: bool) -> Path | None:
 
     One that was killed between its weights and its curve is finished too; `resume` has its curve drawn.
     """
-    prints = {name: dataset.fingerprint for name, dataset in open_splits(config.data)[1].items()}
-    folder = _RUNS / run_name(config, prints)
+    fingerprints = {name: dataset.fingerprint for name, dataset in open_splits(config.data)[1].items()}
+    folder = _RUNS / run_name(config, fingerprints)
     if not (folder / "model.safetensors").is_file() or (resume and not (folder / "loss.png").is_file()):
         return None
     there = runfolder.read_config(folder)
-    if changed := difference(hashed_values(config, prints), hashed_values(there, prints)):
+    if changed := difference(hashed_values(config, fingerprints), hashed_values(there, fingerprints)):
         key, wanted, found = changed[0]
         raise CheckpointError(
             f"{folder} is no longer this stage's: {key} is {found!r} there and {wanted!r} here; rename the folder"
@@ -122,7 +122,7 @@ def _soup(stage: Stage, folders: Sequence[Path]) -> Soup:
         greedy, device = stage.soup == "greedy", str(pick_device(system.device, world.local_rank))
         made = soup(folders, f"{stage.config.name}-soup", greedy=greedy, device=device, folder=_RUNS, reuse=True)
         say(f"{made.folder}: validation loss {made.loss:.4f}, its runs' mean {made.mean_loss:.4f}")
-    made = world.agree(made)
+    made = world.broadcast(made)
     assert made is not None
     return made
 
@@ -175,15 +175,7 @@ def _describe(stage: Stage) -> _Described:
     tokenizer, sets, validation = open_splits(config.data)
     for dataset in validation.values():
         next(validation_batches(dataset, length, 1, config.eval.tokens))
-    BatchStream(
-        list(sets.items()),
-        build("mix", config.data.mix or "Weights", sources={name: one.tokens for name, one in sets.items()}),
-        sequence_length=length,
-        sequences_per_step=config.sequences_per_step,
-        seed=config.seed.data,
-        total_steps=config.total_steps,
-        epochs=config.data.epochs,
-    )
+    open_stream(config, sets)
     build("schedule", config.schedule, total_steps=config.total_steps)
     model = build_model(config, tokenizer.vocab_size, device="meta")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptlab.model.attention import Context
 from gptlab.model.backends import Scores, attend
+from gptlab.model.component import Context
 from gptlab.model.position import rotate
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.config import Slot, build
-from gptlab.model.attention import Context
+from gptlab.model.component import Context
 
 
 class MyIdea(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from gptlab.model.attention import Context
+from gptlab.model.component import Context
 
 
 class MyIdea(nn.Module):

@@ -12,7 +12,7 @@ from gptlab.record.facts import Facts
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Something that was to be equal and is not."""
+    """A matched quantity outside its tolerance."""
 
     what: str  # parameters, flops, tokens, time
     arm: float
@@ -35,7 +35,7 @@ QUANTITIES: dict[str, Callable[[Facts], float]] = {
 }
 
 
-def mean_of(what: str, runs: Sequence[Facts]) -> float:
+def mean_quantity(what: str, runs: Sequence[Facts]) -> float:
     """The mean of a quantity over runs, in parameters, FLOPs, tokens or seconds of training."""
     return sum(QUANTITIES[what](facts) for facts in runs) / len(runs)
 
@@ -45,16 +45,16 @@ def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[M
 
     `match`: quantity → allowed deviation as a share of the baseline's.
     """
-    pairs = {what: (mean_of(what, arm), mean_of(what, baseline)) for what in match}
-    return [Mismatch(what, a, b, match[what]) for what, (a, b) in pairs.items() if differs(a, b, match[what])]
+    pairs = {what: (mean_quantity(what, arm), mean_quantity(what, baseline)) for what in match}
+    return [Mismatch(what, a, b, match[what]) for what, (a, b) in pairs.items() if exceeds_tolerance(a, b, match[what])]
 
 
-def differs(arm: float, baseline: float, tolerance: float) -> bool:
+def exceeds_tolerance(arm: float, baseline: float, tolerance: float) -> bool:
     """Whether two numbers are further apart than a share of the baseline's (and rounding) allows."""
     return abs(arm - baseline) > (tolerance + 1e-9) * baseline
 
 
-def provenance(arm: Facts, baseline: Facts) -> list[str]:
+def provenance_differences(arm: Facts, baseline: Facts) -> list[str]:
     """In what two runs differ that no config says: code, libraries, hardware. Empty where they may be paired."""
     pairs = {
         "code": (arm.code, baseline.code),

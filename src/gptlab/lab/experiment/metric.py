@@ -52,6 +52,11 @@ class Metric(Section):
         return self.logged or "val/loss"
 
     @property
+    def is_logged(self) -> bool:
+        """Whether it is the last value of a key of metrics.jsonl, which a run of any length has."""
+        return (self.accuracy, self.tokens_to, self.seconds_to) == (None, None, None)
+
+    @property
     def label(self) -> str:
         """What it is called in a table, with its unit."""
         if self.accuracy is not None:

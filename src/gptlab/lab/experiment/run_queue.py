@@ -1,59 +1,47 @@
-"""Which runs an experiment still needs, in the order of their worth, and what they will take."""
+"""The run queue of an experiment: which runs are missing, in the order of their worth, and what they will cost."""
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from gptlab.config import dump_yaml
-from gptlab.console import progress
-from gptlab.errors import GptlabError
-from gptlab.lab.experiment.evidence import curve_runs, gather, run_of, tuning_runs
-from gptlab.lab.experiment.matching import Mismatch, differs
-from gptlab.lab.experiment.spec import Arm, Experiment, Matched
-from gptlab.lab.runs.execution import unique
-from gptlab.lab.runs.store import Store, Wanted
-from gptlab.planning.plan import Prediction, keep_plan, kept_plan, plan_in_subprocess
-from gptlab.record.facts import read_facts
+from gptlab.lab.experiment.evidence import Evidence
+from gptlab.lab.experiment.ledger import Ledger
+from gptlab.lab.experiment.matching import Mismatch, exceeds_tolerance
+from gptlab.lab.experiment.spec import BASELINE, Experiment, Matched
+from gptlab.lab.runs.store import RunSpec
+from gptlab.planning.plan import Plan, Prediction
 
 
-def still_needed(
-    experiment: Experiment, store: Store, *, seeds: int | None = None, strict: bool = False
-) -> list[Wanted]:
-    """The runs that are missing: those that tune; then seed by seed every arm that has no verdict yet; then the lengths
-    of the compute curve. A run that failed is not asked for again. `seeds`: no more than so many of the seeds.
+def missing_runs(evidence: Evidence, *, seeds: int | None = None) -> list[RunSpec]:
+    """The runs to train, in order: tuning; then seed by seed every arm without a verdict; then the compute curve.
+
+    A run that diverged is not asked for again. `seeds`: only the first so many of the comparison's seeds.
     """
-    wanted = _comparison_runs(experiment, store, seeds, strict)
-    return [run for run in unique(iter(wanted)) if store.finished(run) is None and not _failed(store, run)]
-
-
-def _comparison_runs(experiment: Experiment, store: Store, seeds: int | None, strict: bool) -> list[Wanted]:
-    tuning = [run for _, _, run in tuning_runs(experiment)]
-    if any(store.finished(run) is None and not _failed(store, run) for run in tuning):
-        return tuning  # which values the comparison will use is not known before
-    evidence = gather(experiment, store, strict=strict)
-    arms = [evidence.baseline, *(found.arm for found in evidence.arms if not found.settled)]
-    order = experiment.statement.all_seeds[:seeds] if len(arms) > 1 else []
-    runs = [run_of(experiment, arm, seed) for seed in order for arm in arms]
-    return [*runs, *curve_runs(experiment, evidence.baseline)]
-
-
-def _failed(store: Store, run: Wanted) -> bool:
-    return store.failure(store.folder(run)) is not None
+    ledger = evidence.ledger
+    if any(record.is_missing for record in ledger.tuning):  # the arms of the comparison are not known before
+        wanted = ledger.tuning
+    else:
+        open_arms = [found.arm.name for found in evidence.arms if not found.is_decided]
+        order = ledger.experiment.statement.all_seeds[:seeds] if open_arms else []
+        wanted = [ledger.comparison[name][seed] for seed in order for name in (BASELINE, *open_arms)] + ledger.curve
+    missing: dict[str, RunSpec] = {}
+    for record in wanted:
+        if record.is_missing:
+            missing.setdefault(record.spec.suffix, record.spec)
+    return list(missing.values())
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What the runs that may still be needed will take, were every seed needed.
+class CostEstimate:
+    """What the missing runs will cost if every seed is needed.
 
     Attributes:
         runs: how many are missing, by arm (tuning runs and the compute curve are counted with theirs).
-        reused: how many are there already.
-        seconds, dollars: in all, on one device at a time; None where nothing says so.
-        peak_memory: bytes of the largest.
+        reused: finished runs of the comparison.
+        seconds, dollars: of all missing runs, on one device at a time; None where nothing predicts them.
+        peak_memory: bytes, of the largest run.
     """
 
     runs: dict[str, int]
@@ -63,97 +51,39 @@ class Outlook:
     peak_memory: int | None
 
 
-def outlook(
-    experiment: Experiment,
-    store: Store,
-    missing: Sequence[Wanted],
-    predictions: dict[str, Prediction],
-    rate: float | None,
-) -> Outlook:
-    """What `missing` will take by `predictions`, which are by the hash of a run."""
+def estimate_cost(
+    ledger: Ledger, missing: Sequence[RunSpec], predictions: Mapping[str, Prediction], rate: float | None
+) -> CostEstimate:
+    """What `missing` will cost by `predictions` (by hash), at `rate` dollars an hour."""
     found = [predictions.get(run.hash) for run in missing]
     known = [prediction for prediction in found if prediction is not None]
-    complete = len(known) == len(missing) and bool(missing)
-    seconds = sum(p.seconds for p in known) if complete else None
-    every = {
-        run_of(experiment, arm, seed).suffix: run_of(experiment, arm, seed)
-        for arm in experiment.all_arms
-        for seed in experiment.statement.all_seeds
-    }
-    return Outlook(
+    seconds = sum(p.seconds for p in known) if missing and len(known) == len(missing) else None
+    return CostEstimate(
         runs=dict(Counter(run.arm for run in missing)),
-        reused=sum(store.finished(run) is not None for run in every.values()),
+        reused=sum(run.finished for by_seed in ledger.comparison.values() for run in by_seed.values()),
         seconds=seconds,
         dollars=None if seconds is None or rate is None else seconds * rate / 3600,
         peak_memory=max((p.peak_memory for p in known), default=None),
     )
 
 
-def predict(missing: Iterable[Wanted], store: Store, *, probe: bool) -> dict[str, Prediction]:
-    """What each of the runs will take, by its hash: as its finished twins took; else as a short probe here says.
-
-    Probes are kept in the store, one a config. Raises GptlabError where a probe fails: the run would, too.
-    """
-    found: dict[str, Prediction] = {}
-    todo = {run.hash: run for run in missing}
-    with progress(unit="configs", transient=True) as bar:
-        task = bar.add_task("measuring speed", total=len(todo))
-        for digest, run in todo.items():
-            known = _by_twins(store, digest) or _kept(store, digest)
-            if known is None and probe:
-                known = _probe(store, run)
-            if known is not None:
-                found[digest] = known
-            bar.advance(task)
-    return found
-
-
-def foresee(experiment: Experiment, store: Store) -> dict[str, list[Mismatch]]:
-    """By arm, what will not be matched as promised, as far as the plans tell before anything is trained."""
-    sizes = {arm.name: _sizes(store, arm) for arm in experiment.all_arms}
-    promised = experiment.statement.match
+def predict_mismatches(experiment: Experiment, plans: Mapping[str, Plan]) -> dict[str, list[Mismatch]]:
+    """By arm, matched quantities that will be outside their tolerance, as far as `plans` (by hash) tell."""
+    match = experiment.statement.match
+    sizes = {arm.name: _quantities(plans.get(arm.hash)) for arm in experiment.all_arms}
     found = {}
     for arm in experiment.arms:
-        pairs = {what: (sizes[arm.name].get(what), sizes["baseline"].get(what)) for what in promised}
+        pairs = {what: (sizes[arm.name].get(what), sizes[BASELINE].get(what)) for what in match}
         found[arm.name] = [
-            Mismatch(what, a, b, promised[what])
+            Mismatch(what, a, b, match[what])
             for what, (a, b) in pairs.items()
-            if a is not None and b is not None and differs(a, b, promised[what])
+            if a is not None and b is not None and exceeds_tolerance(a, b, match[what])
         ]
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
-def _sizes(store: Store, arm: Arm) -> dict[Matched, float]:
-    """Parameters, FLOPs and tokens of an arm's runs, by its plan; empty where there is none."""
-    if (plan := kept_plan(store.root, arm.hash)) is None:
+def _quantities(plan: Plan | None) -> dict[Matched, float]:
+    """Parameters, FLOPs and tokens of a run by its plan; empty where there is none."""
+    if plan is None:
         return {}
     return {"parameters": float(plan.footprint.parameters), "flops": plan.flops, "tokens": float(plan.tokens)}
-
-
-def _by_twins(store: Store, digest: str) -> Prediction | None:
-    """The same config with other seeds, trained in one go."""
-    for folder in sorted(store.root.glob(f"*-{digest}-seed*")):
-        if store.is_finished(folder):
-            facts = read_facts(folder)
-            if facts.sessions == 1:
-                return Prediction(
-                    facts.hardware, "twin", facts.seconds, facts.wall_seconds, facts.peak_memory_bytes, None
-                )
-    return None
-
-
-def _kept(store: Store, digest: str) -> Prediction | None:
-    plan = kept_plan(store.root, digest)
-    return None if plan is None else plan.prediction()
-
-
-def _probe(store: Store, run: Wanted) -> Prediction | None:
-    with tempfile.TemporaryDirectory(prefix="gptlab-plan-") as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(dump_yaml(run.config.plain()), encoding="utf-8")
-        try:
-            plan = plan_in_subprocess(path)
-        except GptlabError as error:
-            raise GptlabError(f"{run.label}: {error}") from None
-    keep_plan(store.root, run.hash, plan)
-    return plan.prediction()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptlab.lab.experiment.evidence import ArmEvidence, Evidence
-from gptlab.planning.plan import format_dollars
+from gptlab.planning.formatting import format_dollars
 
 
 def line(evidence: Evidence, found: ArmEvidence) -> str:
@@ -15,7 +15,7 @@ def line(evidence: Evidence, found: ArmEvidence) -> str:
         return f"{name}: inconclusive, no seed is finished yet"
     text = f"{name}: {found.verdict} after {_count(len(found.pairs), 'seed')}"
     text += f", {amount(evidence, found)}"
-    return text + (f"; {settling(evidence, found)}" if not found.settled else "")
+    return text + (f"; {seeds_needed(evidence, found)}" if not found.is_decided else "")
 
 
 def amount(evidence: Evidence, found: ArmEvidence) -> str:
@@ -31,7 +31,7 @@ def amount(evidence: Evidence, found: ArmEvidence) -> str:
     return f"{evidence.experiment.statement.metric.label} {', '.join(parts)}"
 
 
-def settling(evidence: Evidence, found: ArmEvidence) -> str:
+def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
     """What it would take to come to a verdict, if further seeds were like those so far."""
     if found.decision.n < evidence.rule.minimum:
         return f"no verdict before {evidence.rule.minimum} seeds"
@@ -45,22 +45,22 @@ def settling(evidence: Evidence, found: ArmEvidence) -> str:
 def notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
     """What a careful reader wants to know beside the verdict."""
     said = [found.decision.sentence] if found.refusal is None and found.pairs else []
-    if evidence.choices:
-        point = evidence.choices[found.arm.name].point
+    if evidence.ledger.choices:
+        point = evidence.ledger.choices[found.arm.name].point
         said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
-        said += edges(evidence, found.arm.name)
-    if found.foreign:
-        more = f" (and {len(found.foreign) - 1} more)" if len(found.foreign) > 1 else ""
-        said.append(f"careful: paired runs differ in more than the arm, {found.foreign[0]}{more}")
+        said += grid_edge_warnings(evidence, found.arm.name)
+    if found.provenance_differences:
+        more = f" (and {len(found.provenance_differences) - 1} more)" if len(found.provenance_differences) > 1 else ""
+        said.append(f"careful: paired runs differ in more than the arm, {found.provenance_differences[0]}{more}")
     return said
 
 
-def edges(evidence: Evidence, arm: str) -> list[str]:
-    """Of the baseline and of an arm, what was tuned to the edge of its grid."""
+def grid_edge_warnings(evidence: Evidence, arm: str) -> list[str]:
+    """A warning for the baseline and for an arm where its tuned value is on the edge of the grid."""
     return [
         f"careful: {name} is best at the edge of its grid ({', '.join(found)}), so a wider one may make it better"
         for name in ("baseline", arm)
-        if (found := evidence.choices[name].edges)
+        if (found := evidence.ledger.choices[name].on_grid_edge)
     ]
 
 

@@ -29,10 +29,11 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.report import page
 from gptlab.lab.report.blocks import Block, Heading, Paragraph, Picture, Table
-from gptlab.planning.plan import format_bytes, format_seconds
+from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.plotting import COLOURS, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.metrics import read_columns
+from gptlab.record.runfolder import State, state
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +68,7 @@ class Compared:
 
     Attributes:
         config: the resolved config, as plain values.
+        finished: whether it was trained to its end.
         facts: of a finished run.
         step, steps: optimizer steps done, and planned.
         tokens: trained on so far.
@@ -80,6 +82,7 @@ class Compared:
 
     folder: Path
     config: Mapping[str, Any]
+    finished: bool
     facts: Facts | None
     step: int
     steps: int
@@ -100,7 +103,7 @@ class Compared:
     @property
     def state(self) -> str:
         """finished, or how far it is."""
-        return "finished" if self.step >= self.steps else f"unfinished, step {self.step:,} of {self.steps:,}"
+        return "finished" if self.finished else f"unfinished, step {self.step:,} of {self.steps:,}"
 
 
 def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[Compared]:
@@ -142,6 +145,7 @@ def _read(folder: Path, key: str) -> Compared:
     return Compared(
         folder=folder,
         config=config,
+        finished=state(folder) in (State.FINISHED, State.EXTENDED),
         facts=facts,
         step=int(row["step"][-1]) if len(row["step"]) else 0,
         steps=facts.steps if facts is not None else -(-int(training["tokens"]) // int(training["batch_tokens"])),

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gptlab.config import format_count
-from gptlab.lab.experiment.evidence import ArmEvidence, run_dollars
-from gptlab.lab.experiment.matching import QUANTITIES, mean_of
+from gptlab.lab.experiment.evidence import ArmEvidence
+from gptlab.lab.experiment.ledger import CURVE, TUNING, RunRecord
+from gptlab.lab.experiment.matching import QUANTITIES, mean_quantity
 from gptlab.lab.experiment.spec import BASELINE
 from gptlab.lab.experiment.verdict import line, notes
 from gptlab.lab.report.blocks import Block, Bullets, Code, Heading, Paragraph, Picture, Table, Verdicts
-from gptlab.lab.report.findings import CURVE, TUNING, Findings, Ran
-from gptlab.lab.stats.statistics import Interval
-from gptlab.planning.plan import format_bytes, format_dollars, format_seconds, median_ratios
+from gptlab.lab.report.findings import Findings
+from gptlab.lab.stats.paired import Interval
+from gptlab.planning.formatting import format_bytes, format_dollars, format_seconds
+from gptlab.planning.records import median_ratios
 from gptlab.record.facts import Facts
 
 NONE = "–"
@@ -28,11 +30,11 @@ def report_blocks(findings: Findings, first_hash: str | None) -> list[Block]:
         *_answer(findings),
         *_statement(findings, first_hash),
         *_evidence(findings),
-        *_fairness(findings),
+        *_matching(findings),
         *_tuning(findings),
         *_cost(findings),
         *_runs(findings),
-        *_again(findings),
+        *_reproduction(findings),
     ]
 
 
@@ -63,10 +65,9 @@ def _answer(findings: Findings) -> Iterator[Block]:
 
 def _warnings(findings: Findings) -> Iterator[str]:
     for found in findings.evidence.arms:
-        if found.foreign:
-            yield (
-                f"Careful: {found.arm.name} and the baseline differ in more than the arm: {'; '.join(found.foreign)}."
-            )
+        if found.provenance_differences:
+            differences = "; ".join(found.provenance_differences)
+            yield f"Careful: {found.arm.name} and the baseline differ in more than the arm: {differences}."
     failed = [run for run in findings.runs if run.failure]
     if failed:
         yield f"{len(failed)} of {len(findings.runs)} runs failed; they are listed below."
@@ -74,13 +75,11 @@ def _warnings(findings: Findings) -> Iterator[str]:
 
 def _result_row(findings: Findings, found: ArmEvidence) -> Sequence[str]:
     name = found.arm.name
-    facts = [run.facts for run in findings.of(name) if run.facts is not None]
-    cost = NONE
-    if facts:
-        cost = format_seconds(sum(fact.wall_seconds for fact in facts))
-        dollars = [run_dollars(findings.experiment, fact) for fact in facts]
-        known = [value for value in dollars if value is not None]
-        cost += f", {format_dollars(sum(known))}" if len(known) == len(dollars) else ""
+    runs, cost = findings.finished_runs(name), NONE
+    if runs:
+        cost = format_seconds(sum(run.facts.wall_seconds for run in runs if run.facts is not None))
+        known = [run.dollars for run in runs if run.dollars is not None]
+        cost += f", {format_dollars(sum(known))}" if len(known) == len(runs) else ""
     effect = found.effect
     return (
         name,
@@ -176,7 +175,7 @@ def _fixed_row(found: ArmEvidence) -> Sequence[str]:
     )
 
 
-def _fairness(findings: Findings) -> Iterator[Block]:
+def _matching(findings: Findings) -> Iterator[Block]:
     base = _facts(findings, BASELINE)
     if not base:
         return
@@ -186,7 +185,9 @@ def _fairness(findings: Findings) -> Iterator[Block]:
     rows = []
     for arm in findings.experiment.all_arms:
         if facts := _facts(findings, arm.name):
-            cells = [_against(mean_of(what, facts), mean_of(what, base), what, arm.name) for what in QUANTITIES]
+            cells = [
+                _against(mean_quantity(what, facts), mean_quantity(what, base), what, arm.name) for what in QUANTITIES
+            ]
             memory, there = (float(np.mean([fact.peak_memory_bytes for fact in group])) for group in (facts, base))
             rows.append([arm.name, *cells, f"{format_bytes(memory)}{_ratio(memory, there, arm.name)}"])
     yield Table(header, rows)
@@ -195,7 +196,7 @@ def _fairness(findings: Findings) -> Iterator[Block]:
 
 
 def _facts(findings: Findings, arm: str) -> list[Facts]:
-    return [run.facts for run in findings.of(arm) if run.facts is not None]
+    return [run.facts for run in findings.finished_runs(arm) if run.facts is not None]
 
 
 def _against(value: float, baseline: float, what: str, arm: str) -> str:
@@ -208,7 +209,7 @@ def _ratio(value: float, baseline: float, arm: str) -> str:
 
 
 def _tuning(findings: Findings) -> Iterator[Block]:
-    choices = findings.evidence.choices
+    choices = findings.evidence.ledger.choices
     if not choices:
         return
     seeds = ", ".join(map(str, findings.experiment.statement.tune_seeds))
@@ -249,7 +250,7 @@ def _cost(findings: Findings) -> Iterator[Block]:
 _EXTRA = ((TUNING, "tuning"), (CURVE, "the compute curve"))
 
 
-def _uses(runs: Sequence[Ran], use: str) -> bool:
+def _uses(runs: Sequence[RunRecord], use: str) -> bool:
     return any(run.use == use for run in runs)
 
 
@@ -265,19 +266,19 @@ def _runs(findings: Findings) -> Iterator[Block]:
             run.use,
             run.arm,
             str(run.seed),
-            "failed" if run.value is None else f"{run.value:.6g}",
+            "failed" if run.failure is not None else NONE if run.value is None else f"{run.value:.6g}",
             NONE if run.facts is None else format_seconds(run.facts.wall_seconds),
             NONE if run.facts is None else run.facts.code,
         )
         for run in findings.runs
     ]
     yield Table(("run", "for", "arm", "seed", label, "wall time", "code"), rows, left=3)
-    failed = [f"{run.folder.name}: {run.failure}" for run in findings.runs if run.failure]
+    failed = [f"{run.folder.name}: {run.failure.message}" for run in findings.runs if run.failure is not None]
     if failed:
         yield Bullets(failed)
 
 
-def _again(findings: Findings) -> Iterator[Block]:
+def _reproduction(findings: Findings) -> Iterator[Block]:
     folder = findings.experiment.folder.as_posix()
     yield Heading("Do it again")
     yield Code(f"gptlab run {folder}\ngptlab report {folder}", "sh")

@@ -21,14 +21,15 @@ from gptlab.config import format_count
 from gptlab.errors import GptlabError
 from gptlab.files import sha256_file, write_atomic
 from gptlab.lab.experiment.evidence import ArmEvidence
-from gptlab.lab.experiment.matching import QUANTITIES, mean_of
+from gptlab.lab.experiment.ledger import COMPARISON, RunRecord
+from gptlab.lab.experiment.matching import QUANTITIES, mean_quantity
 from gptlab.lab.experiment.spec import BASELINE, Experiment
 from gptlab.lab.report.compare import ranges
 from gptlab.lab.report.figures import save_figures
-from gptlab.lab.report.findings import COMPARISON, Findings, Ran, find
+from gptlab.lab.report.findings import Findings, read_findings
 from gptlab.lab.report.latex import Numbers, Source, code, escape, longtable, tabular
 from gptlab.lab.runs.store import Store
-from gptlab.planning.plan import format_bytes, format_seconds
+from gptlab.planning.formatting import format_bytes, format_seconds
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -44,7 +45,7 @@ def write_paper(experiment: Experiment, store: Store) -> list[Path]:
     """
     folder = experiment.folder / "paper"
     check_sources(folder / "sources.json", store)
-    findings = find(experiment, store)
+    findings = read_findings(experiment, store)
     if not any(found.pairs for found in findings.evidence.arms):
         raise GptlabError(f"paper: no seed of {experiment.folder} is finished; `gptlab run {experiment.folder}` first")
     numbers = Numbers()
@@ -126,7 +127,7 @@ def _source_table(findings: Findings, numbers: Numbers) -> str:
     return longtable(["number", "value", "read from", "runs"], rows, _SOURCE_COLUMNS)
 
 
-def _finished(findings: Findings) -> list[Ran]:
+def _finished(findings: Findings) -> list[RunRecord]:
     return [run for run in findings.runs if run.value is not None]
 
 
@@ -162,7 +163,7 @@ def _verdicts(findings: Findings, numbers: Numbers) -> str:
         elif not found.pairs:
             lines.append(f"On {name} nothing is known yet.")
         else:
-            put = _putter(findings, found, numbers)
+            put = _comparison_macros(findings, found, numbers)
             text = (
                 f"Against the baseline, {name} comes out as {escape(found.verdict)} after {put['seeds']} pairs of runs"
             )
@@ -172,7 +173,7 @@ def _verdicts(findings: Findings, numbers: Numbers) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _putter(findings: Findings, found: ArmEvidence, numbers: Numbers) -> dict[str, str]:
+def _comparison_macros(findings: Findings, found: ArmEvidence, numbers: Numbers) -> dict[str, str]:
     """The macros of an arm's comparison."""
     name, effect = found.arm.name, found.effect
     assert effect is not None
@@ -199,13 +200,13 @@ def _setup(findings: Findings, numbers: Numbers) -> str:
     """What each arm is and takes, from the facts of its runs."""
     rows = []
     for arm in findings.experiment.all_arms:
-        runs = [run for run in findings.of(arm.name) if run.facts is not None]
+        runs = [run for run in findings.finished_runs(arm.name) if run.facts is not None]
         if not runs:
             continue
         facts = [run.facts for run in runs if run.facts is not None]
         cells = [escape(arm.name)]
         for what in QUANTITIES:
-            value = mean_of(what, facts)
+            value = mean_quantity(what, facts)
             text = format_seconds(value) if what == "time" else format_count(round(value))
             keys = {"flops": ("flops_per_token", "tokens"), "time": ("seconds",)}.get(what, (what,))
             sources = [Source(run.folder.name, "facts.json", key) for run in runs for key in keys]
@@ -222,7 +223,7 @@ def _setup(findings: Findings, numbers: Numbers) -> str:
 def _results(findings: Findings, numbers: Numbers) -> str:
     rows = []
     for arm in [BASELINE, *(found.arm.name for found in findings.evidence.arms)]:
-        runs = findings.of(arm)
+        runs = findings.finished_runs(arm)
         if not runs:
             continue
         values = [run.value for run in runs if run.value is not None]
@@ -233,7 +234,7 @@ def _results(findings: Findings, numbers: Numbers) -> str:
         if found is None:
             rows.append([escape(arm), mean, *["--"] * 5])
             continue
-        put = _putter(findings, found, numbers)
+        put = _comparison_macros(findings, found, numbers)
         cells = [put.get(key, "--") for key in ("difference", "interval", "noise", "p")]
         rows.append([escape(arm), mean, *cells, escape(found.verdict)])
     return tabular(["arm", "mean", "difference", "interval", "seed noise", "p", "verdict"], rows, "lrrrrrl")
@@ -270,15 +271,15 @@ def _limitations(findings: Findings) -> str:
         rf"The baseline has \result{{{BASELINE}.parameters}} parameters and sees \result{{{BASELINE}.tokens}} tokens. "
         "Nothing here says that a verdict holds at another size or length."
     )
-    data = findings.evidence.baseline.config.data
+    data = findings.evidence.ledger.baseline.config.data
     where = ", ".join(Path(path).name for path in (data.sources or {"": str(data.path)}).values())
     items.append(escape(f"All runs use one corpus ({where}); another may decide otherwise."))
     if not findings.experiment.statement.tune:
         items.append("Hyperparameters are the baseline's; an arm may want others.")
-    for arm, choice in findings.evidence.choices.items():
-        if choice.edges:
-            items.append(escape(f"{arm} is best at the edge of its grid ({', '.join(choice.edges)})."))
-    if any(found.foreign for found in findings.evidence.arms):
+    for arm, choice in findings.evidence.ledger.choices.items():
+        if choice.on_grid_edge:
+            items.append(escape(f"{arm} is best at the edge of its grid ({', '.join(choice.on_grid_edge)})."))
+    if any(found.provenance_differences for found in findings.evidence.arms):
         items.append("Some paired runs differ in code, libraries or hardware; see the report.")
     items.append("The intervals assume that differences are independent draws of one normal distribution.")
     body = "\n".join(rf"\item {item}" for item in items)
@@ -300,7 +301,7 @@ def _seeds(findings: Findings, numbers: Numbers) -> str:
 
 def _config(findings: Findings) -> str:
     """Architecture and every other hyperparameter of the baseline."""
-    rows = [[code(key), code(value)] for key, value in _flat(findings.evidence.baseline.config.plain())]
+    rows = [[code(key), code(value)] for key, value in _flat(findings.evidence.ledger.baseline.config.plain())]
     return longtable(["key", "value"], rows, rf"l{_RAGGED}p{{0.5\textwidth}}")
 
 
@@ -326,7 +327,7 @@ def _arms(findings: Findings) -> str:
             rows.append([escape(found.arm.name), "other initial weights", "", ""])
         for key, there, here in found.arm.diff:
             rows.append([escape(found.arm.name), code(key), code(_short(there)), code(_short(here))])
-    for name, choice in findings.evidence.choices.items():
+    for name, choice in findings.evidence.ledger.choices.items():
         rows += [[escape(name), code(key), "tuned", code(str(value))] for key, value in choice.point.items()]
     columns = rf"l{_RAGGED}p{{0.25\textwidth}}{_RAGGED}p{{0.25\textwidth}}{_RAGGED}p{{0.25\textwidth}}"
     return longtable(["arm", "key", "baseline", "arm's"], rows, columns)
@@ -357,7 +358,7 @@ def _reproducibility(findings: Findings) -> str:
     return f"\\begin{{description}}\n{items}\n\\end{{description}}\nThese commands do it again:\n\n{commands}\n"
 
 
-def _commits(runs: Sequence[Ran]) -> set[str]:
+def _commits(runs: Sequence[RunRecord]) -> set[str]:
     return {run.commit[:12] for run in runs if run.commit}
 
 

@@ -20,7 +20,7 @@ from gptlab.lab.report.tables import SCHEMA
 from gptlab.lab.runs.store import Store
 from gptlab.record.facts import read_facts
 from gptlab.record.metrics import tail
-from gptlab.record.runfolder import read_sessions
+from gptlab.record.runfolder import State, read_sessions, state
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def _entry(folder: Path, store: Store) -> Entry:
 
 def _from_runs(experiment: Experiment, store: Store) -> Entry:
     from gptlab.lab.experiment.verdict import line
-    from gptlab.lab.report.findings import find
+    from gptlab.lab.report.findings import read_findings
 
-    findings = find(experiment, store)
+    findings = read_findings(experiment, store)
     count = len(findings.runs)
     return Entry(
         name=experiment.name,
@@ -148,16 +148,20 @@ def _run_entry(folder: Path, store: Store) -> RunEntry:
     except (GptlabError, ValueError, TypeError) as error:
         return RunEntry(folder.name, f"broken: {error}", int(row.get("step", 0)), None, None, 0, None, started)
     step = int(row.get("step", 0))
-    failure = store.failure(folder)
+    reached, failure = state(folder), store.failure(folder)
     if failure is not None:
-        state = f"failed: {failure.reason}"
+        shown = f"failed: {failure.message}"
     elif store.is_busy(folder):
-        state = f"training, step {step:,} of {steps:,}"
+        shown = f"training, step {step:,} of {steps:,}"
+    elif reached is State.DAMAGED:
+        shown = "broken: a file is missing or cut short"
+    elif reached in (State.FINISHED, State.EXTENDED):
+        shown = "finished"
     else:
-        state = "finished" if step >= steps else f"unfinished, step {step:,} of {steps:,}"
+        shown = f"unfinished, step {step:,} of {steps:,}"
     return RunEntry(
         name=folder.name,
-        state=state,
+        state=shown,
         step=step,
         steps=steps,
         loss=row.get("val/loss"),

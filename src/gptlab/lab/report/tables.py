@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from gptlab.lab.experiment.evidence import ArmEvidence, run_dollars
+from gptlab.lab.experiment.evidence import ArmEvidence
 from gptlab.lab.experiment.verdict import line
 from gptlab.lab.report.findings import Findings
-from gptlab.lab.stats.scaling import ComputeEquivalent
+from gptlab.lab.stats.power_law import ComputeEquivalent
 
 SCHEMA = 1
 """Of report.json; raised when a field changes its meaning."""
@@ -31,12 +31,12 @@ def runs_csv(findings: Findings) -> str:
         f = run.facts
         numbers: list[Any] = [None] * 9
         if f is not None:
-            cost = run_dollars(findings.experiment, f)
-            numbers = [f.parameters, f.flops, f.tokens, f.seconds, f.wall_seconds, f.peak_memory_bytes, cost]
+            numbers = [f.parameters, f.flops, f.tokens, f.seconds, f.wall_seconds, f.peak_memory_bytes, run.dollars]
             numbers += [f.hardware, f.dtype]
         code = f.code if f is not None else None
-        folder = run.folder.as_posix()
-        rows.append([run.use, run.arm, run.seed, run.value, *numbers, code, run.started, run.failure, folder])
+        failure = run.failure.message if run.failure is not None else ""
+        end = [code, run.started, failure, run.folder.as_posix()]
+        rows.append([run.use, run.arm, run.seed, run.value, *numbers, *end])
     return _csv(_RUN_COLUMNS, rows)
 
 
@@ -93,5 +93,5 @@ def _arm(findings: Findings, found: ArmEvidence) -> dict[str, Any]:
         "percent": found.effect.percent if found.effect else None,
         "noise_units": found.effect.noise_units if found.effect else None,
         "compute_saved": worth.saved if isinstance(worth, ComputeEquivalent) else None,
-        "differs_in_more": found.foreign,
+        "differs_in_more": found.provenance_differences,
     }

@@ -1,4 +1,4 @@
-"""Training the runs that are missing: one process a run, one run a device, and nothing twice.
+"""Training missing runs: one process per run, one run per device, no run twice.
 
 Who trains a run holds its lock (`record.runfolder.training_lock`), so any number of programs may ask for the same run:
 one trains it, the others wait and find it finished. What was killed goes on from its newest checkpoint.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,25 +21,29 @@ from typing import IO, TYPE_CHECKING
 
 from gptlab.config import dump_yaml
 from gptlab.console import progress, say
-from gptlab.errors import GptlabError
+from gptlab.errors import DivergedError, GptlabError
 from gptlab.files import write_atomic
-from gptlab.lab.runs.store import Store, Wanted
-from gptlab.planning.plan import Prediction, write_prediction
+from gptlab.lab.runs.store import RunSpec, Store
+from gptlab.planning.plan import Prediction
+from gptlab.planning.records import write_prediction
 from gptlab.record.metrics import tail
+from gptlab.record.runfolder import FAILED, Failure, read_failure
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_POLL = 0.2  # seconds between looks at the children
+_POLL = 0.2  # seconds between looks at the processes
 _CHECKPOINTS = 4  # a run: what a kill can cost is a quarter of it
+_INTERRUPTED = (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
+"""Exit codes of a training that was told to stop: it saved and ended well, or a signal ended it."""
 
 
 class RunError(GptlabError):
-    """A run that could not be trained, and the line with which its process ended."""
+    """A run that could not be trained, and with what its process ended."""
 
-    def __init__(self, run: Wanted, reason: str) -> None:
-        super().__init__(f"{run.label}: {reason}")
-        self.run, self.reason = run, reason
+    def __init__(self, run: RunSpec, failure: Failure) -> None:
+        super().__init__(f"{run.label}: {failure.message}")
+        self.run, self.failure = run, failure
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Device:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells a child which device is its own."""
+        """The environment variables that make this device the only one that a process sees."""
         return {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
 
 
@@ -66,108 +71,107 @@ def find_devices(jobs: int | None = None) -> list[Device]:
 
 
 def train_all(
-    wanted: Callable[[], Sequence[Wanted]],
+    queue: Callable[[], Sequence[RunSpec]],
     store: Store,
     *,
     devices: Sequence[Device],
-    after: Callable[[], None] = lambda: None,
     predictions: Mapping[str, Prediction] | None = None,
-    watch: Callable[[Wanted, Path], bool] = lambda run, folder: False,
+    should_stop: Callable[[RunSpec, Path], bool] = lambda run, folder: False,
 ) -> None:
-    """Train until `wanted` asks for nothing more.
+    """Train until `queue` is empty.
 
-    `wanted` is asked again after every run that ends, so that what is known by then can change what is still needed;
-    it gives the missing runs in the order of their worth. `after` is called after every run that was finished.
-    `predictions`, by hash, are left in the run folders, to be held against what happened. `watch` is asked about every
-    run in training, with its folder, several times a second; where it says true the run is saved and stopped, and
-    `wanted` must not ask for it again.
+    `queue` returns the missing runs in the order in which to train them. It is called again after every run that ends,
+    so that results can change what is still needed. `predictions`, by hash, are left in the run folders, to be compared
+    with what happened. `should_stop` is called for every run in training, with its folder, several times a second;
+    where it returns true the run is saved and stopped, and `queue` must not return it again.
 
-    Raises GptlabError where a child stops for a reason that would stop the others too. An interrupt is handed to the
-    children, which save where they are, before it goes on.
+    Raises GptlabError where a process stops for a reason that would stop the others too. An interrupt is handed to the
+    processes, which save where they are, before it goes on.
     """
     free = list(devices)
-    running: list[_Child] = []
-    waiting_said = False
+    running: list[_TrainingProcess] = []
+    said_waiting = False
     with ExitStack() as stack:
         bars = stack.enter_context(progress(unit="steps"))
-        stack.push(lambda *error: _stop(running, error[0]))
+        stack.push(lambda *error: _terminate(running, error[0]))
         while True:
-            missing = [run for run in wanted() if all(run.suffix != child.run.suffix for child in running)]
+            missing = [run for run in queue() if all(run.suffix != process.run.suffix for process in running)]
             for run in missing:
                 if not free:
                     break
                 if not store.is_busy(store.folder(run)):
-                    running.append(_Child(run, store, free.pop(0), bars, (predictions or {}).get(run.hash)))
+                    running.append(_TrainingProcess(run, store, free.pop(0), bars, (predictions or {}).get(run.hash)))
             if not running:
                 if not missing:
                     return
-                if not waiting_said:
+                if not said_waiting:
                     say(f"waiting for {store.folder(missing[0])}: another process is training it")
-                    waiting_said = True
+                    said_waiting = True
                 time.sleep(5 * _POLL)
                 continue
-            ended = _wait(running, watch)
+            ended = _wait_for_one(running, should_stop)
             running.remove(ended)
             free.append(ended.device)
-            if ended.conclude():
-                after()
+            ended.conclude()
 
 
-def _wait(running: Sequence[_Child], watch: Callable[[Wanted, Path], bool]) -> _Child:
-    """The first child to end. Those that `watch` is against are asked to save and stop."""
+def _wait_for_one(
+    running: Sequence[_TrainingProcess], should_stop: Callable[[RunSpec, Path], bool]
+) -> _TrainingProcess:
+    """The first process to end. Those that `should_stop` is true for are asked to save and stop."""
     while True:
-        for child in running:
-            child.show()
-            if not child.stopped and not child.evaluating and watch(child.run, child.folder):
-                child.stopped = True
-                child.process.terminate()
-            if child.ended():
-                return child
+        for process in running:
+            process.show_progress()
+            if not process.stopped and not process.evaluating and should_stop(process.run, process.folder):
+                process.stopped = True
+                process.process.terminate()
+            if process.has_ended():
+                return process
         time.sleep(_POLL)
 
 
-def _stop(running: Sequence[_Child], error: type[BaseException] | None) -> bool:
-    """Ask all children to save and stop, and wait for them."""
-    for child in running:
-        child.process.terminate()
-    for child in running:
+def _terminate(running: Sequence[_TrainingProcess], error: type[BaseException] | None) -> bool:
+    """Ask all processes to save and stop, and wait for them."""
+    for process in running:
+        process.process.terminate()
+    for process in running:
         with suppress(subprocess.TimeoutExpired):
-            child.process.wait(timeout=60)
-        child.close()
+            process.process.wait(timeout=60)
+        process.close()
     if running and error is KeyboardInterrupt:
         say("stopped; what was being trained is saved, the same command goes on")
     return False
 
 
-class _Child:
-    """A process that trains one run, and then evaluates what is asked for."""
+class _TrainingProcess:
+    """A process that trains one run, followed by one that evaluates its tasks."""
 
     def __init__(
-        self, run: Wanted, store: Store, device: Device, bars: Progress, prediction: Prediction | None
+        self, run: RunSpec, store: Store, device: Device, bars: Progress, prediction: Prediction | None
     ) -> None:
         self.run, self.store, self.device, self.bars = run, store, device, bars
         self.folder = store.folder(run)
         self.prediction = prediction
         self.total = run.config.total_steps
-        self.config = Path(tempfile.mkdtemp(prefix="gptlab-")) / "config.yaml"
-        self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the child
+        self.scratch = Path(tempfile.mkdtemp(prefix="gptlab-"))
+        self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
         self.task = bars.add_task(run.label, total=self.total)
         self.evaluating = store.is_finished(self.folder)
-        self.stopped = False  # because whoever watches it wanted so
+        self.stopped = False  # because `should_stop` said so
         self.started = time.monotonic()
         self.process = self._evaluate() if self.evaluating else self._train()
 
     def _train(self) -> subprocess.Popen[str]:
         say(f"training {self.run.label}: {self.folder}")
         every = self.run.config.checkpoint.every or max(1, self.total // _CHECKPOINTS)
+        self.folder.mkdir(parents=True, exist_ok=True)  # a failure before the first file is written finds its place
+        (self.folder / FAILED).unlink(missing_ok=True)  # of an earlier attempt
         if self.prediction is not None:
             write_prediction(self.folder, self.prediction)
-        elsewhere = self.store.root != Store().root  # a run goes to runs/ unless its own folder is named
-        config = self.folder / "config.yaml" if elsewhere else self.config
-        config.parent.mkdir(parents=True, exist_ok=True)
+        config = self.scratch / "config.yaml"
         write_atomic(config, dump_yaml(self.run.config.plain()))
         return self._start(
-            "train", str(self.folder if elsewhere else config), "--resume", "--set", f"checkpoint.every={every}"
+            *("train", str(config), "--out", str(self.folder), "--resume", "--set", f"checkpoint.every={every}")
         )
 
     def _evaluate(self) -> subprocess.Popen[str]:
@@ -185,69 +189,71 @@ class _Child:
             start_new_session=True,
         )
 
-    def show(self) -> None:
-        """Move the bar to where the run is."""
+    def show_progress(self) -> None:
+        """Move the bar to the step that the run has come to."""
         row = tail(self.folder / "metrics.jsonl")
         self.bars.update(self.task, completed=row["step"] if row else 0)
 
-    def ended(self) -> bool:
-        """Whether all is done, or something failed. After training come the evaluations that are asked for."""
+    def has_ended(self) -> bool:
+        """Whether all is done, or something failed. After training come the run's tasks."""
         if self.process.poll() is None:
             return False
-        if self.process.returncode == 0 and not self.evaluating and self.run.tasks and self._is_trained():
+        trained = self.process.returncode == 0 and not self.evaluating and self.store.is_finished(self.folder)
+        if trained and self.run.tasks:
             self.evaluating = True
             self.process = self._evaluate()
             return False
         return True
 
-    def _is_trained(self) -> bool:
-        return self.store.is_finished(self.folder)
-
-    def conclude(self) -> bool:
-        """Whether the run is finished now. Raises GptlabError for what would stop other runs too."""
+    def conclude(self) -> None:
+        """Say how the run ended. Raises GptlabError for what would stop other runs too."""
         self.bars.remove_task(self.task)
         self.errors.seek(0)
         lines = [line for line in self.errors.read().splitlines() if line.strip()]
         self.close()
-        if self.process.returncode == 0 and self.store.finished(self.run) is not None:
+        code = self.process.returncode
+        finished = self.store.finished(self.run) is not None
+        if finished and code == 0:
             say(f"finished {self.run.label} in {time.monotonic() - self.started:.0f} s")
-            return True
-        if self.store.is_busy(self.folder) or self.store.finished(self.run) is not None:
-            return False  # another program was faster; its run is as good
-        if self.stopped:
-            return True
-        reason = lines[-1].removeprefix("error: ") if lines else f"exit code {self.process.returncode}"
-        if self.process.returncode == 2 and reason.startswith("step ") and not self.evaluating:
-            self.store.mark_failed(self.folder, reason)
-            say(f"{self.run.label}: {reason}")
-            return True
-        if self.process.returncode in (0, -15, -2, 130):
+        if finished or self.stopped or self.store.is_busy(self.folder):
+            return  # where another program was faster, its run is as good
+        failure = self._take_failure()
+        if code == DivergedError.exit_code and not self.evaluating and failure is not None:
+            say(f"{self.run.label}: {failure.message}")
+        elif code in _INTERRUPTED:
             raise GptlabError(f"{self.run.label} was stopped from outside; the same command goes on with it")
-        raise RunError(self.run, reason)
+        else:
+            last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
+            raise RunError(self.run, failure or Failure("", last))
+
+    def _take_failure(self) -> Failure | None:
+        """What failed.json says. Where the run did not diverge, it is nothing to remember: the error is raised here."""
+        failure = read_failure(self.folder)
+        if failure is not None and self.store.failure(self.folder) is None:
+            (self.folder / FAILED).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()  # empty where training did not come to write anything
+        return failure
 
     def close(self) -> None:
-        """Let go of what the child was given."""
+        """Remove what the process was given."""
         self.errors.close()
-        shutil.rmtree(self.config.parent, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
-def ensure(runs: Sequence[Wanted], store: Store, *, devices: Sequence[Device]) -> list[Path]:
-    """The folders of `runs`, those trained that were missing. Raises GptlabError where one cannot be finished."""
+def train_missing(runs: Sequence[RunSpec], store: Store, *, devices: Sequence[Device]) -> list[Path]:
+    """Train those of `runs` that are not finished, and return the folders of all of them.
 
-    def missing() -> list[Wanted]:
-        for run in runs:
-            if (failure := store.failure(store.folder(run))) is not None and store.finished(run) is None:
-                raise GptlabError(f"{run.label}: {failure.reason}; see {failure.folder}")
-        return [run for run in runs if store.finished(run) is None]
+    Raises GptlabError where one diverges or cannot be trained.
+    """
 
-    train_all(missing, store, devices=devices)
+    def queue() -> list[RunSpec]:
+        missing = [run for run in runs if store.finished(run) is None]
+        for run in missing:
+            folder = store.folder(run)
+            if (failure := store.failure(folder)) is not None:
+                raise GptlabError(f"{run.label}: {failure.message}; see {folder}")
+        return missing
+
+    train_all(queue, store, devices=devices)
     return [store.folder(run) for run in runs]
-
-
-def unique(runs: Iterator[Wanted]) -> Iterator[Wanted]:
-    """Each run once, where several arms ask for the same."""
-    seen: set[str] = set()
-    for run in runs:
-        if run.suffix not in seen:
-            seen.add(run.suffix)
-            yield run

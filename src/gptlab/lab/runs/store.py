@@ -1,38 +1,35 @@
-"""The runs on disk: which exist, which are finished, and where one that does not exist yet will be."""
+"""The run folders on disk: which runs exist, which are finished, and where a new one will be."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab.config import RunConfig
-from gptlab.files import is_held, write_atomic
-from gptlab.record.runfolder import State, lock_path, state
+from gptlab.files import is_held
+from gptlab.record.runfolder import DIVERGED, Failure, State, lock_path, read_failure, state
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A run that somebody asks for: a config with its seed, and its hash."""
+class RunSpec:
+    """A run, whether or not it has been trained: its config (seed included) and its hash.
+
+    Attributes:
+        label: what it is called in messages, such as "swiglu seed 3".
+        tasks: of `gptlab eval`, to be evaluated after training.
+        arm: of an experiment.
+    """
 
     config: RunConfig
     hash: str
-    label: str  # for people: "swiglu seed 3"
-    tasks: tuple[str, ...] = ()  # of `gptlab eval`, to be run when it is trained
-    arm: str = ""  # of an experiment
+    label: str
+    tasks: tuple[str, ...] = ()
+    arm: str = ""
 
     @property
     def suffix(self) -> str:
         """How the folder of every run of this config and seed ends, whatever its name."""
         return f"-{self.hash}-seed{self.config.seed}"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that cannot be finished: training stopped by itself, and would again."""
-
-    folder: Path
-    reason: str
 
 
 class Store:
@@ -41,21 +38,20 @@ class Store:
     def __init__(self, root: str | Path = "runs") -> None:
         self.root = Path(root)
 
-    def folder(self, wanted: Wanted) -> Path:
-        """The folder of a run: the one that is there, finished before begun, under whatever name; else its own."""
-        own = self.root / f"{wanted.config.name}{wanted.suffix}"
-        there = sorted(path for path in self.root.glob(f"*{wanted.suffix}") if not path.name.startswith("."))
-        return next((path for path in there if self.is_finished(path)), own)
+    def folder(self, run: RunSpec) -> Path:
+        """The folder of a run: a finished one of its config and seed under any name, else the one of its own name."""
+        own = self.root / f"{run.config.name}{run.suffix}"
+        existing = sorted(path for path in self.root.glob(f"*{run.suffix}") if not path.name.startswith("."))
+        return next((path for path in existing if self.is_finished(path)), own)
 
-    def finished(self, wanted: Wanted) -> Path | None:
-        """The folder of a run that is finished; None where there is none."""
-        folder = self.folder(wanted)
-        done = self.is_finished(folder) and all((folder / "evals" / f"{t}.json").is_file() for t in wanted.tasks)
-        return folder if done else None
+    def finished(self, run: RunSpec) -> Path | None:
+        """The folder of a run that is trained and evaluated on its tasks; None where it is not."""
+        folder = self.folder(run)
+        return folder if self.is_finished(folder) and is_evaluated(folder, run) else None
 
     @staticmethod
     def is_finished(folder: Path) -> bool:
-        """Whether the training in a folder reached its end, and no one has changed its length since."""
+        """Whether the run in a folder is trained to its end, as the config that its name promises."""
         return state(folder) is State.FINISHED
 
     @staticmethod
@@ -65,13 +61,14 @@ class Store:
 
     @staticmethod
     def failure(folder: Path) -> Failure | None:
-        """Why a run cannot be finished; None where nothing is known against it."""
-        try:
-            return Failure(folder, str(json.loads((folder / "failed.json").read_text(encoding="utf-8"))["reason"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        """How the run in a folder diverged; None where it did not.
 
-    @staticmethod
-    def mark_failed(folder: Path, reason: str) -> None:
-        """Remember that a run stopped by itself, so that it is not trained again and again."""
-        write_atomic(folder / "failed.json", json.dumps({"reason": reason}) + "\n")
+        An error of another kind (a missing device, a full disk) is not a property of the run and is not returned.
+        """
+        failure = read_failure(folder)
+        return failure if failure is not None and failure.kind == DIVERGED else None
+
+
+def is_evaluated(folder: Path, run: RunSpec) -> bool:
+    """Whether the results of all of a run's tasks are in its folder."""
+    return all((folder / "evals" / f"{task}.json").is_file() for task in run.tasks)

@@ -1,6 +1,6 @@
 """How likely an experiment is to find an effect, before it is paid for.
 
-`power` simulates the very rule that `statistics.decide` applies (both call `judge`): pairs come one by one, the rule
+`power` simulates the very rule that `decision.decide` applies (both call `judge`): pairs come one by one, the rule
 is looked at after each, and the experiment stops at the first verdict. `fixed_power` is the textbook's test of
 a fixed number of pairs looked at once, for comparison: what looking early costs is the gap between the two.
 """
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptlab.errors import GptlabError
-from gptlab.lab.stats.statistics import VERDICTS, Array, Rule, Verdict, follow, judge
+from gptlab.lab.stats.decision import VERDICTS, Rule, Verdict, judge
+from gptlab.lab.stats.paired import Array
+from gptlab.lab.stats.sequential import sequential_test
 
 PATHS = 20_000
 """Simulated experiments; the standard error of a probability is then at most 0.0036."""
@@ -104,8 +106,8 @@ def _noise(sd: float, rule: Rule, maximum: int, paths: int, seed: int) -> Array:
 
 def _outcome(effect: float, noise: Array, rule: Rule, arms: int) -> Power:
     """Stop each path of `noise` + `effect` at its first verdict, and count."""
-    course = follow(noise + effect, g=rule.g, alpha=rule.alpha / arms)
-    codes = judge(course, np.minimum(1.0, arms * course.p), rule)
+    test = sequential_test(noise + effect, g=rule.g, alpha=rule.alpha / arms)
+    codes = judge(test, np.minimum(1.0, arms * test.p), rule)
     decided = codes != VERDICTS.index(Verdict.INCONCLUSIVE)
     paths, maximum = codes.shape
     stop = np.where(decided.any(axis=1), decided.argmax(axis=1), maximum - 1)

@@ -23,9 +23,11 @@ from gptlab.console import progress
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.spec import Arm, hash_of, with_seed
-from gptlab.lab.runs.store import Store, Wanted
-from gptlab.lab.stats.scaling import Estimate, ParametricFit, RankCorrelation, fit_parametric, rank_correlation
-from gptlab.planning.plan import plan_in_subprocess
+from gptlab.lab.runs.store import RunSpec, Store
+from gptlab.lab.stats.chinchilla import ParametricFit, fit_parametric
+from gptlab.lab.stats.loss_fit import Estimate
+from gptlab.lab.stats.rank import RankCorrelation, rank_correlation
+from gptlab.planning.subprocesses import plan_in_subprocess
 from gptlab.plotting import COLOURS, image
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class Rung:
     arm: str
     size: Size
     tokens: int
-    runs: tuple[Wanted, ...]
+    runs: tuple[RunSpec, ...]
 
 
 def rungs(configs: Mapping[str, RunConfig], sizes: Sequence[Size], tokens: Sequence[int], *, seeds: int) -> list[Rung]:
@@ -120,7 +122,7 @@ def rungs(configs: Mapping[str, RunConfig], sizes: Sequence[Size], tokens: Seque
         digest = hash_of(config)
         label = f"{arm} {size} {format_count(length)}"
         runs = tuple(
-            Wanted(with_seed(config, init=seed, data=seed, dropout=seed), digest, f"{label} seed {seed}")
+            RunSpec(with_seed(config, init=seed, data=seed, dropout=seed), digest, f"{label} seed {seed}")
             for seed in range(1, seeds + 1)
         )
         found.append(Rung(arm, counted[size], length, runs))

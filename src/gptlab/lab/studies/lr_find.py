@@ -17,7 +17,7 @@ from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.spec import hash_of
 from gptlab.lab.runs.execution import Device, train_all
-from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.plotting import COLOURS, GREY, image
 from gptlab.record.metrics import read_columns
 
@@ -59,7 +59,7 @@ class RangeTest:
         return None if self.diverged is None else self.diverged / _MARGIN
 
 
-def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Wanted:
+def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> RunSpec:
     """The run of a range test: `config` for `steps` steps, its rate from `low` to `high` times what it has.
 
     Raises GptlabError for a range or a number of steps that shows nothing.
@@ -77,10 +77,10 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Wan
     values["eval"] = {**values["eval"], "every": 0}
     values["log"] = {**values["log"], "every": 1}
     tested = config_from({**values, "name": f"{config.name}-lr-find"})
-    return Wanted(tested, hash_of(tested), "the range test")
+    return RunSpec(tested, hash_of(tested), "the range test")
 
 
-def run_range_test(run: Wanted, store: Store, device: Device, *, limit: float) -> RangeTest:
+def run_range_test(run: RunSpec, store: Store, device: Device, *, limit: float) -> RangeTest:
     """Train it, as far as the loss does not exceed `limit` times the best, and say what it shows.
 
     Raises GptlabError for a limit of 1 or less.
@@ -103,7 +103,9 @@ def run_range_test(run: Wanted, store: Store, device: Device, *, limit: float) -
         # Half a window more, so that the median there has its other side, and a single bad batch stops nothing.
         return diverged is not None and int(np.sum(multipliers > diverged)) >= _window(steps, _MEDIAN) // 2
 
-    train_all(lambda: [] if is_over() else [run], store, devices=[device], watch=lambda run, folder: diverges(folder))
+    train_all(
+        lambda: [] if is_over() else [run], store, devices=[device], should_stop=lambda run, folder: diverges(folder)
+    )
     found = analyse(*_read(folder), limit, steps)
     if found.diverged is None and len(found.losses) and store.failure(folder) is not None:
         found = replace(found, diverged=float(found.multipliers[-1]))  # a gradient that is not finite: no loss shows it

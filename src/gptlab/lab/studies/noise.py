@@ -29,7 +29,7 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, with_seed
-from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.plotting import COLOURS, GREY, image
 
 if TYPE_CHECKING:
@@ -104,11 +104,11 @@ class Design:
 
     config: RunConfig
     hash: str
-    groups: dict[str, list[Wanted]]
-    repeats: list[tuple[Wanted, Store]]
+    groups: dict[str, list[RunSpec]]
+    repeats: list[tuple[RunSpec, Store]]
 
     @property
-    def runs(self) -> list[Wanted]:
+    def runs(self) -> list[RunSpec]:
         """The runs of the store, each once."""
         return list({run.suffix: run for group in self.groups.values() for run in group}.values())
 
@@ -123,8 +123,8 @@ def design(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> Desi
             raise GptlabError(f"--{name} {number}: the spread of one run cannot be seen; give 2 or more (seeds: 8)")
     digest = hash_of(config)
 
-    def run(label: str, init: int, data: int) -> Wanted:
-        return Wanted(with_seed(config, init=init, data=data, dropout=init), digest, label)
+    def run(label: str, init: int, data: int) -> RunSpec:
+        return RunSpec(with_seed(config, init=init, data=data, dropout=init), digest, label)
 
     base = run("the shared run", BASE_SEED, BASE_SEED)
     others = range(BASE_SEED + 1, BASE_SEED + seeds)
@@ -137,7 +137,7 @@ def design(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> Desi
         },
         repeats=[
             # The same config and seed is the same folder, so that a repeat needs another root.
-            (Wanted(base.config, digest, f"repeat {number}"), Store(_folder(store) / digest / str(number)))
+            (RunSpec(base.config, digest, f"repeat {number}"), Store(_folder(store) / digest / str(number)))
             for number in range(2, repeats + 1)
         ],
     )
@@ -178,7 +178,7 @@ def components_of(groups: Mapping[str, Sequence[float]]) -> dict[str, Component]
     return found
 
 
-def _value(run: Wanted, store: Store, metric: Metric) -> float:
+def _value(run: RunSpec, store: Store, metric: Metric) -> float:
     folder = store.finished(run)
     if folder is None:
         raise GptlabError(f"{run.label} is not finished in {store.root}; the same command goes on with it")

@@ -27,7 +27,7 @@ from gptlab.files import exclusive, is_held
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, with_seed
 from gptlab.lab.runs.execution import Device, RunError, train_all
-from gptlab.lab.runs.store import Store, Wanted
+from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.lab.studies.sweep.space import Space, configured, distributions, in_words, points_of, require_one_length
 from gptlab.record.metrics import read_columns
 
@@ -76,7 +76,9 @@ class Sweep:
         with exclusive(self._lock, GptlabError(f"{self._lock}: held by another process; try again")):
             while True:
                 try:
-                    train_all(lambda: self._wanted(len(devices)), self.store, devices=devices, watch=self._falls_behind)
+                    train_all(
+                        lambda: self._queue(len(devices)), self.store, devices=devices, should_stop=self._falls_behind
+                    )
                 except RunError as error:
                     if not self._is_of_a_trial(error):
                         raise
@@ -120,7 +122,7 @@ class Sweep:
         complete = [trial for trial in self.done if trial.state == states().COMPLETE]
         return sorted(complete, key=lambda trial: value_of(trial), reverse=not self.metric.lower_is_better)
 
-    def _wanted(self, workers: int) -> list[Wanted]:
+    def _queue(self, workers: int) -> list[RunSpec]:
         """The next run of every trial in progress; new trials are begun where a worker is free."""
         self._give_sign_of_life()
         self._settle()
@@ -173,7 +175,7 @@ class Sweep:
             for each in self.active:
                 each.trial.set_user_attr(_OWNER, self._owner())
 
-    def _runs(self, trial: Trial) -> list[Wanted]:
+    def _runs(self, trial: Trial) -> list[RunSpec]:
         """The runs of a trial; none where its values do not go together, which is said and is its outcome."""
         try:
             config = configured(self.config, trial.params)
@@ -186,7 +188,7 @@ class Sweep:
             config = config.model_copy(update={"eval": config.eval.model_copy(update={"every": every})})
         digest = hash_of(config)
         return [
-            Wanted(with_seed(config, init=seed, data=seed, dropout=seed), digest, f"trial {trial.number} seed {seed}")
+            RunSpec(with_seed(config, init=seed, data=seed, dropout=seed), digest, f"trial {trial.number} seed {seed}")
             for seed in range(FIRST_SEED, FIRST_SEED + self.seeds)
         ]
 
@@ -199,7 +201,7 @@ class Sweep:
                 self.study.tell(each.trial, float(np.mean(values)), skip_if_finished=True)
                 say(f"trial {each.trial.number}: {np.mean(values):.4f} with {in_words(each.trial.params)}")
             elif failures:
-                self._fail(each.trial, failures[0].reason)
+                self._fail(each.trial, failures[0].message)
             else:
                 continue
             self.active.remove(each)
@@ -212,17 +214,18 @@ class Sweep:
     def _is_of_a_trial(self, error: RunError) -> bool:
         """Whether a run could not be trained because of its trial's values, which is that trial's outcome.
 
-        Three heads for a width of 64 are found out where the model is built. The reason begins with a key then; one of
-        a section that is not searched, such as a device that is not there, would stop every other trial, too.
+        Three heads for a width of 64 are found out where the model is built, and the failure names the key. One of a
+        section that is not searched, such as a device that is not there, would stop every other trial, too.
         """
         each = next((each for each in self.active if error.run in each.runs), None)
-        if each is None or _section(error.reason.partition(":")[0]) not in map(_section, self.space):
+        key = error.failure.key
+        if each is None or key is None or _section(key) not in map(_section, self.space):
             return False
         self.active.remove(each)
-        self._fail(each.trial, error.reason)
+        self._fail(each.trial, error.failure.message)
         return True
 
-    def _falls_behind(self, run: Wanted, folder: Path) -> bool:
+    def _falls_behind(self, run: RunSpec, folder: Path) -> bool:
         """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
         self._give_sign_of_life()
         each = next((each for each in self.active if self.prune and each.runs[0].suffix == run.suffix), None)
@@ -245,7 +248,7 @@ class Sweep:
 @dataclass
 class _Active:
     trial: Trial
-    runs: list[Wanted]
+    runs: list[RunSpec]
     reported: set[float] = field(default_factory=set)
 
 

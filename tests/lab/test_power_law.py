@@ -1,37 +1,18 @@
-"""Scaling laws: known curves are found again, intervals cover, and what the data cannot say is refused."""
+"""Loss against compute: known curves are found again, intervals cover, and what the data cannot say is refused."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from lab.samples import noisy
 
 from gptlab.errors import GptlabError
-from gptlab.lab.stats.scaling import (
-    CHINCHILLA,
-    HOFFMANN,
-    ParametricLaw,
-    PowerLaw,
-    compute_equivalent,
-    fit_parametric,
-    fit_power_law,
-    rank_correlation,
-)
+from gptlab.lab.stats.power_law import PowerLaw, compute_equivalent, fit_power_law
 
 BUDGETS = np.repeat(np.geomspace(1e13, 1e16, 5), 3)
 LAW = PowerLaw(2.0, 60.0, 0.11)
-SIZES, TOKENS = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 3e7, 4), np.geomspace(1e7, 1e9, 4)))
-
-
-def noisy(loss: np.ndarray, sd: float, seed: int) -> np.ndarray:
-    """Losses with log-normal noise."""
-    return np.asarray(loss * np.exp(np.random.default_rng(seed).normal(0, sd, loss.shape)))
-
-
-# ---------------------------------------------------------------- loss against compute
 
 
 def test_a_power_law_is_found_again() -> None:
@@ -147,94 +128,3 @@ def test_curves_that_cannot_be_fitted(
 ) -> None:
     with pytest.raises(GptlabError, match=message):
         fit_power_law(compute, loss, **options)
-
-
-# ---------------------------------------------------------------- loss against parameters and tokens
-
-
-def test_chinchillas_constants_are_found_again() -> None:
-    found = fit_parametric(SIZES, TOKENS, CHINCHILLA.loss(SIZES, TOKENS), resamples=1).law
-    for name in ("E", "A", "B", "alpha", "beta"):
-        assert getattr(found, name) == pytest.approx(getattr(CHINCHILLA, name), rel=1e-3)
-
-
-def test_the_next_size_is_predicted_within_its_interval() -> None:
-    inside = 0
-    for seed in range(10):
-        fit = fit_parametric(SIZES, TOKENS, noisy(CHINCHILLA.loss(SIZES, TOKENS), 0.003, seed), resamples=30)
-        found = fit.predict(1e8, 2e9)
-        inside += found.low <= CHINCHILLA.loss(1e8, 2e9) <= found.high
-    assert inside >= 8
-    alpha, (n, d) = fit.interval("alpha"), fit.optimal(1e17)
-    assert alpha.low < CHINCHILLA.alpha < alpha.high
-    assert n.low < n.value < n.high
-    assert 6 * n.value * d.value == pytest.approx(1e17)
-    assert (fit.parameters, fit.resampled) == (pytest.approx((1e6, 3e7)), "residuals")
-
-
-@pytest.mark.parametrize("law", [CHINCHILLA, HOFFMANN], ids=["Besiroglu", "Hoffmann"])
-def test_the_best_size_is_the_minimum_at_a_budget(law: ParametricLaw) -> None:
-    flops = 5.76e23
-    n, d = law.optimal(flops)
-    assert 6 * n * d == pytest.approx(flops)
-    best = optimize.minimize_scalar(
-        lambda log_n: float(law.loss(math.exp(log_n), flops / 6 / math.exp(log_n))), bounds=(15, 35), method="bounded"
-    )
-    assert math.log(n) == pytest.approx(best.x, abs=1e-3)
-
-
-def test_published_constants_balance_as_the_page_says() -> None:
-    ratios = [d / n for n, d in (law.optimal(5.76e23) for law in (CHINCHILLA, HOFFMANN))]
-    assert ratios == pytest.approx([18.4, 92.6], abs=0.1)
-    # Chinchilla itself, 70B parameters on 1.4T tokens: 406.4 / 70e9^0.34 = 0.0834, 410.7 / 1.4e12^0.28 = 0.1632.
-    assert HOFFMANN.loss(70e9, 1.4e12) == pytest.approx(1.69 + 0.0834 + 0.1632, abs=2e-4)
-
-
-def test_surfaces_that_cannot_be_fitted() -> None:
-    with pytest.raises(GptlabError, match="2 sizes and 4 numbers of tokens in 8 pairs"):
-        fit_parametric(np.repeat([1e6, 2e6], 4), np.tile(np.geomspace(1e7, 1e8, 4), 2), np.full(8, 3.0))
-    with pytest.raises(GptlabError, match="give one of each a run"):
-        fit_parametric(SIZES, TOKENS, [3.0])
-    with pytest.raises(GptlabError, match="does not fall with both"):
-        fit_parametric(SIZES, TOKENS, 2 + 100 * SIZES**-0.3)
-    with pytest.raises(GptlabError, match="budget of 0"):
-        CHINCHILLA.optimal(0)
-
-
-# ---------------------------------------------------------------- order between sizes
-
-
-@pytest.mark.parametrize("arms", [3, 4, 5])
-def test_the_order_of_arms_has_exact_p_values(arms: int) -> None:
-    rng = np.random.default_rng(arms)
-    small = rng.normal(size=arms)
-    large = small + rng.normal(0, 0.7, arms)
-    found = rank_correlation(small, large)
-    for name, function in (("spearman", stats.spearmanr), ("kendall", stats.kendalltau)):
-        observed = function(small, large).statistic
-        every = np.array([function(small, order).statistic for order in itertools.permutations(large)])
-        assert getattr(found, name) == pytest.approx(observed)
-        # SciPy's two-sided p: twice the smaller tail.
-        tails = [np.mean(every >= observed - 1e-9), np.mean(every <= observed + 1e-9)]
-        assert getattr(found, f"{name}_p") == pytest.approx(min(1, 2 * min(tails)))
-
-
-def test_three_arms_in_one_order_prove_little() -> None:
-    found = rank_correlation([3.1, 3.2, 3.3], [2.9, 2.95, 3.2])
-    assert (found.spearman, found.kendall) == pytest.approx((1, 1))
-    assert (found.spearman_p, found.kendall_p) == pytest.approx((1 / 3, 1 / 3))
-    assert rank_correlation([1.0, 2.0], [2.0, 1.0]).kendall_p == 1
-
-
-def test_many_arms_and_ties() -> None:
-    rng = np.random.default_rng(0)
-    small = rng.normal(size=12).round(1)
-    large = (small + rng.normal(0, 0.3, 12)).round(1)
-    found = rank_correlation(small, large)
-    assert found.kendall == pytest.approx(stats.kendalltau(small, large).statistic)
-    assert found.kendall_p < 0.01
-    assert found == rank_correlation(small, large)
-    with pytest.raises(GptlabError, match="all arms are equal"):
-        rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
-    with pytest.raises(GptlabError, match="two arms or more"):
-        rank_correlation([1.0, math.nan], [1.0, 2.0])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from gptlab.errors import DataError
-from gptlab.evals import choice
-from gptlab.evals.choice import Answer, Question, accuracy, answer_questions, encode_question
+from gptlab.evals import multiple_choice as choice
+from gptlab.evals.multiple_choice import Answer, Question, accuracy, answer_questions, encode_question
 from gptlab.tokenizer import byte_tokenizer
 
 

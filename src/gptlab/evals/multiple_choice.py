@@ -17,20 +17,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from gptlab.console import progress
-from gptlab.errors import DataError
+from gptlab.console import progress, say
+from gptlab.errors import DataError, GptlabError
+from gptlab.evals.benchmark import Evaluation
+from gptlab.files import sha256_file
 from gptlab.hardware.precision import autocast
 from gptlab.inference.scoring import target_nats
+from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from gptlab.run import Run
 
 DELIMITER = " "
 """What stands between a context and a choice."""
@@ -194,3 +195,28 @@ def accuracy(correct: Sequence[int]) -> tuple[float, float | None]:
     """Share of ones, and its standard error √(p (1 − p) / (n − 1)), the harness's; None for a single question."""
     n, p = len(correct), sum(correct) / len(correct)
     return p, math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
+
+
+def evaluate_questions(run: Run, task: str, questions: Sequence[Question], path: Path) -> Evaluation:
+    """`acc` and `acc_norm` over `questions` of the benchmark `task`, with a record of each. `path`: their file.
+
+    Raises GptlabError where a probability is not finite, DataError where a question does not fit the model.
+    """
+    try:
+        answers = answer_questions(run, questions, description=f"{run.folder.name}: {task}")
+    except DataError as error:
+        raise DataError(f"{task} with {run.folder}: {error}") from None
+    records = [answer.record() for answer in answers]
+    if not all(math.isfinite(value) for answer in answers for value in answer.logprobs):
+        raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier --checkpoint")
+    results: dict[str, Any] = {}
+    errors: dict[str, float | None] = {}
+    for metric in ("acc", "acc_norm"):
+        results[metric], errors[metric] = accuracy([record[metric] for record in records])
+    results["questions"] = len(records)
+    results["truncated"] = sum(record["truncated"] for record in records)
+    if results["truncated"]:
+        cut = f"{results['truncated']} of {len(records)} questions"
+        say(f"{task}: {cut} are longer than {run.model.context_length} tokens and were cut on the left")
+    settings = {"file": path.name, "sha256": sha256_file(path), "context_length": run.model.context_length}
+    return Evaluation(task, results, errors, settings, records)

@@ -1,0 +1,186 @@
+"""A benchmark is one record: what it is called, what runs it, which files it needs, which numbers are shown.
+
+Each stands in a file of its own, `gptlab/evals/NAME.py`, as `BENCHMARK`, and is found there by its name: to add one is
+to add a file.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gptlab import evals
+from gptlab.data.sources.download import download
+from gptlab.errors import DataError, GptlabError, did_you_mean
+from gptlab.files import write_atomic
+from gptlab.run import Run
+from gptlab.version import __version__
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be asked of a task.
+
+    Attributes:
+        limit: so many questions, or validation windows; all for None.
+        data: another data set for the loss task.
+        task_data: folder that holds the questions; None: GPTLAB_BENCHMARKS, else they are downloaded.
+    """
+
+    limit: int | None = None
+    data: Path | None = None
+    task_data: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise GptlabError(f"--limit must be at least 1 (given: {self.limit}); leave it out for all")
+
+
+@dataclass
+class Evaluation:
+    """What a task found about a run.
+
+    Attributes:
+        task: its name.
+        results: the numbers, by name.
+        standard_errors: of some of them, by the same names; None where one window or question was all.
+        settings: what the numbers depend on.
+        records: a row a question, where there are questions.
+    """
+
+    task: str
+    results: dict[str, Any]
+    standard_errors: dict[str, float | None]
+    settings: dict[str, Any]
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Keep it as JSON, a record a line. Raises GptlabError where the disk refuses."""
+        head = {
+            "task": self.task,
+            "results": self.results,
+            "standard_errors": self.standard_errors,
+            "settings": self.settings,
+        }
+        text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
+        if self.records:
+            rows = ",\n".join("  " + json.dumps(record, ensure_ascii=False) for record in self.records)
+            text = f'{text[:-2]},\n "records": [\n{rows}\n ]\n}}'
+        try:
+            write_atomic(path, text + "\n")
+        except OSError as error:
+            raise GptlabError(f"cannot write {path}: {error.strerror}; free some space or mend its rights") from None
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """A file of questions, as its authors publish it."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number that is shown in the table of results: its heading, its key in `Evaluation.results`, its digits."""
+
+    heading: str
+    key: str
+    digits: int = 4
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: that of its file.
+        run: evaluates one run. Raises GptlabError for everything a user can mend.
+        columns: what is shown of the results.
+        files: the questions that it needs.
+        reads_data: whether it reads a data set of the run, or the one of `Options.data`.
+    """
+
+    name: str
+    run: Callable[[Run, Options], Evaluation]
+    columns: tuple[Column, ...]
+    files: tuple[QuestionFile, ...] = ()
+    reads_data: bool = False
+
+
+@functools.cache
+def benchmark_names() -> tuple[str, ...]:
+    """All benchmarks, by name. Found in the source, so that nothing is imported to list them."""
+    files = [file for folder in evals.__path__ for file in Path(folder).glob("*.py")]
+    return tuple(sorted(file.stem for file in files if "\nBENCHMARK = " in file.read_text(encoding="utf-8")))
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark `name`. Raises GptlabError where there is none."""
+    if name not in benchmark_names():
+        raise GptlabError(f"--tasks: no task {name!r}; {did_you_mean(name, benchmark_names())}")
+    found: Benchmark = importlib.import_module(f"gptlab.evals.{name}").BENCHMARK
+    return found
+
+
+def evaluate(run: Run, name: str, options: Options | None = None) -> Evaluation:
+    """What the benchmark `name` finds about `run`. Raises GptlabError for everything a user can mend."""
+    benchmark, options = find_benchmark(name), options or Options()
+    started = time.monotonic()
+    found = benchmark.run(run, options)
+    found.settings = {
+        "run": run.folder.name,
+        "step": run.step,
+        "gptlab": __version__,
+        "tokenizer": {"name": run.tokenizer.name, "hash": run.tokenizer.hash},
+        "device": str(run.device),
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "limit": options.limit,
+        **found.settings,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return found
+
+
+def check_benchmarks(names: Sequence[str], options: Options) -> None:
+    """Raise GptlabError for a name that is no benchmark, and where the questions of one are not to be had."""
+    for benchmark in [find_benchmark(name) for name in names]:
+        for file in benchmark.files:
+            find_questions(benchmark.name, file, options.task_data)
+
+
+BESIDE = (Path("data/benchmarks"), Path("../shared/data"))
+"""Folders, seen from the working folder, where questions are looked for before they are downloaded."""
+
+
+def find_questions(task: str, questions: QuestionFile, folder: Path | None = None) -> Path:
+    """Where the questions of the benchmark `task` are: in `folder`; else in GPTLAB_BENCHMARKS, where that is set; else
+    in one of BESIDE; else downloaded once. Which file it was stands in the results.
+
+    A folder holds them as TASK/FILE or FILE, plain or with .gz. Raises DataError where they are not to be had.
+    """
+    file, url = questions.name, questions.url
+    names = (f"{task}/{file}", f"{task}/{file}.gz", file, f"{file}.gz")
+    named = os.environ.get("GPTLAB_BENCHMARKS")
+    source = "--task-data" if folder is not None else "GPTLAB_BENCHMARKS"
+    if folder is None and named:
+        folder = Path(named).expanduser()
+    for place in BESIDE if folder is None else (folder,):
+        if (found := next((place / name for name in names if (place / name).is_file()), None)) is not None:
+            return found
+    if folder is not None:
+        raise DataError(f"{source}: {folder} holds no {task}/{file} or {file} (.gz or not); get it from {url}")
+    try:
+        return download(url)
+    except DataError as error:
+        raise DataError(
+            f"{task}: {str(error).partition('; check')[0]}; put {file} into a folder and name it with --task-data "
+            "FOLDER or GPTLAB_BENCHMARKS"
+        ) from None

@@ -1,0 +1,81 @@
+"""Held-out text in windows: which data sets, what is measured in each window, and the errors of ratios over windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.config.schema import Data
+from gptlab.console import progress
+from gptlab.data import MANIFEST, Batch, TokenDataset, validation_batches
+from gptlab.errors import DataError
+from gptlab.run import Run
+from gptlab.tokenizer import Tokenizer
+
+_WINDOW_TOKENS = {"cpu": 2**13, "mps": 2**14, "cuda": 2**16}  # tokens of a batch of windows
+
+
+def validation_sets(folder: Path, section: Data, tokenizer: Tokenizer, data: Path | None) -> dict[str, TokenDataset]:
+    """The validation split of each source of `section`, the data of the run in `folder`, or of `data` in its place.
+
+    Raises DataError where nothing is named, or it was made with another tokenizer.
+    """
+    sources = {"data": str(data)} if data else section.sources or ({"data": section.path} if section.path else {})
+    if not sources:
+        raise DataError(f"{folder} names no data; give a data set with --data FOLDER")
+    found = {}
+    for name, path in sources.items():
+        if (Path(path) / MANIFEST).is_file() or not Path(path).is_dir():
+            found[name] = TokenDataset.open(path, "validation", tokenizer_hash=tokenizer.hash)
+        else:
+            vocab_size, separator = tokenizer.vocab_size, tokenizer.end_of_text
+            found[name] = TokenDataset.open(path, "validation", vocab_size=vocab_size, end_of_text=separator)
+    return found
+
+
+def measure_windows(
+    run: Run,
+    dataset: TokenDataset,
+    what: str,
+    name: str,
+    limit: int | None,
+    measure: Callable[[Iterator[Batch]], Iterator[torch.Tensor]],
+) -> torch.Tensor:
+    """What `measure` finds in each window, (windows, numbers), float64."""
+    length = run.config.train.sequence_length
+    available = max(0, dataset.tokens - 1)
+    tokens = available if limit is None else min(available, limit * length)
+    rows = max(1, _WINDOW_TOKENS[run.device.type] // length)
+    windows = -(-tokens // length)
+    with progress(unit="windows") as bar:
+        task = bar.add_task(f"{run.folder.name}: {what}" + ("" if name == "data" else f" on {name}"), total=windows)
+
+        def counted() -> Iterator[Batch]:
+            for batch in validation_batches(dataset, length, min(rows, max(1, windows)), tokens):
+                yield batch
+                bar.advance(task, len(batch.inputs))
+
+        found = [rows_of_batch.cpu().double() for rows_of_batch in measure(counted())]
+    return torch.cat(found)[:windows]
+
+
+def window_settings(sets: dict[str, TokenDataset], length: int) -> dict[str, Any]:
+    """What numbers over these data sets in windows of `length` tokens depend on."""
+    described = {name: {"path": str(d.path), "fingerprint": d.fingerprint} for name, d in sets.items()}
+    return {"data": described, "split": "validation", "sequence_length": length}
+
+
+def ratio_error(above: torch.Tensor, below: torch.Tensor) -> float | None:
+    """The standard error of r = Σ above / Σ below over n windows; None for one window.
+
+    By linearization: √(n / (n − 1) · Σ(a − r b)²) / Σb (Cochran, "Sampling Techniques", 1977, section 6.4).
+    """
+    n = len(above)
+    if n < 2:
+        return None
+    residual = above - above.sum() / below.sum() * below
+    return math.sqrt(n / (n - 1) * float(residual.square().sum())) / float(below.sum())

@@ -1,0 +1,220 @@
+"""From a config to a job that is ready to train: check everything, build everything, only then write the first file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptlab.config import RunConfig, build, config_hash, hashed_values, run_name
+from gptlab.console import say
+from gptlab.data import TokenDataset, TokenStream, open_splits, open_stream, validation_batches
+from gptlab.errors import CheckpointError, ConfigError
+from gptlab.hardware.compile import try_compile
+from gptlab.hardware.device import describe
+from gptlab.hardware.memory import largest_micro_batch
+from gptlab.hardware.precision import pick_dtype
+from gptlab.model import build_model
+from gptlab.model.smoke_test import smoke_test_components
+from gptlab.parallel import Layout, World, choose_layout
+from gptlab.record import runfolder
+from gptlab.record.metrics import read_metrics
+from gptlab.run import start_from
+from gptlab.systems.checkpoint import Checkpoints, checked_state, load_tensors
+from gptlab.systems.metrics import MetricsLog, require_sinks
+from gptlab.systems.signals import StopRequest
+from gptlab.tokenizer import Tokenizer
+from gptlab.training.accumulation import accumulate, to_device
+
+
+@dataclass
+class Job:
+    """Everything that the loop works on."""
+
+    config: RunConfig
+    folder: Path
+    world: World
+    layout: Layout
+    device: torch.device
+    dtype: torch.dtype
+    model: nn.Module  # the model itself
+    wrapped: nn.Module  # what is called in a step: the model as `layout` wraps it
+    loss: Any
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    scaler: torch.amp.GradScaler
+    stream: TokenStream
+    validation: dict[str, TokenDataset]
+    tokenizer: Tokenizer
+    checkpoints: Checkpoints
+    identity: dict[str, Any]  # the hashed values of the config, but for its length
+    metrics: MetricsLog | None = None  # the main process's
+    micro_batch: int = 0  # sequences at once, of this process
+    step: int = 0
+    seconds: float = 0.0  # of training, over all sessions
+    best: tuple[int, float] | None = None  # step and validation loss
+    recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
+    evaluated: int = 0  # the last step that was validated
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+def build_job(
+    config: RunConfig,
+    world: World,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    folder: str | Path | None = None,
+    exit_stack: contextlib.ExitStack | None = None,
+) -> Job:
+    """The job that `config` describes, in its folder. `exit_stack` holds the folder's lock from here on.
+
+    Raises GptlabError, before anything is written, for everything a user can mend that can be known by now.
+    """
+    if config.system.threads is not None:
+        torch.set_num_threads(config.system.threads)
+    require_sinks(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
+    tokenizer, train_sets, validation = open_splits(config.data)
+    for dataset in validation.values():  # too little of it must be known now, not after the last step
+        next(validation_batches(dataset, config.train.sequence_length, 1, config.eval.tokens))
+    fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
+    folder = Path(folder) if folder is not None else Path("runs") / run_name(config, fingerprints)
+    world.check_divides(config.sequences_per_step, config.train.sequence_length)
+    if exit_stack is not None and world.is_main:
+        exit_stack.enter_context(runfolder.training_lock(folder))
+    identity = hashed_values(config, fingerprints) | {"seed": config.seed.model_dump()}
+    identity["train"].pop("tokens")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, world=world)
+    checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume)
+    job = _build(config, folder, world, device, checkpoints, identity, (tokenizer, train_sets, validation))
+    if checkpoint is None:
+        start_from(job.model, tokenizer)
+    smoke_test_components(job.model, job.loss, to_device(job.stream.batch(0).rows(0, 1), device))
+    job.micro_batch = _choose_micro_batch(job, state)
+    if config.system.compile is True or (config.system.compile == "auto" and device.type == "cuda"):
+        try_compile(job.model, job.loss, lambda: _forward_backward(job, job.micro_batch))
+    if checkpoint is not None:
+        load_tensors(checkpoint, job.model, job.optimizer, world)
+        job.step, job.seconds, job.recent = state["step"], state["seconds"], state["recent"]
+        job.scaler.load_state_dict(state["scaler"])
+    if world.is_main:
+        _open_folder(job, fingerprints, job.step if checkpoint is not None else None)
+    job.best, job.evaluated = world.broadcast((job.best, job.evaluated))
+    return job
+
+
+def _build(
+    config: RunConfig,
+    folder: Path,
+    world: World,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    identity: dict[str, Any],
+    data: tuple[Tokenizer, dict[str, TokenDataset], dict[str, TokenDataset]],
+) -> Job:
+    """Every component of the run, as new."""
+    tokenizer, train_sets, validation = data
+    dtype, layout = pick_dtype(config.train.dtype, device), choose_layout(world, device)
+    stream = open_stream(config, train_sets)
+    vocab_size = next(iter(train_sets.values())).vocab_size
+    assert vocab_size is not None
+    model = build_model(config, vocab_size, device=device)
+    return Job(
+        config=config,
+        folder=folder,
+        world=world,
+        layout=layout,
+        device=device,
+        dtype=dtype,
+        model=model,
+        wrapped=layout.wrap(model),
+        loss=build("loss", config.loss),
+        optimizer=build("optimizer", config.optimizer, named_parameters=list(model.named_parameters())),
+        schedule=build("schedule", config.schedule, total_steps=config.total_steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        stream=stream,
+        validation=validation,
+        tokenizer=tokenizer,
+        checkpoints=checkpoints,
+        identity=identity,
+    )
+
+
+def _find_resume_checkpoint(
+    config: RunConfig, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any], resume: bool
+) -> tuple[Path | None, dict[str, Any]]:
+    """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins."""
+    if not resume:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} exists already; add --resume to continue it, or change --set name=NAME")
+        return None, {}
+    newest = checkpoints.newest_whole()
+    if newest is None and (folder / runfolder.WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
+        )
+    return newest, checked_state(newest, identity, config) if newest is not None else {}
+
+
+def _choose_micro_batch(job: Job, state: Mapping[str, Any]) -> int:
+    """Sequences at once. A resumed run keeps its own, because another split of the sum rounds differently."""
+    config, share = job.config, job.config.sequences_per_step // job.world.size
+    if config.system.micro_batch != "auto":
+        return min(config.system.micro_batch, share)
+    if state.get("world_size") == job.world.size:
+        return int(state["micro_batch"])
+    largest = largest_micro_batch(lambda n: _forward_backward(job, n), share, job.device)
+    return job.world.all_reduce_min(largest)
+
+
+def _forward_backward(job: Job, sequences: int) -> None:
+    """One micro-batch without a step, by this process alone: what it costs in memory, and what compiles the model."""
+    batch = job.stream.batch(0).rows(0, sequences)
+    alone = choose_layout(World(), job.device)
+    accumulate(
+        job.model,
+        job.loss,
+        [to_device(batch, job.device)],
+        global_targets=batch.global_targets,
+        layout=alone,
+        dtype=job.dtype,
+    )
+    job.model.zero_grad(set_to_none=True)
+
+
+def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | None) -> None:
+    """Make the run folder (or go on in it), and read from it what was measured before."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    session = runfolder.session_record(
+        config_hash(job.config, fingerprints), job.config, describe(job.device), job.world.size
+    )
+    if job.step < job.config.total_steps or runfolder.state(job.folder) is not runfolder.State.FINISHED:
+        runfolder.write_run_folder(job.folder, job.config, session)
+    job.tokenizer.save(job.folder / "tokenizer")
+    log = job.config.log
+    job.metrics = MetricsLog(
+        job.folder, resume_step=resume_step, tensorboard=log.tensorboard, wandb=log.wandb, project=log.wandb_project
+    )
+    for row in read_metrics(job.metrics.path):
+        if (value := row.get("val/loss")) is not None:
+            job.evaluated = row["step"]
+            job.best = min(job.best or (row["step"], value), (row["step"], value), key=lambda pair: pair[1])
+    count = sum(p.numel() for p in job.model.parameters())
+    announce(
+        job,
+        f"{job.folder}: {count:,} parameters on {job.device} in {str(job.dtype).removeprefix('torch.')}, "
+        f"{job.config.total_steps} steps of {job.config.train.batch_tokens} tokens, {job.micro_batch} sequences at once"
+        + (f", from step {resume_step}" if resume_step else ""),
+    )
+
+
+def announce(job: Job, text: str) -> None:
+    """Print `text` and keep it in the run's log, once for all processes."""
+    if job.world.is_main:
+        say(text)
+        runfolder.log_line(job.folder, text)
