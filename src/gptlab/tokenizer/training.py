@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gptlab.errors import DataError
-from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_specials, is_rust_panic, with_specials
-from gptlab.tokenizer.formats import byte_alphabet, recover_merges
+from gptlab.tokenizer.byte_level import byte_alphabet, recover_merges
+from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_specials, with_specials
+from gptlab.tokenizer.engines import is_rust_panic
 from gptlab.tokenizer.patterns import cut_long_whitespace, resolve_pattern
 
 TRAINERS = ("rustbpe", "tokenizers")

@@ -79,10 +79,7 @@ def prepare(
     workers = workers or len(
         os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )
-    if out.exists() and not force:
-        raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is no data set, so --force does not replace it; choose another --out")
+    _check_target(out, force)
     block_bytes = block_bytes_for(limit_bytes)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes)
     checked = resolve(validation, cache=cache) if validation else None
@@ -119,6 +116,13 @@ def prepare(
         )
         _finish(folder, out, manifest)
     return manifest
+
+
+def _check_target(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: is no data set, so --force does not replace it; choose another --out")
 
 
 def _load(tokenizer: str | Path | Tokenizer) -> Tokenizer:
