@@ -7,6 +7,7 @@ A line of its own in a page is replaced:
 {{ command NAME … }}       a command of `gptlab`: usage, arguments, options
 {{ schema }}               the fields of a config, section by section
 {{ experiment }}           the fields of an experiment.yaml
+{{ protocol }}             what parts of a model may read of each other
 {{ configs }}              the configs that come with the project
 {{ file PATH }}            a file of the repository, as a code block
 {{ output ARGUMENTS … }}   what `gptlab ARGUMENTS …` prints, run in the repository
@@ -219,6 +220,17 @@ def experiment() -> str:
     return _table(("key", "default", "meaning"), rows)
 
 
+def protocol() -> str:
+    """What parts of a model may read of each other."""
+    from gptlab.model.component import PROTOCOL
+
+    rows = [
+        (f"`{a.name}`", a.on, f"`{a.type}`", "" if a.default is None else f"`{a.default}`", f"`{a.reader}`", a.meaning)
+        for a in PROTOCOL
+    ]
+    return _table(("name", "of a", "type", "default", "read by", "meaning"), rows)
+
+
 def _field(section: type[Section], key: str, field: Any, prefix: str) -> tuple[str, ...]:
     default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
     return f"`{prefix}{key}`", _type(str(section.__annotations__[key])), default, str(field.description or "")
@@ -280,6 +292,7 @@ DIRECTIVES: dict[str, Callable[..., str]] = {
     "component": component,
     "command": command,
     "experiment": experiment,
+    "protocol": protocol,
     "schema": schema,
     "configs": configs,
     "file": file,
