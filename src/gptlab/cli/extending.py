@@ -92,7 +92,7 @@ def experiment(
     """Begin an experiment: its statement, an idea that works, and a page for notes. `gptlab new NAME` is the same."""
     from gptlab.config import SLOTS
     from gptlab.console import say
-    from gptlab.contracts.starting import class_name_of, component_diff, component_source
+    from gptlab.contracts.scaffold import class_name_of, component_diff, component_source
     from gptlab.errors import ConfigError, did_you_mean
     from gptlab.lab.experiment.scaffold import write_experiment
 
@@ -117,7 +117,7 @@ def component(
 ) -> None:
     """Write a component that works, its config as a diff against a base, and its test."""
     from gptlab.console import say
-    from gptlab.contracts.starting import write_component
+    from gptlab.contracts.scaffold import write_component
 
     made = write_component(kind, name, base=base, folder=out or Path("experiments") / name)
     say(f"wrote {made.code}, {made.config.name} (the diff against {base}) and {made.test.name}")

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from gptlab.console import output
 from gptlab.errors import GptlabError
-from gptlab.inference.generate import Sampling, stream
+from gptlab.inference.generate import Sampling, stream_tokens
 from gptlab.run import Run
 
 _COLOURS = ("on #3b4252", "on #5b3a52")
@@ -25,7 +25,9 @@ def show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_t
         rows: list[list[int]] = [[] for _ in prompts]
         if live:
             screen.print(Text(prompts[0], style="bold"), end="")
-        for tokens in stream(run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device):
+        for tokens in stream_tokens(
+            run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device
+        ):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
                     row.append(token)
