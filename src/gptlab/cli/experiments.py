@@ -114,7 +114,7 @@ def _show_power(experiment: Experiment, store: Store) -> None:
     known, statement = read_noise(store, experiment.baseline.hash), experiment.statement
     if known is None or known.metric != statement.metric.label or not known.paired_sd:
         return
-    maximum, arms = statement.most_seeds, len(statement.arms)
+    maximum, arms = statement.max_seeds, len(statement.arms)
     with_noise = f"with a noise of {known.paired_sd:.2g} a difference and {maximum} seeds"
     try:
         least = minimum_detectable_effect(known.paired_sd, decision_rule(experiment), maximum=maximum, arms=arms)
@@ -126,20 +126,20 @@ def _show_power(experiment: Experiment, store: Store) -> None:
 def _show_news(evidence: Evidence, shown: dict[str, int]) -> None:
     """A line for each arm that has a pair more than when it was last `shown`."""
     from gptlab.console import say
-    from gptlab.lab.experiment.verdict import line
+    from gptlab.lab.experiment.verdict import verdict_line
 
     for found in evidence.arms:
         if len(found.pairs) > shown.get(found.arm.name, 0):
             shown[found.arm.name] = len(found.pairs)
-            say(line(evidence, found))
+            say(verdict_line(evidence, found))
 
 
 def _show_verdicts(evidence: Evidence) -> None:
     """The result: a line for each arm, and what a careful reader wants to know beside it."""
     from gptlab.console import output, say
-    from gptlab.lab.experiment.verdict import line, notes
+    from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 
     for found in evidence.arms:
-        output().print(line(evidence, found), markup=False)
-        for note in notes(evidence, found):
+        output().print(verdict_line(evidence, found), markup=False)
+        for note in verdict_notes(evidence, found):
             say(f"  {note}")

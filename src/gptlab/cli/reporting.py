@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from gptlab.lab.report.blocks import Table
-    from gptlab.lab.report.registry import Entry, RunEntry
+    from gptlab.lab.report.registry import ExperimentEntry, RunEntry
 
 Folder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 
@@ -18,7 +18,7 @@ def report(folder: Folder) -> None:
     """Write what an experiment has shown into its folder: report.md, report.html, figures, tables."""
     from gptlab.console import output, say
     from gptlab.lab.experiment.spec import load_experiment
-    from gptlab.lab.experiment.verdict import line
+    from gptlab.lab.experiment.verdict import verdict_line
     from gptlab.lab.report.findings import read_findings
     from gptlab.lab.report.write import write_report
     from gptlab.lab.runs.store import Store
@@ -26,7 +26,7 @@ def report(folder: Folder) -> None:
     findings = read_findings(load_experiment(folder), Store())
     written = write_report(findings)
     for found in findings.evidence.arms:
-        output().print(line(findings.evidence, found), markup=False)
+        output().print(verdict_line(findings.evidence, found), markup=False)
     say(f"wrote {written[0]}, {written[1].name} and {len(written) - 2} more files in {folder}")
 
 
@@ -101,14 +101,14 @@ def list_(
     runs: Annotated[bool, typer.Option("--runs", help="list the runs in runs/ instead")] = False,
 ) -> None:
     """List everything that was tried, with what came of it: the negative results too."""
-    from gptlab.lab.report.registry import experiments, run_entries
+    from gptlab.lab.report.registry import list_experiments, list_runs
     from gptlab.lab.runs.store import Store
 
     store = Store()
     if runs:
-        _list_runs(list(run_entries(store)))
+        _list_runs(list(list_runs(store)))
         return
-    found = experiments(folder, store)
+    found = list_experiments(folder, store)
     if not found:
         from gptlab.console import say
 
@@ -117,7 +117,7 @@ def list_(
         _show_entry(entry)
 
 
-def _show_entry(entry: Entry) -> None:
+def _show_entry(entry: ExperimentEntry) -> None:
     from gptlab.console import output
     from gptlab.planning.formatting import format_dollars, format_seconds
 

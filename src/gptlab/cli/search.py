@@ -39,17 +39,17 @@ def noise(
     from gptlab.console import say
     from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.noise import design, measure, remarks, table, write_noise
+    from gptlab.lab.studies.noise import design_noise_runs, estimate_noise, remarks, table, write_noise
 
     store, measured = Store(), _metric(metric)
-    plan = design(_single(config, overrides), store, seeds=seeds, repeats=repeats)
+    plan = design_noise_runs(_single(config, overrides), store, seeds=seeds, repeats=repeats)
     again = [run for run, where in plan.repeats if where.finished(run) is None]
     if not _agree([*_missing(plan.runs, store), *again], store, jobs, yes=yes, dry_run=dry_run, probe=probe):
         return
     train_missing(plan.runs, store, devices=find_devices(jobs))
     for run, where in plan.repeats:
         train_missing([run], where, devices=find_devices(1))
-    found = measure(plan, store, measured)
+    found = estimate_noise(plan, store, measured)
     paths = write_noise(store, found)
     _show(("source", "runs", "sd", "95%", "share"), table(found))
     for remark in remarks(found):
@@ -130,13 +130,13 @@ def lr_find(
     from gptlab.files import write_atomic
     from gptlab.lab.runs.execution import find_devices
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.lr_find import draw, range_test, rates, run_range_test
+    from gptlab.lab.studies.lr_find import draw, learning_rates, range_test, run_range_test
 
     _check_picture(out)
     loaded, store = _single(config, overrides), Store()
     run = range_test(loaded, low=low, high=high, steps=steps)
     found = run_range_test(run, store, find_devices(1)[0], limit=limit)
-    known = rates(loaded)
+    known = learning_rates(loaded)
     suggestions = {"steepest descent": found.steepest, "a tenth of divergence": found.cautious}
     _show(
         ("", "multiple", *known),
@@ -194,7 +194,7 @@ def sweep(
     from gptlab.errors import GptlabError, did_you_mean
     from gptlab.lab.runs.execution import find_devices
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.sweep.results import best_diff, confirmation, importances, remarks, table
+    from gptlab.lab.studies.sweep.results import best_settings, importances, remarks, table, write_confirmation
     from gptlab.lab.studies.sweep.results import write_sweep as write
     from gptlab.lab.studies.sweep.space import parse_space
     from gptlab.lab.studies.sweep.study import open_sweep
@@ -220,7 +220,7 @@ def sweep(
     )
     say(f"study {search.study.study_name}: {len(search.done)} of {search.trials} trials are there")
     search.run(find_devices(workers))
-    diff = best_diff(search)
+    diff = best_settings(search)
     _show(*table(search))
     output().print(f"\n{dump_yaml(diff)}", markup=False, end="")
     if shares := importances(search):
@@ -230,7 +230,7 @@ def sweep(
         say(remark)
     picture, results = write(search, out)
     say(f"wrote {picture} and {results}")
-    folder = confirmation(search)
+    folder = write_confirmation(search)
     if folder is None:
         say("the best trial is the config itself: nothing to change")
     else:
@@ -247,9 +247,9 @@ def ladder(
         Path | None, typer.Option(help="an experiment's folder: its arms are trained at every size, CONFIG with them")
     ] = None,
     predict: Annotated[
-        str | None, typer.Option(help="N,TOKENS to foretell, such as 2M,10M; by default one rung further")
+        str | None, typer.Option(help="N,TOKENS to predict, such as 2M,10M; by default one rung further")
     ] = None,
-    hold_out: Annotated[bool, typer.Option(help="foretell the largest rung by the others, too")] = True,
+    hold_out: Annotated[bool, typer.Option(help="also predict the largest rung from the others")] = True,
     seeds: Annotated[int, typer.Option(help="runs of every rung")] = 1,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -257,14 +257,23 @@ def ladder(
     probe: Probe = True,
     out: Annotated[Path | None, typer.Option(help="a folder; by default runs/.ladders/NAME")] = None,
 ) -> None:
-    """Train CONFIG at several sizes and lengths, fit a scaling law, and foretell the next rung."""
+    """Train CONFIG at several sizes and lengths, fit a scaling law, and predict the next rung."""
     from gptlab.config import parse_number
     from gptlab.console import output, say
     from gptlab.errors import GptlabError
     from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.ladder import climb, configs_of, lines, parse_sizes, parse_tokens, read_points, rungs, table
+    from gptlab.lab.studies.ladder import (
+        arm_configs,
+        fit_ladder,
+        lines,
+        parse_sizes,
+        parse_tokens,
+        read_points,
+        rungs,
+        table,
+    )
     from gptlab.lab.studies.ladder import write_ladder as write
 
     target = None
@@ -277,14 +286,14 @@ def ladder(
     store, loaded = Store(), _single(config, overrides)
     configs = {loaded.name: loaded}
     if arms is not None:
-        others = configs_of(load_experiment(arms).arms)
+        others = arm_configs(load_experiment(arms).arms)
         configs |= {name: arm for name, arm in others.items() if name != loaded.name}
     found = rungs(configs, parse_sizes(sizes), parse_tokens(tokens), seeds=seeds)
     runs = [run for rung in found for run in rung.runs]
     if not _agree(_missing(runs, store), store, jobs, yes=yes, dry_run=dry_run, probe=probe):
         return
     train_missing(runs, store, devices=find_devices(jobs))
-    result = climb(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
+    result = fit_ladder(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
     _show(("arm", "size", "N", "tokens", "loss", "law"), table(result))
     for line in lines(result):
         output().print(line, markup=False)
