@@ -2,11 +2,13 @@
 
 A line of its own in a page is replaced:
 
-{{ slot KIND }}            every component on a slot's menu, with its arguments
+{{ slot KIND }}            every component on a slot's component_names, with its arguments
 {{ component KIND NAME }}  one of them
 {{ command NAME … }}       a command of `gptlab`: usage, arguments, options
 {{ schema }}               the fields of a config, section by section
 {{ experiment }}           the fields of an experiment.yaml
+{{ rooms }}                the rooms of the package: lines, and who imports them
+{{ protocol }}             what parts of a model may read of each other
 {{ configs }}              the configs that come with the project
 {{ file PATH }}            a file of the repository, as a code block
 {{ output ARGUMENTS … }}   what `gptlab ARGUMENTS …` prints, run in the repository
@@ -16,6 +18,7 @@ A directive that names something that does not exist stops the build.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -29,9 +32,10 @@ import pydantic_core
 import typer
 
 from gptlab.cli import app
-from gptlab.config import SLOTS, RunConfig, menu
+from gptlab.config import SLOTS, RunConfig, component_names
+from gptlab.config.building import import_component
 from gptlab.config.schema import Section
-from gptlab.config.slots import import_component, signature
+from gptlab.config.signatures import signature
 from gptlab.config.yamlfile import dump_yaml
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import ComputeCurve, DecisionRule, Statement
@@ -89,11 +93,11 @@ def _value(value: Any) -> str:
 
 def slot(kind: str) -> str:
     """All components of a slot."""
-    names = menu(kind)
+    names = component_names(kind)
     if not names:
         raise ValueError(f"slot {kind} has an empty menu")
-    offers = ", ".join(f"`{name}`" for name in SLOTS[kind].offers) or "nothing"
-    home = SLOTS[kind].home.replace(".", "/")
+    offers = ", ".join(f"`{name}`" for name in SLOTS[kind].provides) or "nothing"
+    home = SLOTS[kind].module.replace(".", "/")
     intro = f"Home: `src/{home}.py`. A constructor may ask for: {offers}."
     return "\n\n".join([intro, *(component(kind, name) for name in names)])
 
@@ -218,6 +222,51 @@ def experiment() -> str:
     return _table(("key", "default", "meaning"), rows)
 
 
+def rooms() -> str:
+    """The rooms of the package: lines, files, and which rooms import them, for types included."""
+    package = ROOT / "src" / "gptlab"
+    lines: dict[str, int] = {}
+    files: dict[str, int] = {}
+    importers: dict[str, set[str]] = {}
+    for file in sorted(package.rglob("*.py")):
+        if "templates" in file.parts or (file.parent == package and file.stem.startswith("_")):
+            continue
+        room, source = _room(file.relative_to(package).parts), file.read_text(encoding="utf-8")
+        lines[room] = lines.get(room, 0) + len(source.splitlines())
+        files[room] = files.get(room, 0) + 1
+        for node in ast.walk(ast.parse(source)):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module is not None and module.startswith("gptlab."):
+                other = _room(tuple(module.split(".")[1:]))
+                importers.setdefault(other, set()).update({room} - {other})
+    rows = [
+        (
+            f"`{room}`",
+            f"{count:,}",
+            str(files[room]),
+            ", ".join(f"`{name}`" for name in sorted(importers.get(room, ()))),
+        )
+        for room, count in lines.items()
+    ]
+    return _table(("room", "lines", "files", "imported by"), rows)
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    """The room that a module stands in; of the lab, its own rooms."""
+    return "/".join(parts[:2]) if parts[0] == "lab" and len(parts) > 2 else parts[0].removesuffix(".py")
+
+
+def protocol() -> str:
+    """What parts of a model may read of each other."""
+    from gptlab.model.component import PROTOCOL
+
+    rows = [
+        (f"`{a.name}`", a.on, f"`{a.type}`", "" if a.default is None else f"`{a.default}`", f"`{a.reader}`", a.meaning)
+        for a in PROTOCOL
+    ]
+    return _table(("name", "of a", "type", "default", "read by", "meaning"), rows)
+
+
 def _field(section: type[Section], key: str, field: Any, prefix: str) -> tuple[str, ...]:
     default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
     return f"`{prefix}{key}`", _type(str(section.__annotations__[key])), default, str(field.description or "")
@@ -279,6 +328,8 @@ DIRECTIVES: dict[str, Callable[..., str]] = {
     "component": component,
     "command": command,
     "experiment": experiment,
+    "protocol": protocol,
+    "rooms": rooms,
     "schema": schema,
     "configs": configs,
     "file": file,

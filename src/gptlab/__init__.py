@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gptlab.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gptlab.config import load_config as load_config
     from gptlab.config import load_stages as load_stages
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from gptlab.training.loop import train as train
     from gptlab.training.soup import soup as soup
     from gptlab.training.stages import train_stages as train_stages
-
-__version__ = "0.3.0"
 
 _HOMES = {
     "Run": "gptlab.run",

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 import gptlab
-from gptlab.config import SLOTS, RunConfig, menu
+from gptlab.config import SLOTS, RunConfig, component_names
+from gptlab.config.building import import_component
 from gptlab.config.schema import Section
-from gptlab.config.slots import import_component, signature
+from gptlab.config.signatures import signature
 
 SOURCE = Path(gptlab.__file__).parent
 SECTIONS: dict[str, type[Section]] = {
@@ -137,7 +138,7 @@ def test_the_walk_tells_sections_apart() -> None:
 
 # ---------------------------------------------------------------- arguments of components
 
-COMPONENTS = [(kind, name) for kind in SLOTS for name in menu(kind)]
+COMPONENTS = [(kind, name) for kind in SLOTS for name in component_names(kind)]
 
 
 def parameters_used(component: type) -> set[str]:
@@ -187,7 +188,7 @@ def test_every_argument_of_every_component_is_used(kind: str, name: str) -> None
     settable = set(found.schema.model_fields)
     if not settable:
         return
-    unused = (settable | set(found.asks)) - parameters_used(import_component(kind, name))
+    unused = (settable | set(found.requires)) - parameters_used(import_component(kind, name))
     assert not unused, f"{kind} {name} takes {sorted(unused)} and does nothing with it"
 
 

@@ -13,12 +13,12 @@ import pytest
 from gptlab.config import (
     RunConfig,
     component_files,
+    component_names,
     config_from,
     config_hash,
     dump_yaml,
     hashed_values,
     load_config,
-    menu,
     run_name,
 )
 from gptlab.config.identity import UNHASHED
@@ -74,7 +74,7 @@ def slot_kind(path: tuple[str, ...]) -> str:
 
 def changed(config: RunConfig, path: tuple[str, ...]) -> RunConfig:
     """The config with the leaf at `path`, and nothing else but what depends on it, set to another valid value."""
-    candidates = menu(slot_kind(path)) if path[-1] == "use" else OTHERS
+    candidates = component_names(slot_kind(path)) if path[-1] == "use" else OTHERS
     if path[-1] == "use" and len(candidates) == 1:
         candidates = ["gptlab.model.position:NoPosition"]  # any class will do: nothing is built
     before = at(config.plain(), path)

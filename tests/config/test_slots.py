@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gptlab.config import SLOTS, build, config_from, load_config, menu, validate_slot
-from gptlab.config.slots import import_component, locate, signature
+from gptlab.config import SLOTS, build, component_names, config_from, load_config, validate_slot
+from gptlab.config.building import import_component
+from gptlab.config.signatures import locate, signature
 from gptlab.errors import ConfigError, did_you_mean
 
 GOOD = """
@@ -109,7 +110,7 @@ def test_arguments_are_checked_by_their_annotations(tmp_path: Path) -> None:
     assert (mlp.width, mlp.rate, mlp.on, mlp.mode, list(mlp.sizes)) == (2000, 1.0, True, "b", [3, 4, 5])
     assert mlp.norm.eps == 1e-6
     assert mlp.inner.use == "GELU"
-    assert signature("mlp", mlp.use).asks == ("dim", "layer_index")
+    assert signature("mlp", mlp.use).requires == ("dim", "layer_index")
     for wrong, complaint in (
         ({}, "'needed' is required"),
         ({"needed": 3}, "expected text (put it in quotes)"),
@@ -208,14 +209,14 @@ def test_import_paths_that_lead_nowhere(name: str) -> None:
 
 def test_every_slot_has_a_menu_and_every_name_on_it_can_be_read() -> None:
     for kind in SLOTS:
-        assert menu(kind), kind
-        for name in menu(kind):
-            assert set(signature(kind, name).asks) <= set(SLOTS[kind].offers)
-    assert menu("model") == ["GPT"]
-    assert menu("block") == ["Block", "ParallelBlock", "LatentAttentionBlock"]
-    assert "Context" not in menu("attention")  # a class of the home module that is no component
+        assert component_names(kind), kind
+        for name in component_names(kind):
+            assert set(signature(kind, name).requires) <= set(SLOTS[kind].provides)
+    assert component_names("model") == ["GPT"]
+    assert component_names("block") == ["Block", "ParallelBlock", "LatentAttentionBlock"]
+    assert "Context" not in component_names("attention")  # a class of the home module that is no component
     with pytest.raises(ConfigError, match="did you mean 'mlp'"):
-        menu("mpl")
+        component_names("mpl")
 
 
 def test_a_slot_reads_like_a_mapping_and_like_an_object() -> None:

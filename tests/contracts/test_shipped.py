@@ -8,11 +8,11 @@ import pytest
 import torch
 from contracts.variants import BESIDE, EXCUSED, KNOWN, OFF, REQUIRED, VARIANTS
 
-from gptlab.config import SLOTS, menu
-from gptlab.config.slots import signature
+from gptlab.config import SLOTS, component_names
+from gptlab.config.signatures import signature
 from gptlab.contracts import CONTRACTS, component_subject, require_off, run_contracts
 
-COMPONENTS = [(kind, name) for kind in SLOTS for name in menu(kind)]
+COMPONENTS = [(kind, name) for kind in SLOTS for name in component_names(kind)]
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     (kind, name, arguments)
     for kind, name in COMPONENTS

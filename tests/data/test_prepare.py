@@ -224,17 +224,17 @@ def test_a_killed_run_goes_on_without_repeating_shards(tmp_path: Path, workers: 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
     """Stop with an error just after so many shards were journaled."""
-    from gptlab.data import preparation
+    from gptlab.data.preparation.writer import DatasetWriter
 
-    close, closed = preparation._Job._close_shard, []
+    close, closed = DatasetWriter._close_shard, []
 
-    def closing(job: preparation._Job) -> None:
+    def closing(job: DatasetWriter) -> None:
         close(job)
         closed.append(job)
         if len(closed) == shards:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation._Job, "_close_shard", closing)
+    monkeypatch.setattr(DatasetWriter, "_close_shard", closing)
 
 
 @pytest.mark.parametrize(
@@ -310,13 +310,13 @@ def test_rows_are_joined_where_no_document_starts(tmp_path: Path) -> None:
 
 def test_a_huggingface_dataset_is_streamed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
-    from gptlab.data import sources
+    from gptlab.data.sources import hub
 
     texts, folder = documents(300), tmp_path / "hub"
     folder.mkdir()
     for number, part in enumerate((texts[:120], texts[120:])):
         pq.write_table(pa.table({"text": part}), folder / f"train-{number:05d}.parquet", row_group_size=40)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(hub, "BLOCK_BYTES", 2000)
     given = {"tokenizer": "byte", "shard_size": 3000, "validation_tokens": 2000, "workers": 1}
     with monkeypatch.context() as patch:
         fail_after(patch, 6)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import http.server
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,11 @@ from hypothesis import strategies as st
 
 from gptlab.data import iter_documents
 from gptlab.data.preset import load_preset, preset_names
-from gptlab.data.sources import ParquetFile, Reading, TextFile, character_split, download, read_blocks, resolve
+from gptlab.data.sources import Reading, read_blocks
+from gptlab.data.sources.download import download
+from gptlab.data.sources.parquet import ParquetFile
+from gptlab.data.sources.resolve import resolve
+from gptlab.data.sources.text import TextFile, character_split
 from gptlab.errors import DataError
 
 
@@ -79,11 +85,11 @@ def test_reading_goes_on_from_any_cursor(tmp_path_factory, rows: list[str], size
 
 
 def test_huge_row_groups_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptlab.data import sources
+    from gptlab.data.sources import parquet
 
     rows = [f"row {number}" for number in range(1000)]
     pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=600)
-    monkeypatch.setattr(sources, "_ROW_GROUP_IN_WORKER", 10)
+    monkeypatch.setattr(parquet, "_ROW_GROUP_IN_WORKER", 10)
     assert texts(tmp_path / "a.parquet") == rows
     blocks = list(read_blocks(resolve([str(tmp_path / "a.parquet")]), Reading()))
     assert list(read_blocks(resolve([str(tmp_path / "a.parquet")]), Reading(), blocks[4].cursor)) == blocks[4:]
@@ -198,3 +204,26 @@ def test_every_preset_is_whole() -> None:
 def test_the_character_split_is_for_plain_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
     assert character_split(TextFile(tmp_path / "a.jsonl", "a"), 0.1) is None
+
+
+def test_a_kind_of_source_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/extending/data-source.md, put beside the kinds that ship, is one."""
+    import gptlab.data.sources
+
+    page = (Path(__file__).parents[2] / "docs/extending/data-source.md").read_text(encoding="utf-8")
+    code = page.partition('title="src/gptlab/data/sources/sqlite.py"\n')[2].partition("\n```")[0]
+    (tmp_path / "kinds").mkdir()
+    (tmp_path / "kinds/sqlite.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(gptlab.data.sources, "__path__", [*gptlab.data.sources.__path__, str(tmp_path / "kinds")])
+    rows = [f"text number {number}, é" for number in range(2500)]
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite")) as database, database:
+        database.execute("CREATE TABLE documents (text TEXT)")
+        database.executemany("INSERT INTO documents VALUES (?)", [(row,) for row in rows])
+    assert texts(tmp_path / "a.sqlite") == rows
+    assert texts(tmp_path) == rows  # found in a folder by its suffix
+    sources = resolve([str(tmp_path / "a.sqlite")])
+    second = list(read_blocks(sources, Reading()))[1]
+    again = next(iter(read_blocks(sources, Reading(), second.cursor)))
+    assert list(again.documents(Reading())) == list(second.documents(Reading()))
+    with pytest.raises(DataError, match="needs a table `documents`"):
+        texts(tmp_path / "a.sqlite", text_column="no such")

@@ -18,13 +18,13 @@ from gptlab.lab.experiment.spec import load_experiment
 from gptlab.lab.experiment.verdict import verdict_line
 from gptlab.lab.report.blocks import Bullets, Table
 from gptlab.lab.report.content import report_blocks
-from gptlab.lab.report.drawing import loss_limits, smooth
 from gptlab.lab.report.figures import over_seeds
 from gptlab.lab.report.findings import first_hash, read_findings
 from gptlab.lab.report.markdown import render
 from gptlab.lab.report.tables import differences_csv, report_json, runs_csv
 from gptlab.lab.report.write import write_report
 from gptlab.lab.runs.store import Store
+from gptlab.plotting import loss_limits, smooth
 from gptlab.record.metrics import read_columns, read_metrics
 from gptlab.record.runfolder import DIVERGED, Failure, write_failure
 

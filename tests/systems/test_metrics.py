@@ -143,9 +143,11 @@ def test_a_sink_that_is_not_installed_is_one_line(
     ],
     ids=["training", "one step", "validation", "nulls", "nothing but null", "no losses"],
 )
-def test_the_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_the_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
+    import matplotlib.pyplot
 
+    monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     plot_loss(rows, tmp_path / "loss.png", "a run")
     content = (tmp_path / "loss.png").read_bytes()
     assert content.startswith(b"\x89PNG")
@@ -153,3 +155,4 @@ def test_the_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]]) -> No
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
     assert (width, height) == (1200, 720)
     assert matplotlib.pyplot.get_fignums() == []  # nothing is left open
+    assert matplotlib.rcParams["backend"] == "svg"  # a notebook's choice stays

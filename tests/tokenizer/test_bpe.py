@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gptlab.errors import DataError
 from gptlab.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer, grow_bpe, train_bpe
-from gptlab.tokenizer.formats import byte_alphabet
+from gptlab.tokenizer.byte_level import byte_alphabet
 from gptlab.tokenizer.patterns import GPT2, GPT4
 from gptlab.tokenizer.training import _batched, _merge_by_frequency, _Stream
 

@@ -22,7 +22,7 @@ from gptlab.tokenizer import (
     train_bpe,
     train_char,
 )
-from gptlab.tokenizer.formats import recover_merges
+from gptlab.tokenizer.byte_level import recover_merges
 
 
 def every_kind(texts: list[str]) -> list[Tokenizer]:

@@ -362,7 +362,7 @@ class _Source:
 
     def size(self) -> int | None:
         """Bytes of text, about; None where one cannot tell."""
-        from gptlab.data.sources import resolve, total_size
+        from gptlab.data.sources.resolve import resolve, total_size
 
         total = total_size(resolve(self.inputs), self.reading)
         return total if self.limit is None else min(self.limit, total or self.limit)

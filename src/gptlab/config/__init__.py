@@ -1,10 +1,12 @@
 """What a run is: a typed schema, YAML with inheritance, slots, and the hash that identifies a run."""
 
+from gptlab.config.building import build
 from gptlab.config.identity import component_files, config_hash, hashed_values, run_name
 from gptlab.config.load import config_from, difference, load_config
 from gptlab.config.numbers import format_count, parse_number, require_range
 from gptlab.config.schema import RunConfig, Seed
-from gptlab.config.slots import SLOTS, Slot, build, menu, validate_slot
+from gptlab.config.signatures import SLOTS, component_names
+from gptlab.config.slots import Slot, validate_slot
 from gptlab.config.stages import Stage, has_stages, json_schema, load_stage, load_stages
 from gptlab.config.start import pin, starting_run, weights_digest
 from gptlab.config.yamlfile import dump_yaml
@@ -17,6 +19,7 @@ __all__ = [
     "Stage",
     "build",
     "component_files",
+    "component_names",
     "config_from",
     "config_hash",
     "difference",
@@ -28,7 +31,6 @@ __all__ = [
     "load_config",
     "load_stage",
     "load_stages",
-    "menu",
     "parse_number",
     "pin",
     "require_range",

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
-from gptlab.config.schema import RunConfig, Section, SlotError, spell_out_seed
-from gptlab.config.slots import SLOTS, explain, menu, signature
+from gptlab.config.messages import validated
+from gptlab.config.schema import RunConfig, spell_out_seed
+from gptlab.config.signatures import SLOTS, component_names, signature
 from gptlab.config.start import is_pinned, pin, starting_run
-from gptlab.config.yamlfile import KeyPath, Origin, parse_yaml, read_yaml
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.config.yamlfile import KeyPath, Origin, find_origin, parse_yaml, read_yaml
+from gptlab.errors import ConfigError
 
 Layer = tuple[Path, dict[str, Any], dict[KeyPath, Origin]]  # a file, what it says, and on which line
 _COMPONENT_FILE = re.compile(r"[^:\s]+\.py:[A-Za-z_]\w*")
@@ -32,7 +31,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         if "stages" in layer:
             raise ConfigError(
                 f"{places[('stages',)]}: `stages` make several runs, and one is asked for; `gptlab train` and "
-                "`gptlab config show` take them all, `gptlab check`, `trace` and `mup check` one of them"
+                "`gptlab config show` take them all, `gptlab check`, `trace` and `mup check` one of them",
+                key="stages",
             )
     config, origins = resolve(layers)
     return override(config, overrides, origins) if overrides else config
@@ -103,8 +103,9 @@ def _started(layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> dict[s
         pinned = pin(text)
         section = load_config(starting_run(pinned)[0]).model.plain()  # type: ignore[index]
     except ConfigError as error:
-        where = next((str(origins[path]) for path in (("model", "init_from"), ("model",)) if path in origins), "")
-        raise ConfigError(": ".join(filter(None, (where, "model.init_from", str(error))))) from None
+        where = find_origin(origins, ("model", "init_from"))
+        parts = ("" if where is None else str(where), "model.init_from", str(error))
+        raise ConfigError(": ".join(filter(None, parts)), key="model.init_from") from None
     return {**layer, "model": Whole(merge(section, {**model, "init_from": pinned}))}
 
 
@@ -126,10 +127,12 @@ def _layers(path: Path) -> list[Layer]:
         if base is None:
             return chain[::-1]
         if not isinstance(base, str):
-            raise ConfigError(f"{origins[('base',)]}: `base` must be the path of one YAML file")
+            raise ConfigError(f"{origins[('base',)]}: `base` must be the path of one YAML file", key="base")
         target = path.parent / base
         if not target.is_file():
-            raise ConfigError(f"{origins[('base',)]}: no base config at {target}; the path is relative to this file")
+            raise ConfigError(
+                f"{origins[('base',)]}: no base config at {target}; the path is relative to this file", key="base"
+            )
         path = target
 
 
@@ -170,7 +173,7 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
     value, _ = parse_yaml(value_text, f"--set {text}")
     value = absolute(None if not value_text.strip() else value, Path.cwd())
     if path[0] == "base":
-        raise ConfigError(f"--set {text}: `base` is for files; name that file as the config instead")
+        raise ConfigError(f"--set {text}: `base` is for files; name that file as the config instead", key="base")
     for known in [known for known in origins if known[: len(path)] == path]:
         del origins[known]  # what was written there before no longer speaks for the value
     origins[path] = Origin(f"--set {text}")
@@ -181,35 +184,7 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
 
 
 def _validate(values: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> RunConfig:
-    try:
-        return RunConfig.model_validate(values)
-    except SlotError as error:
-        path, message = error.path, error.message
-    except pydantic.ValidationError as error:
-        unknown = next((p for p in error.errors(include_url=False) if p["type"] == "extra_forbidden"), None)
-        if unknown is not None:
-            path = tuple(str(part) for part in unknown["loc"])
-            message = f"unknown key {path[-1]!r}; {did_you_mean(path[-1], _keys_at(path[:-1]))}"
-        else:
-            path, message = explain(error)
-            if isinstance(error.errors()[0]["input"], dict) and "does not fit" in message:
-                message = message[message.index("expected ") + len("expected ") :]  # a rule over several fields
-    where = next((str(origins[path[:n]]) for n in range(len(path), 0, -1) if path[:n] in origins), None)
-    if where is None and path:  # an unknown section: the place of the first key inside it
-        where = next((str(place) for key, place in origins.items() if key[: len(path)] == path), None)
-    raise ConfigError(": ".join(part for part in (where, ".".join(path), message) if part)) from None
-
-
-def _keys_at(path: Iterable[str]) -> list[str]:
-    """The keys that the section at `path` knows."""
-    section: Any = RunConfig
-    for part in path:
-        field = section.model_fields.get(part)
-        section = field.annotation if field is not None else None
-        if not (isinstance(section, type) and issubclass(section, Section)):
-            return []
-    keys = list(section.model_fields)
-    return [*keys, "base"] if section is RunConfig else keys
+    return validated(RunConfig, values, origins, also=("base",))
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -235,8 +210,8 @@ def json_schema() -> dict[str, Any]:
     definitions = schema.setdefault("$defs", {})
     for kind in SLOTS:
         choices: list[dict[str, Any]] = [
-            {"type": "string", "anyOf": [{"enum": menu(kind)}, {"pattern": ":"}]},
-            *(_component_schema(kind, name) for name in menu(kind)),
+            {"type": "string", "anyOf": [{"enum": component_names(kind)}, {"pattern": ":"}]},
+            *(_component_schema(kind, name) for name in component_names(kind)),
             {
                 "type": "object",
                 "required": ["use"],

@@ -43,11 +43,13 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 def require_range(where: str, must: str, **values: float | None) -> None:
     """Raise ConfigError for the first of `values`, arguments of what stands at `where`, that is out of range.
 
-    `must` says the range as a person reads it, one of `_RANGES`; nothing infinite is in any. None passes.
+    `where` is the dotted key of a section or slot (`model.block.mlp`). `must` says the range as a person reads it, one
+    of `_RANGES`; nothing infinite is in any. None passes.
     """
     for name, value in values.items():
         if value is not None and not (math.isfinite(value) and _RANGES[must](value)):
-            raise ConfigError(f"{where}.{name}: {value:g} is out of range; make it {must}")
+            key = f"{where}.{name}"
+            raise ConfigError(f"{key}: {value:g} is out of range; make it {must}", key=key)
 
 
 def format_count(value: float) -> str:

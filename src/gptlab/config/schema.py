@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 from pydantic import ConfigDict, Field
 
-from gptlab.config.slots import Slot, SlotError, validate_slot
+from gptlab.config.messages import SlotError, broken_rule
+from gptlab.config.slots import Slot, validate_slot
 from gptlab.config.types import Boolean, Integer, Number, Text
 
 PositiveInteger = Annotated[Integer, Field(gt=0)]
@@ -94,11 +95,11 @@ class Data(Section):
     @pydantic.model_validator(mode="after")
     def _path_or_sources(self) -> Data:
         if self.path is not None and self.sources is not None:
-            raise ValueError("`path` and `sources` exclude each other; set one of them to null")
+            raise broken_rule("`path` and `sources` exclude each other; set one of them to null")
         if self.mix is not None and not self.sources:
-            raise ValueError("`mix` needs `sources`, the data sets to mix, by name")
+            raise broken_rule("`mix` needs `sources`, the data sets to mix, by name")
         if self.sources and len(self.sources) > 1 and self.mix is None:
-            raise ValueError("several `sources` need `mix`, for example {use: Weights, weights: {a: 0.5, b: 0.5}}")
+            raise broken_rule("several `sources` need `mix`, for example {use: Weights, weights: {a: 0.5, b: 0.5}}")
         return self
 
 
@@ -190,9 +191,10 @@ class RunConfig(Section):
         train = self.train
         if train.batch_tokens % train.sequence_length:
             lower = max(1, train.batch_tokens // train.sequence_length) * train.sequence_length
-            raise ValueError(
-                f"train.batch_tokens: {train.batch_tokens} is not a multiple of train.sequence_length "
-                f"({train.sequence_length}); use {lower}"
+            raise broken_rule(
+                f"{train.batch_tokens} is not a multiple of train.sequence_length "
+                f"({train.sequence_length}); use {lower}",
+                key="train.batch_tokens",
             )
         return self
 
@@ -220,7 +222,6 @@ __all__ = [
     "RunConfig",
     "Seed",
     "Slot",
-    "SlotError",
     "System",
     "Train",
 ]

@@ -14,7 +14,8 @@ from typing import Any, Literal, NoReturn, cast
 
 from gptlab.config.load import absolute, lay_over, load_config, override, read_layers, resolve
 from gptlab.config.load import json_schema as one_run_schema
-from gptlab.config.schema import RunConfig, Seed, SlotError
+from gptlab.config.messages import SlotError
+from gptlab.config.schema import RunConfig, Seed
 from gptlab.config.start import is_pinned
 from gptlab.config.yamlfile import KeyPath, Origin, parse_yaml
 from gptlab.errors import ConfigError, did_you_mean
@@ -88,7 +89,9 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
             places = {path[1:]: origin for path, origin in origins.items() if path[0:1] == ("stages",)}
     if not isinstance(written, list) or not written:
         where = places.get((), source)
-        raise ConfigError(f"{where}: `stages` must be a list of stages: `- name: pretrain`, and what differs")
+        raise ConfigError(
+            f"{where}: `stages` must be a list of stages: `- name: pretrain`, and what differs", key="stages"
+        )
     base, origins = resolve(layers)
     common, of_stage = _sort_overrides(overrides)
     of_base = [text for text in common if _key(text) == ["name"] or _key(text)[:2] == ["model", "init_from"]]
@@ -223,7 +226,8 @@ class _Written:
 
     def _refuse(self, key: str, message: str) -> NoReturn:
         where = self.places.get((key,), self.places[()])
-        raise ConfigError(f"{where}: stages.{self.item['name']}.{key}: {message}")
+        dotted = f"stages.{self.item['name']}.{key}"
+        raise ConfigError(f"{where}: {dotted}: {message}", key=dotted)
 
 
 def _names(written: Sequence[Any], places: Mapping[KeyPath, Origin]) -> list[str]:
@@ -233,19 +237,25 @@ def _names(written: Sequence[Any], places: Mapping[KeyPath, Origin]) -> list[str
     for number, item in enumerate(written):
         here = (str(number),)
         if not isinstance(item, dict):
-            raise ConfigError(f"{places[here]}: stages: a stage is a mapping with a `name`, found {item!r}")
+            raise ConfigError(
+                f"{places[here]}: stages: a stage is a mapping with a `name`, found {item!r}", key="stages"
+            )
         if unknown := [key for key in item if key not in allowed]:
             where, hint = places[*here, unknown[0]], did_you_mean(unknown[0], allowed)
-            raise ConfigError(f"{where}: stages: unknown key {unknown[0]!r}; {hint}")
+            raise ConfigError(f"{where}: stages: unknown key {unknown[0]!r}; {hint}", key="stages")
         name = item.get("name")
         where = places.get((*here, "name"), places[here])
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(f"{where}: stages: a stage needs a `name` of letters, digits, - and _; found {name!r}")
+            raise ConfigError(
+                f"{where}: stages: a stage needs a `name` of letters, digits, - and _; found {name!r}", key="stages"
+            )
         if name in names:
-            raise ConfigError(f"{where}: stages: two stages are called {name!r}; rename one")
+            raise ConfigError(f"{where}: stages: two stages are called {name!r}; rename one", key="stages")
         if isinstance(item.get("model"), dict) and "init_from" in item["model"]:
             where = places[*here, "model", "init_from"]
-            raise ConfigError(f"{where}: stages.{name}: write `from:` instead of model.init_from; it takes a run too")
+            raise ConfigError(
+                f"{where}: stages.{name}: write `from:` instead of model.init_from; it takes a run too", key="stages"
+            )
         names.append(name)
     return names
 

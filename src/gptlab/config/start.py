@@ -28,7 +28,10 @@ def starting_run(value: str | None) -> tuple[Path, str] | None:
         return None
     found = _PINNED.fullmatch(value)
     if found is None:
-        raise ConfigError(f"model.init_from: {value} has no digest of weights; load the config with load_config")
+        raise ConfigError(
+            f"model.init_from: {value} has no digest of weights; load the config with load_config",
+            key="model.init_from",
+        )
     return Path(found[1]), found[2]
 
 

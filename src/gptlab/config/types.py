@@ -6,33 +6,35 @@ import math
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, StrictBool, StrictStr, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from gptlab.config.messages import expected
 from gptlab.config.numbers import parse_number
 
 
 def _number(value: Any) -> int | float:
     if isinstance(value, bool):
-        raise ValueError("a number, not true or false")
+        raise expected("a number, not true or false")
     if isinstance(value, str):
         try:
             value = parse_number(value)
         except ValueError:
-            raise ValueError("a number such as 1000, 2M or 6e-4") from None
+            raise expected("a number such as 1000, 2M or 6e-4") from None
     if isinstance(value, int | float):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("a finite number")
+            raise expected("a finite number")
         return value
-    raise ValueError("a number")
+    raise expected("a number")
 
 
 def _integer(value: Any) -> int:
     try:
         number = _number(value)
-    except ValueError:
-        raise ValueError("a whole number such as 1000 or 2M") from None
+    except PydanticCustomError:
+        raise expected("a whole number such as 1000 or 2M") from None
     if isinstance(number, float):
         if not number.is_integer():
-            raise ValueError("a whole number")
+            raise expected("a whole number")
         return int(number)
     return number
 
@@ -43,13 +45,13 @@ def _boolean(value: Any) -> Any:
         return words[value.lower()]
     if isinstance(value, bool):
         return value
-    raise ValueError("true or false")
+    raise expected("true or false")
 
 
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    raise ValueError("text (put it in quotes)")
+    raise expected("text (put it in quotes)")
 
 
 _SUFFIXED = {"type": "string", "pattern": r"^[+-]?[0-9][0-9_]*(\.[0-9]*)?([eE][+-]?[0-9]+)?[KMBGTkmbgt]?$"}

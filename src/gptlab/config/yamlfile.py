@@ -7,6 +7,7 @@ Scalars resolve as YAML 1.2's core schema says, not as PyYAML's 1.1: `6e-4` is a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" if self.line else self.file
+
+
+def find_origin(origins: Mapping[KeyPath, Origin], path: KeyPath) -> Origin | None:
+    """Where the value at `path` was written: at itself, else at the nearest key above it, else at one inside it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in origins:
+            return origins[path[:length]]
+    return next((origin for key, origin in origins.items() if path and key[: len(path)] == path), None)
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,7 +81,9 @@ def _record(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Or
             found = repr(key) if isinstance(key_node, yaml.ScalarNode) else key_node.tag.rpartition(":")[2]
             raise ConfigError(f"{file}:{line}: a key must be text, found {found}; put it in quotes, or remove it")
         if key in seen:
-            raise ConfigError(f"{file}:{line}: key {key!r} is given twice; keep one of them")
+            raise ConfigError(
+                f"{file}:{line}: key {key!r} is given twice; keep one of them", key=".".join((*path, key))
+            )
         seen.add(key)
         origins[(*path, key)] = Origin(file, line)
         _record(value_node, file, (*path, key), origins)

@@ -4,10 +4,20 @@ subject = find_subject("./idea.py:MyAttention")
 broken = [outcome for outcome in run_contracts(subject) if outcome.status == "broken"]
 """
 
-from gptlab.contracts import parts, promises  # noqa: F401 - they register their contracts, in this order
-from gptlab.contracts.core import CONTRACTS, TOLERANCE, Broken, Contract, Outcome, Skipped, run_contracts
-from gptlab.contracts.promises import require_off
-from gptlab.contracts.subject import Subject, component_subject, config_subject, find_subject, places
+from gptlab.contracts import equivalence, influence, learning, parts
+from gptlab.contracts.core import (
+    CONTRACTS,
+    TOLERANCE,
+    Broken,
+    Contract,
+    Outcome,
+    Skipped,
+    order_contracts,
+    run_contracts,
+)
+from gptlab.contracts.equivalence import require_off
+from gptlab.contracts.places import places
+from gptlab.contracts.subject import Subject, component_subject, config_subject, find_subject
 
 __all__ = [
     "CONTRACTS",
@@ -24,3 +34,5 @@ __all__ = [
     "require_off",
     "run_contracts",
 ]
+
+order_contracts(influence, learning, equivalence, parts)

@@ -8,11 +8,12 @@ would be wrong at another, they move further, or less far, by a power of the wid
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +21,19 @@ from torch import Tensor, nn
 from gptlab.config import RunConfig, build
 from gptlab.data import open_splits, open_stream
 from gptlab.errors import ConfigError
-from gptlab.files import write_atomic
 from gptlab.loss import IGNORE, TokenBatch
 from gptlab.model import build_model
 from gptlab.parallel import World, choose_layout
+from gptlab.plotting import COLOURS, save_png
 from gptlab.training.accumulation import accumulate, to_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOLERANCE = 0.25
 """The power of the width within which a move counts as the same. Standard parametrization shows ½ and more."""
 _TOKENS = 1024  # of a batch, at most
 _CPU = torch.device("cpu")
-_COLORS = ("#1f4e8c", "#c8501e", "#3a7d44", "#8a4fa3", "#7a6a00", "#444444")
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,17 @@ def exponents(moves: Sequence[Move]) -> dict[tuple[str, str], float]:
 
 
 def plot_moves(moves: Sequence[Move], path: Path, title: str) -> None:
-    """Moves against width, both parametrizations side by side, a line a place; the last step."""
-    import matplotlib
+    """Write a picture of moves against width at the last step: both parametrizations side by side, a line a place."""
+    save_png(path, lambda figure, _: _draw(moves, title, figure))
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
+def _draw(moves: Sequence[Move], title: str, figure: Figure) -> None:
     last, found = max(move.step for move in moves), exponents(moves)
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 4.4), dpi=150, sharey=True)
+    figure.set_size_inches(9.5, 4.4)
+    panels = figure.subplots(1, 2, sharey=True)
     for axes, parametrization in zip(panels, ("standard", "mup"), strict=True):
         mine = [move for move in moves if move.parametrization == parametrization and move.step == last]
-        for color, place in zip(_COLORS, dict.fromkeys(move.place for move in mine), strict=False):
+        for color, place in zip(itertools.cycle(COLOURS), dict.fromkeys(move.place for move in mine), strict=False):
             line = [(move.width, move.size) for move in mine if move.place == place]
             label = f"{place} (width^{found[parametrization, place]:+.2f})"
             axes.plot(*zip(*line, strict=True), marker="o", ms=4, lw=1.6, color=color, label=label)
@@ -111,16 +114,9 @@ def plot_moves(moves: Sequence[Move], path: Path, title: str) -> None:
         axes.set_yscale("log")
         axes.set(xlabel="width D", title={"standard": "standard parametrization", "mup": "muP"}[parametrization])
         axes.set_xticks(widths := sorted({move.width for move in mine}), [str(width) for width in widths])
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel(f"mean |x − x at the start| after {last} steps")
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    plt.close(figure)
-    write_atomic(path, picture.getvalue())
 
 
 def _batches(config: RunConfig, steps: int) -> tuple[list[TokenBatch], int]:

@@ -11,6 +11,7 @@ import math
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -70,6 +71,14 @@ def contract(name: str, states: str, *parts: str) -> Callable[[Callable[[Subject
         return run
 
     return register
+
+
+def order_contracts(*modules: ModuleType) -> None:
+    """Put `CONTRACTS` into the order of the modules that hold them, whichever was imported first."""
+    order = [module.__name__ for module in modules]
+    ordered = sorted(CONTRACTS.values(), key=lambda item: order.index(item.run.__module__))
+    CONTRACTS.clear()
+    CONTRACTS.update({item.name: item for item in ordered})
 
 
 def run_contracts(subject: Subject, only: Collection[str] = ()) -> list[Outcome]:
@@ -163,3 +172,23 @@ def require_close(
     off = float(difference[tuple(worst)])
     allowed = "no difference" if tolerance == 0 else f"{tolerance * largest:.1g}"
     raise Broken(message, where=f"{name}: {at}: differs by {off:.3g} (allowed: {allowed})", fix=fix)
+
+
+GRADIENT_TOLERANCE = 1e-4
+"""As `TOLERANCE`, of gradients: they add up B·T terms that partly cancel."""
+COMPILED_TOLERANCE = 1e-4
+"""As `TOLERANCE`, where fused kernels round differently at every operation."""
+
+
+def require_gradients(
+    actual: dict[str, Tensor], expected: dict[str, Tensor], message: str, fix: str, tolerance: float
+) -> None:
+    """Equal up to `tolerance` of each parameter's largest gradient (or of 5% of the model's, if that is larger:
+    some gradients are zero but for rounding, as those of the biases of keys)."""
+    floor = 0.05 * max(float(g.abs().max()) for g in expected.values() if g.numel())
+    for name, value in expected.items():
+        scale = max(float(value.abs().max()), floor)
+        axes = tuple(f"axis {i}" for i in range(value.dim()))
+        require_close(
+            actual[name], value, message, name=f"{name}.grad", fix=fix, tolerance=tolerance, scale=scale, axes=axes
+        )

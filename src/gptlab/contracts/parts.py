@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gptlab.contracts.core import Broken, contract
-from gptlab.contracts.promises import require_equal_weights
+from gptlab.contracts.equivalence import require_equal_weights
 from gptlab.contracts.subject import Subject, V, loss_sum
 from gptlab.data import IGNORE, Batch, TokenDataset
 from gptlab.parallel import World

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config import SLOTS, dump_yaml, load_config
-from gptlab.contracts.subject import nested, places
+from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.files import atomic_folder
 

@@ -1,13 +1,8 @@
-"""What is checked: a component, put into its place in a tiny GPT, or a whole config made tiny.
-
-The place of a slot is found by walking the default config and the signatures of its components, so a new kind of
-slot is met where it is used, and refused loudly where it is used nowhere.
-"""
+"""What is checked: a component, put into its place in a tiny GPT, or a whole config made tiny."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptlab.config import SLOTS, RunConfig, Slot, build, config_from, has_stages, load_stage, menu, validate_slot
+from gptlab.config import (
+    SLOTS,
+    RunConfig,
+    Slot,
+    build,
+    component_names,
+    config_from,
+    has_stages,
+    load_stage,
+    validate_slot,
+)
+from gptlab.config.building import import_component
 from gptlab.config.load import merge
-from gptlab.config.schema import SlotError
-from gptlab.config.slots import import_component, locate, signature
+from gptlab.config.messages import SlotError
+from gptlab.config.signatures import locate
 from gptlab.config.yamlfile import parse_yaml
+from gptlab.contracts.places import DATA_DEFAULTS, nested, place_of
 from gptlab.data import TokenDataset, TokenStream, open_stream
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
 from gptlab.loss import IGNORE, LossSum, TokenBatch
@@ -38,7 +45,6 @@ _WINDOW = 8  # of a config made small
 _LONGEST = 1024  # no check takes a longer sequence, however wide a window is
 _WILD = 0.2  # standard deviation of the noise that makes no weight small
 _RUN_PARTS = ("model", "loss", "optimizer", "schedule", "mix", "stream")
-_DATA_DEFAULTS = {"mix": "Weights", "stream": "BatchStream"}
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,13 @@ def make_wild(model: nn.Module) -> nn.Module:
     return model
 
 
+def seeded_hidden(model: nn.Module, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    """Hidden states (rows, T, D) of a forward pass whose dropout, if there is any, is always the same."""
+    torch.manual_seed(SEED)
+    hidden: Tensor = model(ids, documents)
+    return hidden
+
+
 def loss_sum(loss: Any, model: nn.Module, batch: TokenBatch) -> LossSum:
     """Loss of a batch, with the same dropout each time."""
     torch.manual_seed(SEED)
@@ -171,56 +184,6 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
         for name, p in model.named_parameters()
         if p.requires_grad
     }
-
-
-# ---------------------------------------------------------------- places
-
-
-@functools.cache
-def places() -> dict[str, tuple[str, ...]]:
-    """Slot kind → the keys that lead to it in a config; where there are several, the shortest."""
-    default = RunConfig()
-    queue: list[tuple[tuple[str, ...], str, str | None]] = [
-        ((kind,), kind, getattr(default, kind)["use"]) for kind in RunConfig.model_fields if kind in SLOTS
-    ]
-    queue += [(("data", kind), kind, None) for kind in _DATA_DEFAULTS]
-    found: dict[str, tuple[str, ...]] = {}
-    while queue:
-        path, kind, use = queue.pop(0)
-        found.setdefault(kind, path)
-        if use is None:
-            continue
-        known = signature(kind, use)
-        for name, nested in known.nested.items():
-            value = known.schema.model_fields[name].default
-            inner = value.get("use") if isinstance(value, Mapping) else value
-            queue.append(((*path, name), nested, inner if isinstance(inner, str) else None))
-    return found
-
-
-def default_component(kind: str) -> Any:
-    """The slot value that a default run has in `kind`'s place, or means where it has none."""
-    if kind in _DATA_DEFAULTS:
-        return _DATA_DEFAULTS[kind]
-    value: Any = RunConfig()
-    for key in _place(kind):
-        value = getattr(value, key)
-    return value["use"]
-
-
-def _place(kind: str) -> tuple[str, ...]:
-    if kind not in places():
-        raise ConfigError(
-            f"slot {kind!r} is used nowhere in a default run, so nothing can be checked in it; let the model, or a "
-            "component of it, have an argument for it"
-        )
-    return places()[kind]
-
-
-def nested(path: tuple[str, ...], value: Any) -> Any:
-    for key in reversed(path):
-        value = {key: value}
-    return value
 
 
 def _changed(slot: Slot, change: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -242,7 +205,7 @@ def component_subject(
     `beside`: what else of the config must be so for the component to work, as nested dictionaries; by default its class
     attribute `beside`. Raises ConfigError where the value does not fit the slot.
     """
-    path = _place(kind)
+    path = place_of(kind)
     try:
         slot = validate_slot(kind, value)
     except SlotError as error:
@@ -301,7 +264,7 @@ def config_subject(path: str | Path, *, stage: str | None = None, backend: str =
         _narrow_window(block.get("attention") or {})
     model |= {key: None for key in ("context_length",) if key in model}
     values["train"] |= {"sequence_length": T, "batch_tokens": B * T, "tokens": B * T * 100, "dtype": "float32"}
-    unset = {kind for kind in _DATA_DEFAULTS if getattr(config.data, kind) is None}
+    unset = {kind for kind in DATA_DEFAULTS if getattr(config.data, kind) is None}
     subject = Subject(
         kind="config",
         label=f"config {path}" + (f", {config.name}" if has_stages(path) else ""),
@@ -361,10 +324,10 @@ def _absolute_use(use: str) -> str:
 
 def _slot_of(use: str) -> str:
     if ":" not in use:
-        found = [kind for kind in SLOTS if use in menu(kind)]
+        found = [kind for kind in SLOTS if use in component_names(kind)]
         if len(found) == 1:
             return found[0]
-        everything = sorted({name for kind in SLOTS for name in menu(kind)})
+        everything = sorted({name for kind in SLOTS for name in component_names(kind)})
         if not found:
             raise ConfigError(f"no component is called {use!r}; {did_you_mean(use, everything)}")
         raise ConfigError(f"{use!r} is on the menus of {' and '.join(found)}; say which with --slot {found[0]}")

@@ -153,9 +153,8 @@ class BatchStream:
         windows = (dataset.tokens - self.sequence_length) // self.sequence_length
         if windows < 1:
             raise DataError(
-                f"data set {name!r} ({dataset.path}) holds {dataset.tokens} tokens; sequences of"
-                f" {self.sequence_length} need at least {2 * self.sequence_length}: shorten them or"
-                f" prepare more text"
+                f"data set {name!r} ({dataset.path}) holds {dataset.tokens} tokens; sequences of "
+                f"{self.sequence_length} need at least {2 * self.sequence_length}: shorten them or prepare more text"
             )
         return windows
 
@@ -209,11 +208,9 @@ class BatchStream:
             needed = self.epochs_needed[name]
             if allowed is not None and needed > allowed:
                 raise DataError(
-                    f"data set {name!r} ({dataset.path}) holds {format_count(dataset.tokens)} tokens; the"
-                    f" run needs"
-                    f" {needed:.2f} epochs of it and data.epochs allows {allowed}: train for fewer"
-                    f" tokens, prepare"
-                    " more text, or raise data.epochs"
+                    f"data set {name!r} ({dataset.path}) holds {format_count(dataset.tokens)} tokens; the run needs "
+                    f"{needed:.2f} epochs of it and data.epochs allows {allowed}: train for fewer tokens, prepare more "
+                    "text, or raise data.epochs"
                 )
             if needed > 1:
                 say(f"data set {name!r} is read {needed:.2f} times ({math.ceil(needed)} epochs, each shuffled anew)")

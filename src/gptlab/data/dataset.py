@@ -69,9 +69,8 @@ class Manifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
                 raise DataError(
-                    f"{path}: format {content['format']!r} version {content['format_version']}; this"
-                    f" gptlab reads"
-                    f" {FORMAT!r} version {FORMAT_VERSION}, prepare the data again"
+                    f"{path}: format {content['format']!r} version {content['format_version']}; this gptlab reads "
+                    f"{FORMAT!r} version {FORMAT_VERSION}, prepare the data again"
                 )
             splits = {
                 name: SplitEntry(
@@ -249,9 +248,8 @@ def _check_fits(
     made_with = manifest.tokenizer
     if tokenizer_hash is not None and tokenizer_hash != made_with["hash"]:
         raise DataError(
-            f"{path}: was made with tokenizer {made_with['name']} ({made_with['hash'][:12]}), the run"
-            f" uses another"
-            f" ({tokenizer_hash[:12]}); use {path / 'tokenizer'} or prepare the data again"
+            f"{path}: was made with tokenizer {made_with['name']} ({made_with['hash'][:12]}), the run uses another "
+            f"({tokenizer_hash[:12]}); use {path / 'tokenizer'} or prepare the data again"
         )
     for name, asked, found in (
         ("vocab_size", vocab_size, manifest.vocab_size),

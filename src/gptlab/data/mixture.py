@@ -55,10 +55,14 @@ class Schedule:
 
     def __init__(self, sources: Mapping[str, int], *, stages: list[dict[str, Any]]) -> None:
         if not stages or any(set(stage) != {"at", "weights"} for stage in stages):
-            raise ConfigError("mix Schedule: stages are a list of {at: 0.0, weights: {…}}, at least one")
+            raise ConfigError(
+                "mix Schedule: stages are a list of {at: 0.0, weights: {…}}, at least one", key="data.mix.stages"
+            )
         self._at = np.array([float(stage["at"]) for stage in stages])
         if (np.diff(self._at) <= 0).any() or self._at[0] < 0 or self._at[-1] > 1:
-            raise ConfigError(f"mix Schedule: stages must rise within [0, 1], not {self._at.tolist()}")
+            raise ConfigError(
+                f"mix Schedule: stages must rise within [0, 1], not {self._at.tolist()}", key="data.mix.stages"
+            )
         self._weights = np.stack(
             [_normalized(sources, stage["weights"], f"the stage at {stage['at']}") for stage in stages]
         )
@@ -71,12 +75,14 @@ class Schedule:
 def _normalized(sources: Mapping[str, int], given: Mapping[str, float], where: str) -> NDArray[np.float64]:
     for name in given:
         if name not in sources:
-            raise ConfigError(f"mix: {where} names {name!r}, which is no data set here; {did_you_mean(name, sources)}")
+            raise ConfigError(
+                f"mix: {where} names {name!r}, which is no data set here; {did_you_mean(name, sources)}", key="data.mix"
+            )
     for name in sources:
         if name not in given:
-            raise ConfigError(f"mix: {where} leaves out {name!r}; give it a weight (0 for none of it)")
+            raise ConfigError(f"mix: {where} leaves out {name!r}; give it a weight (0 for none of it)", key="data.mix")
     weights = np.array([float(given[name]) for name in sources])
     if not np.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
-        raise ConfigError(f"mix: {where} must be shares of at least 0, not all 0: {dict(given)}")
+        raise ConfigError(f"mix: {where} must be shares of at least 0, not all 0: {dict(given)}", key="data.mix")
     normalized: NDArray[np.float64] = weights / weights.sum()
     return normalized

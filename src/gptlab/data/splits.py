@@ -21,14 +21,19 @@ def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[st
     """
     sources = data.sources or ({"data": data.path} if data.path else {})
     if not sources:
-        raise ConfigError("data.path: no data named; set it to a folder that `gptlab data prepare` made")
+        raise ConfigError(
+            "data.path: no data named; set it to a folder that `gptlab data prepare` made", key="data.path"
+        )
     for path in sources.values():
         if not Path(path).is_dir():
             TokenDataset.open(path, "train")  # raises, saying how to make it
     carried = [Path(path) / "tokenizer" for path in sources.values() if (Path(path) / "tokenizer").is_dir()]
     named = data.tokenizer or (carried[0] if carried else None)
     if named is None:
-        raise ConfigError(f"data.tokenizer: {next(iter(sources.values()))} carries no tokenizer; name it (e.g. gpt2)")
+        raise ConfigError(
+            f"data.tokenizer: {next(iter(sources.values()))} carries no tokenizer; name it (e.g. gpt2)",
+            key="data.tokenizer",
+        )
     tokenizer = load_tokenizer(named)
 
     def open_split(path: str, split: Split) -> TokenDataset:

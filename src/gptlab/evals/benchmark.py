@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gptlab
 from gptlab import evals
-from gptlab.data.sources import download
+from gptlab.data.sources.download import download
 from gptlab.errors import DataError, GptlabError, did_you_mean
 from gptlab.files import write_atomic
 from gptlab.run import Run
+from gptlab.version import __version__
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def evaluate(run: Run, name: str, options: Options | None = None) -> Evaluation:
     found.settings = {
         "run": run.folder.name,
         "step": run.step,
-        "gptlab": gptlab.__version__,
+        "gptlab": __version__,
         "tokenizer": {"name": run.tokenizer.name, "hash": run.tokenizer.hash},
         "device": str(run.device),
         "dtype": str(run.dtype).removeprefix("torch."),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gptlab.config import RunConfig, build
-from gptlab.config.slots import SlotError
+from gptlab.config.messages import SlotError
 from gptlab.errors import ConfigError
 from gptlab.model.mup import apply_mup
 
@@ -24,7 +24,7 @@ def build_model(config: RunConfig, vocab_size: int, *, device: str | torch.devic
         try:
             narrow = config.model.replace(mup=None, **model.mup)
         except SlotError as error:
-            raise ConfigError(f"model.mup: {error.message}") from None
+            raise ConfigError(f"model.mup: {error.message}", key="model.mup") from None
         with torch.device("meta"):
             apply_mup(model, build("model", narrow, **offered))
     if str(device) != "meta" and hasattr(model, "initialize"):

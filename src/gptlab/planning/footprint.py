@@ -22,7 +22,7 @@ from gptlab.hardware.precision import autocast
 from gptlab.loss import TokenBatch
 from gptlab.model import build_model
 from gptlab.model.backends import Scores, View, override
-from gptlab.model.component import before_step, training_flops
+from gptlab.model.component import before_step, modules_with, training_flops
 from gptlab.planning.formatting import format_bytes
 from gptlab.planning.plan import Footprint, largest_fit
 
@@ -219,9 +219,8 @@ def _materialize(model: nn.Module) -> None:
 
 def _reset_device_choices(model: nn.Module, loss: Any) -> None:
     """Undo what the code chooses because these tensors say that they are on a CPU."""
-    for module in model.modules():
-        if hasattr(module, "backend"):
-            module.backend = "auto"
+    for module in modules_with(model, "backend"):
+        module.backend = "auto"
     if getattr(loss, "chunk", None) == "auto":
         loss.chunk = None
 

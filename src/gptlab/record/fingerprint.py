@@ -15,8 +15,6 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import gptlab
-
 ENTRY = "training.loop"
 """The module that trains."""
 
@@ -42,12 +40,13 @@ NO_RESULT = (
     "systems.signals",
     "tokenizer",  # as preparation
     "training.conclusion",
+    "version",
 )
 """What training imports and no loss depends on: to read, speak, draw, keep records. A name stands for all below it."""
 
 
 @functools.cache
-def code_fingerprint(package: Path = Path(gptlab.__file__).parent) -> str:
+def code_fingerprint(package: Path = Path(__file__).parents[1]) -> str:
     """Eight hex digits of SHA-256 over the definitions that training in `package` (or a run's code/gptlab) executes."""
     definitions = sorted(
         hashlib.sha256(text.encode()).hexdigest()

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gptlab
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config
 from gptlab.errors import BusyError
 from gptlab.files import exclusive, write_atomic
+from gptlab.version import __version__
 
 DIVERGED = "diverged"
 """The kind of failure that would come again."""
@@ -92,7 +92,7 @@ def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -
         (folder / name).unlink(missing_ok=True)
     code = folder / "code"
     shutil.rmtree(code, ignore_errors=True)
-    package = Path(gptlab.__file__).parent
+    package = Path(__file__).parents[1]
     for file in package.rglob("*.py"):
         _copy(file, code / "gptlab" / file.relative_to(package))
     values = config.plain()
@@ -181,7 +181,7 @@ def session_record(config_hash: str, config: RunConfig, hardware: dict[str, Any]
     """What env.json keeps of one session."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "gptlab": gptlab.__version__,
+        "gptlab": __version__,
         "config_hash": config_hash,
         "tokens": config.train.tokens,
         "world_size": world_size,

@@ -1,14 +1,14 @@
 """Tokenizers: text to ids and back.
 
-`Tokenizer` is the one class; `load_tokenizer` finds one by name or folder; `training` makes new ones from a
-stream of text; `formats` reads and writes what other programs understand (GPT-2's files, Hugging Face's
-`tokenizer.json`).
+`Tokenizer` is the one class; `load_tokenizer` finds one by name or folder; `training` makes new ones from a stream of
+text; `formats` imports those of other programs (GPT-2's files, Hugging Face's `tokenizer.json`).
 """
 
 from __future__ import annotations
 
 from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, byte_tokenizer, char_tokenizer
-from gptlab.tokenizer.formats import import_tokenizer, load_tokenizer
+from gptlab.tokenizer.formats import import_tokenizer
+from gptlab.tokenizer.loading import load_tokenizer
 from gptlab.tokenizer.training import grow_bpe, train_bpe, train_char
 
 __all__ = [

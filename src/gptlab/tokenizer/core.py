@@ -1,11 +1,6 @@
-"""The `Tokenizer` class and the engines inside it.
+"""The `Tokenizer` class, and how one is made.
 
-A tokenizer is data (`Tokenizer.tokens`, `pattern`, `special_tokens`) and an engine chosen by its kind:
-
-* `bpe`: tiktoken. A token's id is its merge rank; ids of special tokens are gaps in the ranks, which tiktoken
-  allows.
-* `byte`, `char`: NumPy look-ups.
-* `hf`: Hugging Face's `tokenizers`, for a `tokenizer.json` that tiktoken cannot express (see `formats`).
+A tokenizer is data (token bytes, `pattern`, `special_tokens`) and an engine chosen by its kind (`engines`).
 
 Special tokens are never handed to an engine: where they are asked for, the text is cut at them first
 (leftmost, longest), so all kinds treat them alike.
@@ -19,31 +14,19 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gptlab.errors import DataError
-from gptlab.tokenizer.patterns import cut_long_whitespace
-
-if TYPE_CHECKING:
-    import tokenizers
+from gptlab.tokenizer.engines import BpeEngine, ByteEngine, CharEngine, Engine, HuggingFaceEngine
+from gptlab.tokenizer.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 """The document separator, in GPT-2's spelling."""
 
 _Result = TypeVar("_Result")
-
-
-class Engine(Protocol):
-    """Turns ordinary text (no special tokens) into ids, and any ids into bytes."""
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_array(self, text: str) -> npt.NDArray[Any]: ...
-
-    def decode_bytes(self, ids: list[int]) -> bytes: ...
 
 
 class Tokenizer:
@@ -108,13 +91,13 @@ class Tokenizer:
     def _make_engine(self) -> Engine:
         if self.kind == "bpe":
             assert self.pattern is not None
-            return _BpeEngine(self._tokens, self.special_tokens, self.pattern)
+            return BpeEngine(self._tokens, self.special_tokens, self.pattern)
         if self.kind == "hf":
             assert self.hf_json is not None
-            return _HuggingFaceEngine(self.hf_json, self.special_tokens)
+            return HuggingFaceEngine(self.hf_json, self.special_tokens)
         if self.kind == "byte":
-            return _ByteEngine(self._tokens, self.special_tokens)
-        return _CharEngine(self._tokens, self.special_tokens)
+            return ByteEngine(self._tokens, self.special_tokens)
+        return CharEngine(self._tokens, self.special_tokens)
 
     # Text to ids
 
@@ -187,8 +170,6 @@ class Tokenizer:
         A folder that is there already is replaced. Raises DataError where the tokenizer cannot be written so
         that `transformers` reads the same ids.
         """
-        from gptlab.tokenizer.formats import save_tokenizer
-
         save_tokenizer(self, folder)
 
 
@@ -259,133 +240,3 @@ def _guarded(encode: Callable[[str], _Result], text: str) -> _Result:
         except UnicodeEncodeError as error:
             raise _surrogate_error(text, error) from None
         raise
-
-
-def is_rust_panic(error: BaseException) -> bool:
-    """Whether `error` is a panic inside a Rust extension: pyo3 makes it a BaseException of a class nobody
-    exports."""
-    return type(error).__name__ == "PanicException"
-
-
-class _BpeEngine:
-    def __init__(self, tokens: list[bytes], special_tokens: dict[str, int], pattern: str) -> None:
-        import tiktoken
-
-        specials = set(special_tokens.values())
-        ranks = {token: index for index, token in enumerate(tokens) if index not in specials}
-        self._encoding = tiktoken.Encoding(
-            "gptlab", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
-        )
-        self.decode_bytes = self._encoding.decode_bytes
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.encode_array(text).tolist())
-
-    def encode_array(self, text: str) -> npt.NDArray[Any]:
-        pieces = cut_long_whitespace(text)
-        if len(pieces) > 1:
-            return np.concatenate([self.encode_array(piece) for piece in pieces])
-        try:
-            return self._encoding.encode_to_numpy(text, disallowed_special=())
-        except BaseException as error:
-            if not (is_rust_panic(error) or (isinstance(error, ValueError) and "Regex" in str(error))):
-                raise
-            raise DataError(
-                f"the split pattern gives up on a text of {len(text):,} characters that starts {text[:40]!r}:"
-                f" {error}; cut the text, or use a pattern with less backtracking"
-            ) from None
-
-
-class _ByteEngine:
-    def __init__(self, tokens: list[bytes], special_tokens: dict[str, int]) -> None:
-        self._table = list(tokens)
-        for text, index in special_tokens.items():
-            self._table[index] = text.encode("utf-8")
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
-
-    def encode_array(self, text: str) -> npt.NDArray[Any]:
-        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
-
-    def decode_bytes(self, ids: list[int]) -> bytes:
-        if max(ids, default=0) < 256:
-            return bytes(ids)
-        return b"".join(map(self._table.__getitem__, ids))
-
-
-class _CharEngine:
-    def __init__(self, tokens: list[bytes], special_tokens: dict[str, int]) -> None:
-        self._table = list(tokens)
-        for text, index in special_tokens.items():
-            self._table[index] = text.encode("utf-8")
-        specials = set(special_tokens.values())
-        characters = [token.decode("utf-8") for i, token in enumerate(tokens) if i not in specials]
-        codes = np.array([ord(character) for character in characters], dtype=np.int64)
-        self._ids = np.full(int(codes.max()) + 1, -1, dtype=np.int64)
-        self._ids[codes] = [i for i in range(len(tokens)) if i not in specials]
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.encode_array(text).tolist())
-
-    def encode_array(self, text: str) -> npt.NDArray[Any]:
-        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-        inside = codes < len(self._ids)
-        ids = self._ids[np.where(inside, codes, 0)]
-        unknown = ~inside | (ids < 0)
-        if unknown.any():
-            position = int(unknown.argmax())
-            character = text[position]
-            raise DataError(
-                f"character {character!r} (U+{ord(character):04X}) at position {position:,} is not in the"
-                " char tokenizer; train it on text that has it, or use a bpe or byte tokenizer"
-            )
-        return ids
-
-    def decode_bytes(self, ids: list[int]) -> bytes:
-        return b"".join(map(self._table.__getitem__, ids))
-
-
-class _HuggingFaceEngine:
-    """Hugging Face's `tokenizers`. Two of them: many files list their special tokens among the ordinary ones
-    too, so that the model itself finds them in plain text; the one that encodes knows them by names that no
-    text has."""
-
-    def __init__(self, hf_json: str, special_tokens: dict[str, int]) -> None:
-        import tokenizers
-
-        self._decoder: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(hf_json)
-        hidden = _hide_specials(json.loads(hf_json), special_tokens)
-        self._encoder: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json.dumps(hidden))
-        self._encoder.no_padding()
-        self._encoder.no_truncation()
-
-    def encode(self, text: str) -> list[int]:
-        text.encode("utf-8")  # raises where the engine would only say TypeError
-        return list(self._encoder.encode(text, add_special_tokens=False).ids)
-
-    def encode_array(self, text: str) -> npt.NDArray[Any]:
-        return np.array(self.encode(text), dtype=np.uint32)
-
-    def decode_bytes(self, ids: list[int]) -> bytes:
-        text: str = self._decoder.decode(ids, skip_special_tokens=False)
-        return text.encode("utf-8")
-
-
-def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> dict[str, Any]:
-    """A `tokenizer.json` with each special token under another name, but under the same id."""
-    by_byte = re.compile(r"<0x[0-9A-F]{2}>")  # the model itself looks for these, wherever they are declared
-    names = {
-        text: f"\ue000special {index}\ue001" for text, index in special_tokens.items() if not by_byte.fullmatch(text)
-    }
-    model = document["model"]
-    for token in document["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(text, text): index for text, index in model["vocab"].items()}
-    else:
-        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
-    if model.get("unk_token") is not None:
-        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    document["post_processor"] = None  # it adds special tokens, by their names; nothing here asks for that
-    return document

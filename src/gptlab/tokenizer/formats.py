@@ -1,189 +1,18 @@
-"""Tokenizer folders, and the files of other programs: Hugging Face's `tokenizer.json`, GPT-2's `encoder.json`
-+ `vocab.bpe`.
-
-A tokenizer folder holds
-
-* `tokenizer.json`: the tokenizer, in the format of Hugging Face `tokenizers`; `transformers` reads the same
-  ids from it;
-* `tokenizer_config.json`: tells `transformers` the class and the end-of-text token;
-* `merges.txt` (kind "bpe"): the merges in order, to read, in the format of GPT-2's `vocab.bpe`;
-* `meta.json`: name, kind, pattern, special tokens, what it was trained on, and two checksums: `hash` over
-  what decides the ids, and SHA-256 of `tokenizer.json`.
-
-Bytes are written in JSON as GPT-2 writes them: each of the 256 as one printable character (`byte_alphabet`).
-"""
+"""Tokenizers of other programs: GPT-2's `encoder.json` and `vocab.bpe`, Hugging Face's `tokenizer.json`."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import itertools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import gptlab
 from gptlab.errors import DataError, did_you_mean
-from gptlab.files import atomic_folder
-from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, byte_tokenizer
+from gptlab.tokenizer.byte_level import from_text, recover_merges, to_text
+from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer
 from gptlab.tokenizer.patterns import GPT2
 
-META_FORMAT = 1
-_BUILT_IN = ("byte", "gpt2")
 _USUAL_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-
-
-@functools.cache
-def byte_alphabet() -> tuple[str, ...]:
-    """The character for each byte, as in GPT-2's `encoder.json`: printable Latin-1 stays, the rest moves to
-    U+0100…"""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [value for value in range(256) if value not in kept]
-    table = {value: chr(value) for value in kept} | {value: chr(256 + i) for i, value in enumerate(moved)}
-    return tuple(table[value] for value in range(256))
-
-
-@functools.cache
-def _alphabet_bytes() -> dict[str, int]:
-    return {character: value for value, character in enumerate(byte_alphabet())}
-
-
-def _written(token: bytes) -> str:
-    return "".join(map(byte_alphabet().__getitem__, token))
-
-
-def _read(text: str) -> bytes | None:
-    """The bytes that `text` is written for, or None where it holds a character outside the byte alphabet."""
-    values = [_alphabet_bytes().get(character) for character in text]
-    return None if None in values else bytes(values)  # type: ignore[arg-type]
-
-
-def recover_merges(tokens: list[bytes]) -> list[tuple[int, int]] | None:
-    """The merges, as pairs of ids in rank order, that make `tokens` (by id; `b""` is skipped), or None if
-    none do.
-
-    While a token is trained no merge crosses its ends, so encoding its bytes with the merges before it gives
-    exactly the two parts it was made of. Where that fails, the vocabulary is not the result of byte-pair
-    merges in id order.
-    """
-    ranks = {token: index for index, token in enumerate(tokens) if token}
-    if len(ranks) != sum(map(bool, tokens)) or any(bytes([value]) not in ranks for value in range(256)):
-        return None
-    merges = []
-    for token, rank in ranks.items():
-        if len(token) == 1:
-            continue
-        parts = [token[i : i + 1] for i in range(len(token))]
-        while len(parts) > 2:
-            joined = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
-            best = min(joined)
-            if best >= rank:
-                return None
-            at = joined.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        merges.append((ranks[parts[0]], ranks[parts[1]]))
-    return merges
-
-
-# Writing
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write `tokenizer`'s folder atomically, in place of one that is there. See `Tokenizer.save`."""
-    merges = None
-    if tokenizer.kind == "bpe":
-        merges = recover_merges(tokenizer.token_bytes())
-        if merges is None:
-            raise DataError(
-                f"tokenizer {tokenizer.name!r} cannot be written as merges: some of its tokens are not a"
-                " merge of two earlier ones"
-            )
-    content = tokenizer.hf_json or json.dumps(_hf_document(tokenizer, merges), ensure_ascii=False, indent=1)
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": tokenizer.end_of_text_token,
-        "clean_up_tokenization_spaces": False,
-    }
-    meta = {
-        "format": META_FORMAT,
-        "name": tokenizer.name,
-        "kind": tokenizer.kind,
-        "vocab_size": tokenizer.vocab_size,
-        "pattern": tokenizer.pattern,
-        "special_tokens": tokenizer.special_tokens,
-        "end_of_text": tokenizer.end_of_text_token,
-        "hash": tokenizer.hash,
-        "tokenizer_json_sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
-        "trained_on": tokenizer.trained_on,
-        "written_by": f"gptlab {gptlab.__version__}",
-    }
-    with atomic_folder(folder) as aside:
-        (aside / "tokenizer.json").write_bytes(content.encode("utf-8"))
-        (aside / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        if merges is not None:
-            written = [_written(token) for token in tokenizer.token_bytes()]
-            lines = ["#version: 0.2", *(f"{written[left]} {written[right]}" for left, right in merges)]
-            (aside / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode("utf-8"))
-        text = json.dumps(meta, ensure_ascii=False, indent=1) + "\n"
-        (aside / "meta.json").write_text(text, encoding="utf-8")
-
-
-def _hf_document(tokenizer: Tokenizer, merges: list[tuple[int, int]] | None) -> dict[str, Any]:
-    """`tokenizer` as a `tokenizer.json`. Special tokens are in the model's vocabulary too: only so do they
-    keep their ids when later merges have larger ones."""
-    specials = tokenizer.special_tokens
-    names = {index: text for text, index in specials.items()}
-    tokens = tokenizer.token_bytes()
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    if tokenizer.kind == "char":
-        written = [token.decode("utf-8") for token in tokens]
-        split: dict[str, Any] = {"Regex": "[\\s\\S]"}
-        pre_tokenizer = {"type": "Split", "pattern": split, "behavior": "Isolated", "invert": False}
-        decoder: dict[str, Any] = {"type": "Fuse"}
-    else:
-        written = [_written(token) for token in tokens]
-        pre_tokenizer = byte_level
-        if tokenizer.pattern is not None:
-            split = {"Regex": tokenizer.pattern}
-            cut = {"type": "Split", "pattern": split, "behavior": "Isolated", "invert": False}
-            pre_tokenizer = {"type": "Sequence", "pretokenizers": [cut, byte_level]}
-        decoder = byte_level
-    vocabulary = {names.get(index, text): index for index, text in enumerate(written)}
-    if len(vocabulary) != len(tokens):
-        clash = next(text for text, index in specials.items() if vocabulary[text] != index or text in written)
-        raise DataError(f"special token {clash!r} is also an ordinary token; choose another text for it")
-    if tokenizer.kind == "char":
-        model: dict[str, Any] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": ""}
-    else:
-        pairs = [[written[left], written[right]] for left, right in merges or []]
-        model = {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": pairs,
-        }
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": index, "content": text, **flags} for text, index in specials.items()],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": model,
-    }
-
-
-# Reading
 
 
 def check_name(name: str) -> str:
@@ -199,78 +28,7 @@ def check_name(name: str) -> str:
     return name
 
 
-def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers")) -> Tokenizer:
-    """The tokenizer called `name_or_path`: a NAME under `root`, "byte", "gpt2", or the path of a tokenizer
-    folder.
-
-    "gpt2" is `root`/gpt2 where that was imported, otherwise tiktoken's download of OpenAI's files. A folder
-    is checked against its `meta.json`. Raises DataError where there is none, or it is damaged.
-    """
-    text = str(name_or_path)
-    is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
-    if is_name and (root / text).is_dir():
-        return load_folder(root / text)
-    if is_name and text == "byte":
-        return byte_tokenizer()
-    if is_name and text == "gpt2":
-        return _gpt2_download()
-    if Path(text).is_dir():
-        return load_folder(Path(text))
-    known = {*_BUILT_IN, *(entry.name for entry in root.glob("*/") if (entry / "meta.json").is_file())}
-    if is_name:
-        raise DataError(f"no tokenizer {text!r} under {root}: {did_you_mean(text, known)}")
-    raise DataError(f"no tokenizer folder at {text}; make one with: gptlab tokenizer train --name NAME …")
-
-
-def load_folder(folder: Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote to `folder`. Raises DataError where it is missing or
-    damaged."""
-    if not (folder / "meta.json").is_file():
-        hint = "no meta.json in it"
-        if (folder / "tokenizer.json").is_file() or (folder / "encoder.json").is_file():
-            hint += f"; bring it in with: gptlab tokenizer import {folder} --name NAME"
-        raise DataError(f"{folder} is not a tokenizer folder of gptlab: {hint}")
-    meta = _read_json(folder / "meta.json")
-    if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
-        raise DataError(f"{folder / 'meta.json'}: not a meta.json of format {META_FORMAT} of gptlab")
-    content = _read_text(folder / "tokenizer.json")
-    damaged = f"tokenizer folder {folder} is damaged: "
-    mend = "; train or import it again"
-    if hashlib.sha256(content.encode("utf-8")).hexdigest() != meta.get("tokenizer_json_sha256"):
-        raise DataError(f"{damaged}tokenizer.json does not match the checksum in meta.json{mend}")
-    try:
-        tokenizer = _from_own_json(meta, content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{damaged}{type(error).__name__} in its files ({error}){mend}") from error
-    if tokenizer.hash != meta.get("hash"):
-        raise DataError(f"{damaged}its ids hash to {tokenizer.hash}, meta.json says {meta.get('hash')}{mend}")
-    return tokenizer
-
-
-def _from_own_json(meta: dict[str, Any], content: str) -> Tokenizer:
-    kind, specials = meta["kind"], {str(text): int(index) for text, index in meta["special_tokens"].items()}
-    if kind == "hf":
-        return _hf_tokenizer(meta["name"], content, meta["end_of_text"], meta["trained_on"])
-    vocabulary: dict[str, int] = json.loads(content)["model"]["vocab"]
-    tokens = [b""] * len(vocabulary)
-    for text, index in vocabulary.items():
-        if text not in specials:
-            token = text.encode("utf-8") if kind == "char" else _read(text)
-            if token is None:
-                raise ValueError(f"token {text!r} is not written in the byte alphabet")
-            tokens[index] = token
-    return Tokenizer(
-        meta["name"],
-        kind,
-        tokens,
-        specials,
-        end_of_text=meta["end_of_text"],
-        pattern=meta["pattern"],
-        trained_on=meta["trained_on"],
-    )
-
-
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -281,14 +39,11 @@ def _read_text(path: Path) -> str:
         raise DataError(f"{path} is not UTF-8: byte {error.start:,} is 0x{error.object[error.start]:02x}") from None
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
-        return json.loads(_read_text(path))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from None
-
-
-# Importing
 
 
 def import_tokenizer(source: str, *, name: str, end_of_text: str | None = None) -> Tokenizer:
@@ -307,7 +62,7 @@ def import_tokenizer(source: str, *, name: str, end_of_text: str | None = None) 
     check_name(name)
     path = Path(source)
     if source == "gpt2" and not path.exists():
-        tokenizer = _gpt2_download(name)
+        tokenizer = download_gpt2(name)
     elif (path / "encoder.json").is_file() and (path / "vocab.bpe").is_file():
         tokenizer = _gpt2_files(path, name)
     elif path.is_file() or (path / "tokenizer.json").is_file():
@@ -325,7 +80,7 @@ GPT2_HASH = "0c21b1d7e3aa5710"
 """`Tokenizer.hash` of GPT-2's published vocabulary."""
 
 
-def _gpt2_download(name: str = "gpt2") -> Tokenizer:
+def download_gpt2(name: str = "gpt2") -> Tokenizer:
     from tiktoken_ext.openai_public import gpt2  # type: ignore[import-untyped]
 
     try:
@@ -339,20 +94,20 @@ def _gpt2_download(name: str = "gpt2") -> Tokenizer:
 
 
 def _gpt2_files(folder: Path, name: str) -> Tokenizer:
-    encoder = _read_json(folder / "encoder.json")
+    encoder = read_json(folder / "encoder.json")
     if not isinstance(encoder, dict):
         raise DataError(f"{folder / 'encoder.json'} is not a table of tokens to ids")
     ranks: dict[bytes, int] = {}
     for text, index in encoder.items():
         if text != END_OF_TEXT:
-            token = _read(text)
+            token = from_text(text)
             if token is None or not isinstance(index, int):
                 raise DataError(f"{folder / 'encoder.json'}: token {text!r} is not written in GPT-2's byte alphabet")
             ranks[token] = index
     tokenizer = _gpt2(name, ranks, "encoder.json and vocab.bpe")
     merges = recover_merges(tokenizer.token_bytes())
-    lines = [line for line in _read_text(folder / "vocab.bpe").split("\n")[1:] if line]
-    written = [_written(token) for token in tokenizer.token_bytes()]
+    lines = [line for line in read_text(folder / "vocab.bpe").split("\n")[1:] if line]
+    written = [to_text(token) for token in tokenizer.token_bytes()]
     if merges is None or lines != [f"{written[left]} {written[right]}" for left, right in merges]:
         raise DataError(f"{folder}: encoder.json and vocab.bpe do not belong together; download both again")
     return tokenizer
@@ -371,12 +126,12 @@ def _gpt2(name: str, ranks: dict[bytes, int], origin: str) -> Tokenizer:
 def _import_hf(path: Path, name: str, end_of_text: str | None) -> Tokenizer:
     from gptlab.console import say
 
-    content = _read_text(path)
-    document = _read_json(path)
+    content = read_text(path)
+    document = read_json(path)
     origin = {"imported_from": path.name}
     try:
         separator = _find_end_of_text(path, document, end_of_text)
-        tokenizer = _hf_tokenizer(name, content, separator, origin)
+        tokenizer = huggingface_tokenizer(name, content, separator, origin)
         as_bpe = _as_bpe(document, tokenizer)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a tokenizer.json: {type(error).__name__} {error}") from error
@@ -393,7 +148,7 @@ def _find_end_of_text(path: Path, document: Any, asked: str | None) -> str:
             raise DataError(f"{path} has no added token {asked!r}: {did_you_mean(asked, known)}")
         return asked
     config_path = path.with_name("tokenizer_config.json")
-    config = _read_json(config_path) if config_path.is_file() else {}
+    config = read_json(config_path) if config_path.is_file() else {}
     named = config.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
     for candidate in (named, *_USUAL_END_OF_TEXT):
@@ -405,7 +160,7 @@ def _find_end_of_text(path: Path, document: Any, asked: str | None) -> str:
     )
 
 
-def _hf_tokenizer(name: str, content: str, end_of_text: str, trained_on: dict[str, Any]) -> Tokenizer:
+def huggingface_tokenizer(name: str, content: str, end_of_text: str, trained_on: dict[str, Any]) -> Tokenizer:
     import tokenizers
 
     try:
@@ -430,7 +185,7 @@ def _hf_tokenizer(name: str, content: str, end_of_text: str, trained_on: dict[st
 def _token_bytes(text: str, byte_level: bool) -> bytes:
     """The bytes of a token as a `tokenizer.json` writes it: byte alphabet, `<0x0A>`, or text with ▁ for a
     space."""
-    if byte_level and (token := _read(text)) is not None:
+    if byte_level and (token := from_text(text)) is not None:
         return token
     if re.fullmatch(r"<0x[0-9A-F]{2}>", text):
         return bytes([int(text[3:5], 16)])
@@ -455,7 +210,7 @@ def _as_bpe(document: dict[str, Any], as_hf: Tokenizer) -> Tokenizer | str:
         return "its way of cutting text is not one pattern followed by bytes"
     tokens = as_hf.token_bytes()
     merges = recover_merges(tokens)
-    written = [_written(token) for token in tokens]
+    written = [to_text(token) for token in tokens]
     pairs = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     if merges is None or pairs != [(written[left], written[right]) for left, right in merges]:
         return "its ids are not in the order of its merges"

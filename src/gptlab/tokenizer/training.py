@@ -27,8 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gptlab.errors import DataError
-from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_specials, is_rust_panic, with_specials
-from gptlab.tokenizer.formats import byte_alphabet, recover_merges
+from gptlab.tokenizer.byte_level import byte_alphabet, recover_merges
+from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_specials, with_specials
+from gptlab.tokenizer.engines import is_rust_panic
 from gptlab.tokenizer.patterns import cut_long_whitespace, resolve_pattern
 
 TRAINERS = ("rustbpe", "tokenizers")
@@ -212,9 +213,8 @@ def _check_enough(stream: _Stream, reached: int, wanted: int, asked: int) -> Non
         raise DataError("the training text is empty; check --input")
     if reached < wanted:
         raise DataError(
-            f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: the largest vocabulary"
-            f" it gives is {asked - (wanted - reached):,}; give more text, or --vocab-size"
-            f" {asked - (wanted - reached)}"
+            f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: the largest vocabulary it gives "
+            f"is {asked - (wanted - reached):,}; give more text, or --vocab-size {asked - (wanted - reached)}"
         )
 
 

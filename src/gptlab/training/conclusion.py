@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import gptlab
 from gptlab.config import RunConfig
 from gptlab.hardware.device import describe
 from gptlab.model.component import training_flops
@@ -17,6 +16,7 @@ from gptlab.record.fingerprint import code_fingerprint
 from gptlab.record.metrics import read_metrics, write_csv
 from gptlab.record.runfolder import read_sessions
 from gptlab.systems.plot import plot_loss
+from gptlab.version import __version__
 
 
 def write_views(folder: Path) -> None:
@@ -45,5 +45,5 @@ def gather_facts(
         world_size=world.size,
         dtype=str(dtype).removeprefix("torch."),
         code=code_fingerprint(),
-        versions={"python": hardware["python"], "torch": hardware["torch"], "gptlab": gptlab.__version__},
+        versions={"python": hardware["python"], "torch": hardware["torch"], "gptlab": __version__},
     )

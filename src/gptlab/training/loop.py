@@ -149,7 +149,7 @@ def step(job: Job) -> StepResult:
     )
     job.scaler.unscale_(job.optimizer)
     norm = job.layout.clip(job.model, config.train.gradient_clip)
-    skipped = config.train.bad_step == "skip" and _is_bad(job, done.loss, norm)
+    skipped = config.train.bad_step == "skip" and _must_skip(job, done.loss, norm)
     if not skipped:
         job.scaler.step(job.optimizer)
         job.scaler.update()
@@ -159,7 +159,7 @@ def step(job: Job) -> StepResult:
     return StepResult(job.step + 1, done.loss, done.metrics, norm.detach(), multiplier, skipped)
 
 
-def _is_bad(job: Job, loss: Tensor, norm: Tensor) -> bool:
+def _must_skip(job: Job, loss: Tensor, norm: Tensor) -> bool:
     """Whether the step just computed must be skipped. Waits for the device."""
     return _divergence_reason(job, job.world.all_reduce(loss.clone()).item(), norm.item(), job.step + 1) != ""
 
@@ -174,7 +174,7 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
     if values[0]:  # agreed by all, so that all stop after the same step
         job.stop.reason = job.stop.signal or "another process was stopped"
     elapsed = time.monotonic() - clock
-    width, logged, bad = 1 + len(names), [], ""
+    width, logged, reason = 1 + len(names), [], ""
     tokens_per_second = len(results) * job.config.train.batch_tokens / max(elapsed, 1e-9)
     for index, (result, norm) in enumerate(zip(results, norms, strict=True)):
         loss, *extra = values[1 + index * width : 1 + (index + 1) * width]
@@ -189,30 +189,29 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
             "tokens_per_second": round(tokens_per_second, 1),
             "seconds": round(job.seconds, 4),
         }
-        bad = bad or ("" if result.skipped else _divergence_reason(job, loss, norm, result.step))
+        reason = "" if result.skipped else _divergence_reason(job, loss, norm, result.step)
         if result.skipped:
             row["skipped"] = True
         else:
             job.recent = [*job.recent, loss][-_SPIKE_WINDOW:]
-        if _is_multiple(result.step, job.config.log.every) or result.step == job.config.total_steps or bad:
+        if _is_multiple(result.step, job.config.log.every) or result.step == job.config.total_steps or reason:
             logged.append(row)
-        if bad:
+        if reason:
             break
     if job.metrics is not None:
         job.metrics.write(logged)
         display.update(results[-1].step, loss, tokens_per_second)
     results.clear()
-    if bad:
-        kept = job.checkpoints.all()
-        bad += (
-            f"; {kept[-1].name} is whole, --resume goes on from it"
-            if kept
-            else "; there is no checkpoint to go back to"
+    if reason:
+        saved = job.checkpoints.all()
+        advice = (
+            f"{saved[-1].name} is whole, --resume goes on from it" if saved else "there is no checkpoint to go back to"
         )
+        error = DivergedError(f"{reason}; {advice}", step=result.step)
         if job.world.is_main:
-            runfolder.log_line(job.folder, bad)
-            runfolder.write_failure(job.folder, runfolder.Failure(runfolder.DIVERGED, bad, step=result.step))
-        raise DivergedError(bad, step=result.step)
+            runfolder.log_line(job.folder, str(error))
+            runfolder.write_failure(job.folder, runfolder.Failure(runfolder.DIVERGED, str(error), step=error.step))
+        raise error
 
 
 def _divergence_reason(job: Job, loss: float, norm: float, step: int) -> str:
@@ -297,8 +296,8 @@ def _conclude(job: Job, seconds: float) -> None:
     if job.world.is_main:
         write_views(job.folder)
     if job.world.is_main and job.step == job.config.total_steps and not (job.folder / runfolder.FACTS).exists():
-        found = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
-        write_facts(job.folder, replace(found, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory))
+        facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
+        write_facts(job.folder, replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory))
 
 
 def _is_multiple(step: int, every: int) -> bool:

@@ -26,8 +26,8 @@ from pydantic import BeforeValidator, Field
 
 from gptlab.config import RunConfig, config_hash, difference
 from gptlab.config.load import absolute, override, read_layers, resolve
+from gptlab.config.messages import broken_rule, expected, validated
 from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
-from gptlab.config.slots import explain
 from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
 from gptlab.data import open_splits
@@ -46,7 +46,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def _seeds(value: Any) -> Any:
-    return value if isinstance(value, list) else list(range(1, Integer_.validate_python(value) + 1))
+    if isinstance(value, list):
+        return value
+    try:
+        return list(range(1, Integer_.validate_python(value) + 1))
+    except pydantic.ValidationError:
+        raise expected("a list of seeds, or how many") from None
 
 
 def _share(value: Any) -> Any:
@@ -116,14 +121,16 @@ class Statement(Section):
         for name, seeds in (("seeds", self.seeds), ("tune_seeds", self.tune_seeds)):
             twice = [seed for seed in seeds if seeds.count(seed) > 1]
             if twice:
-                raise ValueError(
-                    f"{name}: {twice[0]} is there twice; a repeated seed is the same run, not more evidence"
+                raise broken_rule(
+                    f"{twice[0]} is there twice; a repeated seed is the same run, not more evidence", key=name
                 )
         shared = set(self.seeds) & set(self.tune_seeds)
         if self.tune and shared:
-            raise ValueError(f"tune_seeds: {min(shared)} is one of `seeds`; what was tuned on must not be the evidence")
+            raise broken_rule(
+                f"{min(shared)} is one of `seeds`; what was tuned on must not be the evidence", key="tune_seeds"
+            )
         if self.max_seeds < self.decision.minimum_seeds:
-            raise ValueError(f"seeds: {self.max_seeds} are fewer than decision.minimum_seeds")
+            raise broken_rule(f"{self.max_seeds} are fewer than decision.minimum_seeds", key="seeds")
         return self
 
     @property
@@ -300,20 +307,7 @@ def _validate(values: dict[str, Any], origins: Mapping[KeyPath, Origin], path: P
     for missing in ("baseline", "hypothesis", "arms", "seeds", "decision"):
         if values.get(missing) in (None, {}):
             raise ConfigError(f"{path}: no `{missing}`; {_WHY[missing]}")
-    try:
-        return Statement.model_validate(values)
-    except pydantic.ValidationError as error:
-        unknown = next((p for p in error.errors(include_url=False) if p["type"] == "extra_forbidden"), None)
-        if unknown is not None:
-            where: tuple[str, ...] = tuple(str(part) for part in unknown["loc"])
-            section = DecisionRule if where[0] == "decision" else ComputeCurve if len(where) > 1 else Statement
-            message = f"unknown key {where[-1]!r}; {did_you_mean(where[-1], section.model_fields)}"
-        else:
-            where, message = explain(error)
-            if isinstance(error.errors()[0]["input"], dict) and "expected " in message:
-                message = message[message.index("expected ") + len("expected ") :]  # a rule over several fields
-    place = next((str(origins[where[:n]]) for n in range(len(where), 0, -1) if where[:n] in origins), str(path))
-    raise ConfigError(": ".join(part for part in (place, ".".join(where), message) if part))
+    return validated(Statement, values, origins, file=path)
 
 
 _WHY = {

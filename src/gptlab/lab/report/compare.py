@@ -29,8 +29,8 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.report import page
 from gptlab.lab.report.blocks import Block, Heading, Paragraph, Picture, Table
-from gptlab.lab.report.drawing import COLOURS, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.planning.formatting import format_bytes, format_seconds
+from gptlab.plotting import COLOURS, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.metrics import read_columns
 from gptlab.record.runfolder import State, state

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from gptlab.console import progress
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.spec import BASELINE
-from gptlab.lab.report.drawing import COLOURS, GREY, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.lab.report.findings import Curve, Findings, read_curves
+from gptlab.plotting import COLOURS, GREY, count_axis, few_ticks, image, loss_limits, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

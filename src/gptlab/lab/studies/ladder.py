@@ -23,12 +23,12 @@ from gptlab.console import progress
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.spec import Arm, hash_of, with_seed
-from gptlab.lab.report.drawing import COLOURS, image
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.lab.stats.chinchilla import ParametricFit, fit_parametric
 from gptlab.lab.stats.loss_fit import Estimate
 from gptlab.lab.stats.rank import RankCorrelation, rank_correlation
 from gptlab.planning.subprocesses import plan_in_subprocess
+from gptlab.plotting import COLOURS, image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

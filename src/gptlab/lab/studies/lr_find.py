@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from gptlab.config import RunConfig, config_from
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.spec import hash_of
-from gptlab.lab.report.drawing import COLOURS, GREY, image
 from gptlab.lab.runs.execution import Device, train_all
 from gptlab.lab.runs.store import RunSpec, Store
+from gptlab.plotting import COLOURS, GREY, image
 from gptlab.record.metrics import read_columns
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, with_seed
-from gptlab.lab.report.drawing import COLOURS, GREY, image
 from gptlab.lab.runs.store import RunSpec, Store
+from gptlab.plotting import COLOURS, GREY, image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,9 +14,9 @@ from gptlab.config.yamlfile import parse_yaml
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_folder, write_atomic
 from gptlab.lab.experiment.spec import hash_of
-from gptlab.lab.report.drawing import COLOURS, GREY, image
 from gptlab.lab.studies.sweep.space import Range, apply_parameters, extremes, format_parameters, format_value
 from gptlab.lab.studies.sweep.study import REASON, Sweep, states, value_of
+from gptlab.plotting import COLOURS, GREY, image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,17 +1,21 @@
-"""How every picture is drawn: colours, style, the axis of a loss.
+"""How every picture is drawn: colours, style, figures, the axis of a loss.
 
 Colours are those of Okabe and Ito (2008), which people with any kind of colour vision tell apart; the baseline is grey.
 The same numbers always make the same bytes, so that a report that is committed changes only where its numbers do.
+Figures are made without pyplot: nothing is left open, and the backend of a notebook stays what it is.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gptlab.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +42,17 @@ _LIGHT = {"text": "#222222", "grid": "#e4e4e4", "background": "#ffffff", "band":
 _DARK = {"text": "#dddddd", "grid": "#3a3f44", "background": "#16191c", "band": "#2a2f26"}
 
 
-def image(paint_on: Callable[[Figure, dict[str, str]], None], kind: str, *, dark: bool = False) -> bytes:
-    """What `paint_on` draws on a figure with the colours it is given, as PNG, PDF or SVG, in the house style."""
+def image(
+    draw: Callable[[Figure, dict[str, str]], None], kind: str, *, dark: bool = False, dots_per_inch: int = 100
+) -> bytes:
+    """What `draw` puts on a figure, as PNG, PDF or SVG.
+
+    Args:
+        draw: called with an empty figure and the colours of its parts: text, grid, background, band.
+        kind: png, pdf or svg.
+        dark: light on dark.
+        dots_per_inch: pixels of a PNG for an inch of the figure.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -55,14 +68,19 @@ def image(paint_on: Callable[[Figure, dict[str, str]], None], kind: str, *, dark
     }
     with mpl.rc_context(style):
         figure = Figure(layout="constrained")
-        paint_on(figure, paint)
+        draw(figure, paint)
         out = io.BytesIO()
         metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}[kind]
-        figure.savefig(out, format=kind, dpi=100, metadata=metadata)
-    return smaller(out.getvalue()) if kind == "png" else out.getvalue()
+        figure.savefig(out, format=kind, dpi=dots_per_inch, metadata=metadata)
+    return _fewer_colours(out.getvalue()) if kind == "png" else out.getvalue()
 
 
-def smaller(png: bytes) -> bytes:
+def save_png(path: Path, draw: Callable[[Figure, dict[str, str]], None], *, dots_per_inch: int = 150) -> None:
+    """Write what `draw` puts on a figure to `path`: the whole picture or none of it."""
+    write_atomic(path, image(draw, "png", dots_per_inch=dots_per_inch))
+
+
+def _fewer_colours(png: bytes) -> bytes:
     """The picture in 128 colours, which is enough for a figure and a third of the bytes."""
     from PIL import Image
 

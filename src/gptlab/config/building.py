@@ -1,0 +1,69 @@
+"""From slot values to components: the one place that imports the class a slot names, and calls it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from typing import Any
+
+from gptlab.config.messages import SlotError
+from gptlab.config.signatures import locate, signature
+from gptlab.config.slots import Slot, validate_slot
+from gptlab.errors import ConfigError, GptlabError
+
+
+def import_component(kind: str, use: str) -> type:
+    """Import the class that `use` names. Here, and only here, a user's file is run."""
+    module_name, file, name = locate(kind, use)
+    if module_name:
+        module = importlib.import_module(module_name)
+    else:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        module_name = f"gptlab_idea_{file.stem}_{digest}"
+        if module_name in sys.modules:
+            module = sys.modules[module_name]
+        else:
+            spec = importlib.util.spec_from_file_location(module_name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            try:
+                spec.loader.exec_module(module)
+            except Exception as error:
+                del sys.modules[module_name]
+                line = next((t.lineno for t in reversed(inspect.trace()) if t.filename == str(file)), 1)
+                raise ConfigError(f"{file}:{line}: {type(error).__name__}: {error}") from error
+    component: type = getattr(module, name)
+    return component
+
+
+def build(kind: str, value: Any, *, default: str | None = None, **provided: Any) -> Any:
+    """Build the component that a slot value names, passing what its constructor requires of `provided`.
+
+    Raises ConfigError where the value does not fit the component, and whatever the constructor itself raises.
+    """
+    try:
+        slot = value if isinstance(value, Slot) else validate_slot(kind, value, default=default)
+        found = signature(kind, slot.use)
+    except SlotError as error:
+        key = ".".join((kind, *error.path))
+        raise ConfigError(f"{key}: {error.message}", key=key) from None
+    component = import_component(kind, slot.use)
+    if kind == "optimizer":
+        provided["params"] = provided["named_parameters"]
+    given = {name: provided[name] for name in found.requires}
+    try:
+        return component(**given, **{key: slot[key] for key in slot if key != "use"})
+    except GptlabError:
+        raise
+    except Exception as error:
+        if component.__module__.partition(".")[0] == "gptlab":
+            raise
+        line = next((t.lineno for t in reversed(inspect.trace()) if t.filename == inspect.getfile(component)), 1)
+        raise ConfigError(
+            f"{found.file}:{line}: {component.__name__} cannot be built: {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,189 @@
+"""Text to token shards, in parallel, so that a kill at any moment loses at most the shard being written.
+
+The parent reads blocks (`sources.read_blocks`), worker processes turn each into ids, and the parent takes the results
+back in order and writes them. What is written depends on the inputs and options alone, never on the number of workers.
+Each document is written as [end of text] + ids: the separator comes first, as in llm.c and modded-nanogpt, and plays
+the part of a beginning-of-text token.
+
+Everything happens in a folder beside the target (`.NAME.partial`) that takes the target's place when it is whole. A
+journal in it is rewritten after each shard: what is finished, and the cursor of the block where the shard ended. A new
+run with the same inputs and options goes on from there; with others it starts over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptlab.console import say
+from gptlab.data.dataset import MANIFEST, Manifest
+from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
+from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
+from gptlab.data.sources.base import Reading
+from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
+from gptlab.errors import DataError, GptlabError
+from gptlab.files import exclusive, fsync_directory, write_atomic
+
+if TYPE_CHECKING:
+    from gptlab.tokenizer import Tokenizer
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    inputs: Sequence[str],
+    out: Path | str,
+    *,
+    tokenizer: str | Path | Tokenizer,
+    validation: Sequence[str] | None = None,
+    validation_fraction: float | None = None,
+    validation_tokens: int | None = None,
+    reading: Reading | None = None,
+    shard_size: int = 100_000_000,
+    num_shards: int | None = None,
+    limit_bytes: int | None = None,
+    workers: int | None = None,
+    force: bool = False,
+    cache: Path | None = None,
+) -> Manifest:
+    """Tokenize `inputs` into a data set in folder `out`; see `sources.resolve.resolve` for what inputs can be.
+
+    Args:
+        tokenizer: name, folder, or a loaded one; it is saved to `out/tokenizer`.
+        validation: inputs of the validation split. At most one of these three; with none there is no such
+            split.
+        validation_fraction: share of the documents, the last ones, for validation; of a single plain text
+            its last characters.
+        validation_tokens: the first documents, as many as fit in so many tokens, for validation.
+        reading: columns, separators and how to take what is no text.
+        shard_size: tokens of a shard; only the last of a split is shorter.
+        num_shards: stop after so many training shards (whole documents: the last shard may be a little
+            short).
+        limit_bytes: stop after the document (or piece of a long one) that reaches this many bytes of the inputs'
+            text; `validation` inputs are read whole.
+        workers: processes; default: one a CPU core. 1 works in this process.
+        force: replace a finished data set in `out`.
+        cache: folder of downloads.
+
+    Returns what it wrote to `out/dataset.json`.
+    Raises DataError for inputs, options and tokenizers that cannot give a data set. Finished shards are kept
+    for the next try then; where there is none, nothing is left.
+    """
+    out, reading = Path(out), reading or Reading()
+    check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes)
+    workers = workers or len(
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
+    _check_target(out, force)
+    block_bytes = block_bytes_for(limit_bytes)
+    sources = resolve(inputs, cache=cache, block_bytes=block_bytes)
+    checked = resolve(validation, cache=cache) if validation else None
+    encoder = _load(tokenizer)
+    passes = plan_passes(sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
+    with _working_folder(out) as folder:
+        options = {
+            "shard_size": shard_size,
+            "num_shards": num_shards,
+            "limit_bytes": limit_bytes,
+            "validation_fraction": validation_fraction,
+            "validation_tokens": validation_tokens,
+            **asdict(reading),
+        }
+        writer = DatasetWriter(
+            folder,
+            passes,
+            encoder,
+            _saved(tokenizer),
+            reading,
+            shard_size=shard_size,
+            num_shards=num_shards,
+            limit_bytes=limit_bytes,
+            workers=workers,
+        )
+        writer.run(plan_fingerprint(passes, encoder, options))
+        manifest = Manifest(
+            tokenizer={"name": encoder.name, "kind": encoder.kind, "hash": encoder.hash},
+            vocab_size=encoder.vocab_size,
+            end_of_text=encoder.end_of_text,
+            splits=dict(sorted(writer.state.splits.items())),
+            sources=names_of([*sources, *(checked or [])]),
+            options=options,
+        )
+        _finish(folder, out, manifest)
+    return manifest
+
+
+def _check_target(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: is no data set, so --force does not replace it; choose another --out")
+
+
+def _load(tokenizer: str | Path | Tokenizer) -> Tokenizer:
+    if not isinstance(tokenizer, str | Path):
+        return tokenizer
+    from gptlab.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer)
+
+
+def _saved(tokenizer: str | Path | Tokenizer) -> Path | None:
+    """The folder that `load_tokenizer` found, where it was a folder: copying is faster than saving anew."""
+    if not isinstance(tokenizer, str | Path):
+        return None
+    for folder in (Path("tokenizers") / tokenizer, Path(tokenizer)):
+        if (folder / "meta.json").is_file():
+            return folder
+    return None
+
+
+@contextlib.contextmanager
+def _working_folder(out: Path) -> Iterator[Path]:
+    """`.NAME.partial` beside `out`, for one process at a time; after an error only finished shards keep it
+    alive."""
+    folder = out.parent / f".{out.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+    busy = DataError(f"{folder}: another process is preparing this data set; wait for it to end")
+    with exclusive(folder / "lock", busy):
+        try:
+            yield folder
+        except BaseException as error:
+            remove(folder.glob(".*.tmp"))
+            if not (folder / JOURNAL).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                kept = ""
+            else:
+                kept = f" (finished shards are kept in {folder}: the same command goes on from there)"
+            if isinstance(error, OSError):
+                raise DataError(
+                    f"{out}: cannot be written ({error}); make room or choose another --out{kept}"
+                ) from None
+            if isinstance(error, GptlabError) and kept:
+                raise DataError(f"{error}{kept}") from None
+            if kept:
+                say(f"stopped{kept}")
+            raise
+
+
+def _finish(folder: Path, out: Path, manifest: Manifest) -> None:
+    """Make the working folder the data set."""
+    write_atomic(folder / MANIFEST, manifest.to_json())
+    (folder / JOURNAL).unlink(missing_ok=True)
+    (folder / "lock").unlink(missing_ok=True)
+    old = out.with_name(f".{out.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(folder, out)
+    fsync_directory(out.parent)
+    shutil.rmtree(old, ignore_errors=True)

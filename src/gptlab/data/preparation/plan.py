@@ -1,0 +1,124 @@
+"""What a preparation will do: which sources are read, and where their documents go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gptlab.console import progress
+from gptlab.data.dataset import FORMAT_VERSION, Split
+from gptlab.data.shards import MAX_TOKENS
+from gptlab.data.sources.base import Reading, Source, utf8_length
+from gptlab.data.sources.resolve import read_blocks, total_size
+from gptlab.data.sources.text import character_split
+from gptlab.errors import DataError
+
+if TYPE_CHECKING:
+    from gptlab.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One walk over sources, and how its documents go to the splits.
+
+    With `validation_documents_from` = n, documents 0 … n-1 of the walk are for training and the rest for
+    validation. With `validation_tokens` the first documents, as many as fit in so many tokens, are for
+    validation and the rest for training. With neither all go to `split`.
+    """
+
+    split: Split
+    sources: list[Source]
+    validation_documents_from: int | None = None
+    validation_tokens: int | None = None
+
+    @property
+    def splits(self) -> list[Split]:
+        """The splits that its documents go to."""
+        divided = self.validation_documents_from is not None or self.validation_tokens is not None
+        return [self.split, "validation"] if divided else [self.split]
+
+
+def check_options(
+    validation: Sequence[str] | None,
+    fraction: float | None,
+    tokens: int | None,
+    shard_size: int,
+    num_shards: int | None,
+    limit_bytes: int | None,
+) -> None:
+    if (validation is not None) + (fraction is not None) + (tokens is not None) > 1:
+        raise DataError("give only one of --validation, --validation-fraction and --validation-tokens")
+    if fraction is not None and not 0 < fraction < 1:
+        raise DataError(f"--validation-fraction {fraction}: must lie between 0 and 1, like 0.1")
+    if fraction is not None and num_shards is not None:
+        raise DataError(
+            "--num-shards leaves out the last documents, which --validation-fraction wants; use --validation-tokens"
+        )
+    for name, value in (
+        ("--shard-size", shard_size),
+        ("--num-shards", num_shards),
+        ("--limit-bytes", limit_bytes),
+        ("--validation-tokens", tokens),
+    ):
+        if value is not None and value < 1:
+            raise DataError(f"{name} {value}: must be at least 1")
+    if shard_size > MAX_TOKENS:
+        raise DataError(f"--shard-size {shard_size}: a shard holds at most {MAX_TOKENS} tokens; make more of them")
+
+
+def plan_passes(
+    sources: list[Source],
+    validation: list[Source] | None,
+    fraction: float | None,
+    tokens: int | None,
+    reading: Reading,
+    limit_bytes: int | None,
+) -> list[Pass]:
+    """The passes that make the data set. Counting the documents for a fraction takes a walk over the text."""
+    if validation is not None:
+        return [Pass("train", sources), Pass("validation", validation)]
+    if tokens is not None:
+        return [Pass("train", sources, validation_tokens=tokens)]
+    if fraction is None:
+        return [Pass("train", sources)]
+    if len(sources) == 1 and reading.separator is None and (parts := character_split(sources[0], fraction)):
+        return [Pass("train", [parts[0]]), Pass("validation", [parts[1]])]
+    documents = _count_documents(sources, reading, limit_bytes)
+    if documents < 2:
+        raise DataError(
+            f"{sources[0].name}: {documents} document(s) cannot be split into training and validation; give"
+            " --validation FILES"
+        )
+    last = max(1, math.ceil(documents * fraction - 1e-9))
+    return [Pass("train", sources, validation_documents_from=max(1, documents - last))]
+
+
+def _count_documents(sources: list[Source], reading: Reading, limit_bytes: int | None) -> int:
+    for source in sources:
+        if source.is_stream:
+            raise DataError(
+                f"{source.name}: a stream cannot be counted for --validation-fraction; use --validation-tokens or "
+                "--validation"
+            )
+    documents = seen = 0
+    with progress() as bar:
+        task = bar.add_task("counting documents", total=total_size(sources, reading))
+        for block in read_blocks(sources, reading):
+            for document in block.documents(reading):
+                documents += not document.continues
+                seen += utf8_length(document.text)
+                if limit_bytes is not None and seen >= limit_bytes:
+                    return documents
+            bar.advance(task, block.source_bytes)
+    return documents
+
+
+def plan_fingerprint(passes: list[Pass], tokenizer: Tokenizer, options: dict[str, Any]) -> str:
+    """Digest of all that decides the shards' bytes: a journal with another is of no use."""
+    plan = [[one.split, [source.identity() for source in one.sources], one.validation_documents_from] for one in passes]
+    decides = [FORMAT_VERSION, plan, tokenizer.hash, options]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

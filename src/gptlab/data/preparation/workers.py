@@ -1,0 +1,111 @@
+"""From a block of text to token ids, in worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptlab.data.shards import token_dtype
+from gptlab.data.sources.base import Block, Reading, utf8_length
+
+if TYPE_CHECKING:
+    from gptlab.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedBlock:
+    """The token ids of a block, document by document.
+
+    Attributes:
+        ids: (tokens,), the end-of-text id before each document among them.
+        lengths: (documents,), ids of each document or part of a long one, its end-of-text id included.
+        bytes: (documents,), UTF-8 bytes of each.
+        begins: (documents,), whether it begins a document, and does not go on with the one before.
+    """
+
+    ids: NDArray[Any]
+    lengths: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+    begins: NDArray[np.bool_]
+
+
+def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock:
+    """The ids of a block's documents, each with its separator before it. Raises DataError where it is no
+    text."""
+    documents = list(block.documents(reading))
+    dtype = token_dtype(tokenizer.vocab_size)
+    separator = np.array([tokenizer.end_of_text], dtype=dtype)
+    texts = tokenizer.encode_documents([document.text for document in documents])
+    begins = np.array([not document.continues for document in documents], dtype=np.bool_)
+    parts = [part for ids, first in zip(texts, begins, strict=True) for part in ((separator, ids) if first else (ids,))]
+    return EncodedBlock(
+        ids=np.concatenate(parts, dtype=dtype) if parts else np.empty(0, dtype=dtype),
+        lengths=np.array([len(ids) for ids in texts], dtype=np.int64) + begins,
+        bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
+        begins=begins,
+    )
+
+
+@contextlib.contextmanager
+def encoding_workers(
+    workers: int, tokenizer: Path, reading: Reading
+) -> Iterator[Callable[[Block], Future[EncodedBlock]]]:
+    """Yield a function that encodes a block: in a pool of processes, or in this one where one is enough."""
+    if workers == 1:
+        from gptlab.tokenizer import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer)
+
+        def here(block: Block) -> Future[EncodedBlock]:
+            future: Future[EncodedBlock] = Future()
+            future.set_result(encode(block, loaded, reading))
+            return future
+
+        yield here
+        return
+    # "spawn": a forked child would inherit the locks of whatever threads the caller has (Arrow, BLAS, torch).
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, reading))
+    try:
+        yield lambda block: pool.submit(_encode_in_worker, block)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Tokenizer, Reading] | None = None
+
+
+def _start_worker(tokenizer: Path, reading: Reading) -> None:
+    """In a new worker process: load the tokenizer, leave Ctrl-C to the parent, and die with it."""
+    global _worker
+    from gptlab.tokenizer import load_tokenizer
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _worker = (load_tokenizer(tokenizer), reading)
+
+
+def _die_with_parent() -> None:
+    """A pool's workers wait on a queue that outlives a killed parent: without this they would wait
+    forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _encode_in_worker(block: Block) -> EncodedBlock:
+    assert _worker is not None
+    return encode(block, *_worker)

@@ -1,0 +1,191 @@
+"""What every source of text is made of: documents, blocks, and how text is read.
+
+Reading happens in two halves, so that the expensive one can be shared between processes. A source hands out *blocks*
+in order: about a megabyte of raw text, or the address of some Parquet rows, with a cursor from which reading can start
+again. `Block.documents` turns a block into documents and runs anywhere. What a block holds depends on the inputs
+alone, never on who reads it.
+
+A text longer than a block comes in parts (`Document.continues`), cut where tokenizers cut anyway: between an
+alphanumeric character and a space that a letter follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from gptlab.errors import DataError
+
+BLOCK_BYTES = 1 << 20
+
+Cursor = tuple[int, Any]
+"""Where a block begins: number of the source, and a position that JSON can hold."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document, or where it is long a piece of one.
+
+    Attributes:
+        text: never empty.
+        source: the file, URL or data set that it comes from.
+        continues: whether it goes on with the document before rather than beginning a new one.
+    """
+
+    text: str
+    source: str
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are to be understood.
+
+    Attributes:
+        text_column: the column or field that holds the text.
+        separator: what stands between the documents of a text file (line ends around it are dropped); None
+            takes each file as one document, byte for byte.
+        document_start: regular expression; rows are joined into one document until a row begins with a match.
+        errors: "strict" refuses text that is no valid Unicode, "replace" puts U+FFFD in its place.
+    """
+
+    text_column: str = "text"
+    separator: str | None = None
+    document_start: str | None = None
+    errors: Literal["strict", "replace"] = "strict"
+
+    def decode(self, data: bytes, source: str, offset: int) -> str:
+        """UTF-8 bytes, which stand at `offset` of `source`, as text. Raises DataError naming the bad byte."""
+        try:
+            return data.decode("utf-8", errors=self.errors)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{source}: invalid UTF-8 at byte {offset + error.start}; mend the file, or accept U+FFFD in its place "
+                "with --errors replace"
+            ) from None
+
+    def checked(self, value: object, source: str, place: str) -> str:
+        """The text of a row ("" for null). Raises DataError where it is no text or half a surrogate pair."""
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise DataError(
+                f"{source}, {place}: {self.text_column!r} holds {type(value).__name__}, not text; name another with "
+                "--text-column"
+            )
+        if value.isascii():
+            return value
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            if self.errors == "strict":
+                raise DataError(
+                    f"{source}, {place}: holds half a surrogate pair, which is no text; mend it, or accept U+FFFD in "
+                    "its place with --errors replace"
+                ) from None
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value
+
+    def join(self, rows: Sequence[str], source: str, first: bool) -> Iterator[Document]:
+        """Rows as documents. `first` says that nothing comes before them, so that the first row begins
+        one."""
+        if self.document_start is None:
+            yield from (Document(text, source) for text in rows if text)
+            return
+        begins = re.compile(self.document_start)
+        starts = [number for number, row in enumerate(rows) if begins.match(row)]
+        if not starts or starts[0] > 0:
+            starts.insert(0, 0)
+        for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(rows)], strict=True)):
+            if text := "".join(rows[start:stop]):
+                yield Document(text, source, continues=number == 0 and not first and not begins.match(rows[0]))
+
+
+class Block(Protocol):
+    """A run of text that one worker turns into documents."""
+
+    @property
+    def cursor(self) -> Cursor:
+        """Reading from here gives this block first."""
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source that it covers, for progress."""
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        """The documents in it. Raises DataError where they are no text."""
+
+
+@dataclass(frozen=True)
+class RowsBlock:
+    """Rows that the parent had to read itself: of huge Parquet row groups, and of Hugging Face streams."""
+
+    cursor: Cursor
+    source: str
+    row: int
+    rows: list[Any]
+    first: bool  # nothing comes before them
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(len(row) for row in self.rows if isinstance(row, str))
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        texts = [reading.checked(row, self.source, f"row {number}") for number, row in enumerate(self.rows, self.row)]
+        return reading.join(texts, self.source, self.first)
+
+
+class Source(Protocol):
+    """Something to read text from."""
+
+    @property
+    def name(self) -> str:
+        """What messages and `dataset.json` call it."""
+
+    is_stream: ClassVar[bool]
+    """Whether reading it twice would fetch it twice."""
+
+    def size(self, reading: Reading) -> int | None:
+        """Bytes of the source, about; None where that is not known beforehand."""
+
+    def identity(self) -> list[Any]:
+        """What changes when the content does, as JSON values."""
+
+    def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
+        """Blocks from `position` (of a cursor; None for the beginning) on. `number` goes into the cursors."""
+
+
+def utf8_length(text: str) -> int:
+    """Bytes of `text` in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def file_identity(path: Path) -> list[Any]:
+    """What changes when a file does: its path, size and time of change."""
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+@contextlib.contextmanager
+def damage_as_data_error(name: str) -> Iterator[None]:
+    """Turn the errors of damaged files into a DataError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DataError) or not isinstance(error, _damage()):
+            raise
+        raise DataError(f"{name}: is damaged or no such format ({error}); get the file again") from None
+
+
+@functools.cache
+def _damage() -> tuple[type[BaseException], ...]:
+    import pyarrow
+    import zstandard
+
+    return (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)

@@ -1,0 +1,65 @@
+"""Files behind http(s) URLs: fetched once, kept in a cache, and read as what their name says they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from gptlab.console import progress
+from gptlab.data.sources import kinds
+from gptlab.data.sources.base import Source
+from gptlab.errors import DataError
+
+PREFIXES = ("http://", "https://")
+
+
+def open_input(given: str, *, cache: Path | None, block_bytes: int) -> list[Source]:
+    """The file behind the URL. Raises DataError as `download` does."""
+    return [kinds.open_file(download(given, cache), given, block_bytes)]
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """Where downloads are kept: `cache`, else GPTLAB_CACHE, else `~/.cache/gptlab`."""
+    return cache or Path(os.environ.get("GPTLAB_CACHE") or "~/.cache/gptlab").expanduser()
+
+
+def download(url: str, cache: Path | None = None) -> Path:
+    """The file behind an http(s) URL, fetched once and then kept in the cache.
+
+    Raises DataError where the network or the server refuses; nothing is left in the cache then.
+    """
+    name = Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path)).name or "download"
+    target = cache_folder(cache) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+    if target.exists():
+        return target
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        request = urllib.request.Request(url, headers={"User-Agent": "gptlab"})
+        with (
+            urllib.request.urlopen(request, timeout=60) as answer,
+            open(aside, "wb") as file,
+            progress() as bar,
+        ):
+            length = answer.headers.get("Content-Length")
+            task = bar.add_task(f"downloading {name}", total=int(length) if length else None)
+            while content := answer.read(1 << 18):
+                file.write(content)
+                bar.advance(task, len(content))
+            if length and file.tell() != int(length):
+                raise OSError(f"got {file.tell()} of {length} bytes")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
+        reason = getattr(error, "reason", None) or error
+        raise DataError(
+            f"{url}: cannot be downloaded ({reason}); check the address and the network, or give a local file with "
+            "--input"
+        ) from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,88 @@
+"""Finding a tokenizer by name, and reading the folder that `Tokenizer.save` wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from gptlab.errors import DataError, did_you_mean
+from gptlab.tokenizer.byte_level import from_text
+from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
+from gptlab.tokenizer.formats import download_gpt2, huggingface_tokenizer, read_json, read_text
+from gptlab.tokenizer.saving import META_FORMAT
+
+_BUILT_IN = ("byte", "gpt2")
+
+
+def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers")) -> Tokenizer:
+    """The tokenizer called `name_or_path`: a NAME under `root`, "byte", "gpt2", or the path of a tokenizer
+    folder.
+
+    "gpt2" is `root`/gpt2 where that was imported, otherwise tiktoken's download of OpenAI's files. A folder
+    is checked against its `meta.json`. Raises DataError where there is none, or it is damaged.
+    """
+    text = str(name_or_path)
+    is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
+    if is_name and (root / text).is_dir():
+        return load_folder(root / text)
+    if is_name and text == "byte":
+        return byte_tokenizer()
+    if is_name and text == "gpt2":
+        return download_gpt2()
+    if Path(text).is_dir():
+        return load_folder(Path(text))
+    known = {*_BUILT_IN, *(entry.name for entry in root.glob("*/") if (entry / "meta.json").is_file())}
+    if is_name:
+        raise DataError(f"no tokenizer {text!r} under {root}: {did_you_mean(text, known)}")
+    raise DataError(f"no tokenizer folder at {text}; make one with: gptlab tokenizer train --name NAME …")
+
+
+def load_folder(folder: Path) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to `folder`. Raises DataError where it is missing or
+    damaged."""
+    if not (folder / "meta.json").is_file():
+        hint = "no meta.json in it"
+        if (folder / "tokenizer.json").is_file() or (folder / "encoder.json").is_file():
+            hint += f"; bring it in with: gptlab tokenizer import {folder} --name NAME"
+        raise DataError(f"{folder} is not a tokenizer folder of gptlab: {hint}")
+    meta = read_json(folder / "meta.json")
+    if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
+        raise DataError(f"{folder / 'meta.json'}: not a meta.json of format {META_FORMAT} of gptlab")
+    content = read_text(folder / "tokenizer.json")
+    damaged = f"tokenizer folder {folder} is damaged: "
+    mend = "; train or import it again"
+    if hashlib.sha256(content.encode("utf-8")).hexdigest() != meta.get("tokenizer_json_sha256"):
+        raise DataError(f"{damaged}tokenizer.json does not match the checksum in meta.json{mend}")
+    try:
+        tokenizer = _from_own_json(meta, content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{damaged}{type(error).__name__} in its files ({error}){mend}") from error
+    if tokenizer.hash != meta.get("hash"):
+        raise DataError(f"{damaged}its ids hash to {tokenizer.hash}, meta.json says {meta.get('hash')}{mend}")
+    return tokenizer
+
+
+def _from_own_json(meta: dict[str, Any], content: str) -> Tokenizer:
+    kind, specials = meta["kind"], {str(text): int(index) for text, index in meta["special_tokens"].items()}
+    if kind == "hf":
+        return huggingface_tokenizer(meta["name"], content, meta["end_of_text"], meta["trained_on"])
+    vocabulary: dict[str, int] = json.loads(content)["model"]["vocab"]
+    tokens = [b""] * len(vocabulary)
+    for text, index in vocabulary.items():
+        if text not in specials:
+            token = text.encode("utf-8") if kind == "char" else from_text(text)
+            if token is None:
+                raise ValueError(f"token {text!r} is not written in the byte alphabet")
+            tokens[index] = token
+    return Tokenizer(
+        meta["name"],
+        kind,
+        tokens,
+        specials,
+        end_of_text=meta["end_of_text"],
+        pattern=meta["pattern"],
+        trained_on=meta["trained_on"],
+    )
