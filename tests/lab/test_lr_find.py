@@ -11,7 +11,7 @@ import pytest
 from helpers import TINY, gptlab, make_data, only_run, rows
 from numpy.typing import NDArray
 
-from gptlab.cli.search import _check_picture
+from gptlab.cli.options import check_picture
 from gptlab.config import config_from
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.lab.runs.execution import Device
@@ -175,5 +175,5 @@ def test_a_place_for_no_picture_is_refused_before_training(tmp_path: Path, path:
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(GptlabError, match="--out"):
-        _check_picture(tmp_path / path)
-    _check_picture(tmp_path / "new" / "picture.png")
+        check_picture(tmp_path / path)
+    check_picture(tmp_path / "new" / "picture.png")

@@ -94,7 +94,9 @@ def test_a_probe_is_added_up() -> None:
 
 @pytest.mark.parametrize(("every", "best", "saves"), [(0, False, 1), (50, False, 2), (100, False, 1), (0, True, 4)])
 def test_checkpoints_are_counted_as_the_loop_saves_them(every: int, best: bool, saves: int) -> None:
-    assert planning.checkpoints(config(**{"checkpoint.every": every, "checkpoint.best": str(best).lower()})) == saves
+    assert (
+        planning.count_checkpoints(config(**{"checkpoint.every": every, "checkpoint.best": str(best).lower()})) == saves
+    )
 
 
 def test_a_card_of_the_table() -> None:

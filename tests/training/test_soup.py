@@ -162,7 +162,7 @@ def test_greedy_keeps_what_helps(around: list[Path], trained: Run) -> None:
 
 
 def test_greedy_may_keep_the_best_alone(around: list[Path], trained: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    from gptlab.cli.staging import show_soup
+    from gptlab.cli.soup import show_soup
 
     made = gptlab.soup([around[0], trained.folder], "alone", greedy=True, device="cpu")
     assert [one.weight for one in made.ingredients] == [0.0, 1.0]

@@ -1,4 +1,4 @@
-"""The command line: a thin face over the functions of the package, one file a group of commands.
+"""The command line: a thin face over the functions of the package, one file a command or a group of them.
 
 Commands import what they need when they run, so that `gptlab --help` answers at once.
 """
@@ -6,52 +6,73 @@ Commands import what they need when they run, so that `gptlab --help` answers at
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
+from click import Context
+from typer.core import TyperGroup
 
-from gptlab.cli import experiments, extending, reporting, run, search, weights
+from gptlab.cli.check import check
+from gptlab.cli.compare import compare
 from gptlab.cli.config import app as config_app
 from gptlab.cli.data import app as data_app
+from gptlab.cli.eval import evaluate
+from gptlab.cli.export import export
+from gptlab.cli.import_ import import_
+from gptlab.cli.ladder import ladder
+from gptlab.cli.list import list_
+from gptlab.cli.lr_find import lr_find
 from gptlab.cli.mup import app as mup_app
-from gptlab.cli.planning import plan
+from gptlab.cli.new import app as new_app
+from gptlab.cli.noise import noise
+from gptlab.cli.paper import paper
+from gptlab.cli.plan import plan
+from gptlab.cli.report import report
+from gptlab.cli.run import run
+from gptlab.cli.sample import sample
+from gptlab.cli.soup import soup
+from gptlab.cli.sweep import sweep
 from gptlab.cli.tokenizer import app as tokenizer_app
+from gptlab.cli.trace import trace
+from gptlab.cli.train import train
+from gptlab.errors import GptlabError
+
+COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
+    "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
+    "Build": {"new": new_app, "check": check, "trace": trace},
+    "Train": {"plan": plan, "train": train, "sample": sample, "soup": soup},
+    "Tune": {"lr-find": lr_find, "sweep": sweep, "mup": mup_app, "ladder": ladder},
+    "Judge": {"noise": noise, "run": run, "eval": evaluate, "compare": compare, "list": list_},
+    "Share": {"report": report, "paper": paper, "import": import_, "export": export},
+}
+"""Every command, in the order of the work that they are for: the panels of `gptlab --help`."""
+
+
+class _InOrder(TyperGroup):
+    def list_commands(self, ctx: Context) -> Any:
+        """As `COMMANDS` has them: typer would put groups last."""
+        return [name for commands in COMMANDS.values() for name in commands]
+
 
 app = typer.Typer(
     name="gptlab",
+    cls=_InOrder,
     help="A laboratory for GPT pre-training research on a small budget.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(tokenizer_app, name="tokenizer", help="Train, import, inspect and grow tokenizers.")
-app.add_typer(data_app, name="data", help="Turn text into token shards, and check them.")
-app.add_typer(config_app, name="config", help="Show, compare and describe configs.")
-app.add_typer(mup_app, name="mup", help="Maximal update parametrization.")
-app.add_typer(extending.new_app, name="new", help="Begin something of your own.")
-app.command()(experiments.run)
-app.command()(search.noise)
-app.command("lr-find")(search.lr_find)
-app.command()(search.sweep)
-app.command()(search.ladder)
-app.command()(reporting.report)
-app.command()(reporting.compare)
-app.command()(reporting.paper)
-app.command("list")(reporting.list_)
-app.command()(run.train)
-app.command("eval")(run.evaluate)
-app.command()(run.sample)
-app.command()(run.trace)
-app.command()(plan)
-app.command("import")(weights.import_)
-app.command()(weights.export)
-app.command()(weights.soup)
-app.command()(extending.check)
+for _panel, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+        else:
+            app.command(_name, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:
     """Entry point of `gptlab`: run the command; a mistake is one line on standard error and its exit code."""
-    from gptlab.errors import GptlabError
-
     try:
         app()
     except GptlabError as error:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptlab.console import output, say
+from gptlab.errors import DataError, did_you_mean
+
 if TYPE_CHECKING:
     from gptlab.data.preset import Preset
     from gptlab.data.sources import Reading
     from gptlab.tokenizer import Tokenizer
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and check them.")
 
 
 @app.command()
@@ -44,10 +47,8 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Replace a finished data set.")] = False,
 ) -> None:
     """Tokenize text into shards that training reads; goes on where a killed run stopped."""
-    from gptlab.console import output
     from gptlab.data import prepare as prepare_data
     from gptlab.data.preset import load_preset
-    from gptlab.errors import DataError
 
     known = load_preset(preset) if preset is not None else None
     if known is None and not input:
@@ -83,8 +84,6 @@ def prepare(
             markup=False,
         )
     if "validation" not in manifest.splits:
-        from gptlab.console import say
-
         say("no validation split; training needs one: add --validation FILES or --validation-fraction 0.1")
 
 
@@ -95,7 +94,6 @@ def _reading(
     import re
 
     from gptlab.data.sources import Reading
-    from gptlab.errors import DataError, did_you_mean
 
     if errors not in ("strict", "replace"):
         raise DataError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
@@ -118,8 +116,6 @@ def _reading(
 def _tokenizer(
     asked: str | None, known: Preset | None, preset: str, inputs: list[str], reading: Reading
 ) -> str | Tokenizer:
-    from gptlab.errors import DataError
-
     if asked is not None:
         return asked
     if known is not None and known.tokenizer is not None:
@@ -137,7 +133,6 @@ def _tokenizer(
 
 def _count(text: str | None, option: str) -> int | None:
     from gptlab.config.numbers import parse_number
-    from gptlab.errors import DataError
 
     if text is None:
         return None
@@ -157,7 +152,6 @@ def info(folder: Annotated[Path, typer.Argument(help="A data set.")]) -> None:
 
     from rich.table import Table
 
-    from gptlab.console import output
     from gptlab.data import info as describe
 
     described = describe(folder)
@@ -199,7 +193,6 @@ def _beginning(folder: Path, ids: list[int]) -> str:
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="A data set.")]) -> None:
     """Read every byte of a data set and compare it with the checksums and counts in dataset.json."""
-    from gptlab.console import output
     from gptlab.data import verify as check
 
     described = check(folder)
@@ -214,7 +207,6 @@ def presets() -> None:
     """The data sets that `gptlab data prepare NAME` knows."""
     from rich.table import Table
 
-    from gptlab.console import output
     from gptlab.data.preset import load_preset, preset_names
 
     table = Table.grid("preset", "what", padding=(0, 2))

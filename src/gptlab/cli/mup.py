@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from gptlab.cli.config import OneStage, Overrides, load_one
+from gptlab.cli.options import OneStage, Overrides, load_one
+from gptlab.console import output, progress, say
+from gptlab.errors import ConfigError
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Maximal update parametrization.")
 
 
 @app.callback()
@@ -30,9 +32,7 @@ def check(
     """Draw the coordinate check of CONFIG; exit 1 where activations under muP move further the wider the model."""
     from rich.table import Table
 
-    from gptlab.console import output, progress, say
     from gptlab.contracts.coordinates import TOLERANCE, coordinate_check, exponents, plot_moves
-    from gptlab.errors import ConfigError
 
     try:
         chosen = [int(width) for width in widths.split(",")] if widths else []

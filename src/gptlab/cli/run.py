@@ -1,120 +1,140 @@
-"""`gptlab train`, `eval`, `sample` and `trace`: what is done with one run."""
+"""`gptlab run`: an experiment from its statement to its verdict."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.config import OneStage, Overrides, load_one
+from gptlab.cli.options import DryRun, ExperimentFolder, Jobs, Yes
+from gptlab.console import output, say
+from gptlab.errors import GptlabError
 
-Runs = Annotated[list[Path], typer.Argument(help="run folders (or a nanoGPT ckpt.pt)")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptlab.lab.experiment.evidence import Evidence
+    from gptlab.lab.experiment.run_queue import CostEstimate
+    from gptlab.lab.experiment.spec import Experiment
+    from gptlab.lab.runs.store import RunSpec, Store
 
 
-def train(
-    config: Annotated[str, typer.Argument(help="a YAML file, or a run folder (with --resume: continue that run)")],
-    overrides: Overrides = [],  # noqa: B006 - typer copies it
-    resume: Annotated[
-        bool, typer.Option(help="continue from the newest whole checkpoint; start if there is none")
+def run(
+    folder: ExperimentFolder,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    arms: Annotated[str | None, typer.Option(help="comma-separated: only these arms")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="no more than the first so many seeds, this time")] = None,
+    jobs: Jobs = None,
+    probe: Annotated[bool, typer.Option(help="measure speed and memory before asking")] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="refuse to pair runs of different code, libraries or hardware")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="the run's folder; by default runs/NAME-HASH-seedN")] = None,
 ) -> None:
-    """Train what CONFIG describes, into runs/NAME-HASH-seedN; a config of stages into a folder for each of its runs."""
-    from gptlab.config import has_stages, load_config
-    from gptlab.console import say
-    from gptlab.errors import ConfigError
-    from gptlab.parallel.world import find_world
-    from gptlab.training.loop import train as run_training
+    """Train the runs that an experiment still needs, and say what they show, after every seed."""
+    from gptlab.lab.experiment.evidence import evaluate_experiment
+    from gptlab.lab.experiment.ledger import Ledger
+    from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs, predict_mismatches
+    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.runs.execution import find_devices, train_all
+    from gptlab.lab.runs.predictions import kept_plans, predict_runs
+    from gptlab.lab.runs.store import Store
 
-    if has_stages(config):
-        from gptlab.cli.staging import train_in_stages
+    experiment = load_experiment(folder)
+    if arms is not None:
+        experiment = experiment.only([name.strip() for name in arms.split(",")])
+    store = Store()
+    ledger = Ledger.read(experiment, store)
+    evidence = evaluate_experiment(ledger, strict=strict)
+    missing = missing_runs(evidence, seeds=seeds)
+    if missing:
+        predictions = predict_runs(missing, store, probe=probe)
+        rate = _hourly_rate(experiment, [prediction.hardware for prediction in predictions.values()])
+        devices = find_devices(jobs)
+        _show_plan(experiment, estimate_cost(ledger, missing, predictions, rate), len(devices))
+        _show_power(experiment, store)
+        plans = kept_plans([arm.hash for arm in experiment.all_arms], store)
+        for name, wrong in predict_mismatches(experiment, plans).items():
+            say(f"careful: {name} will get no verdict, {'; '.join(map(str, wrong))}")
+        if dry_run:
+            return
+        if not yes and not typer.confirm("Train these?", default=True, err=True):
+            raise typer.Exit(1)
+        shown = {found.arm.name: len(found.pairs) for found in evidence.arms}
 
-        if out is not None:
-            raise ConfigError("--out names the folder of one run, and stages make several; leave it out")
-        train_in_stages(config, overrides, resume=resume)
+        def queue() -> list[RunSpec]:
+            """What is still missing now that a run has ended; `evidence` is what all runs show by then."""
+            nonlocal evidence
+            evidence = evaluate_experiment(Ledger.read(experiment, store), strict=strict)
+            missing = missing_runs(evidence, seeds=seeds)
+            if missing:  # the last news is the result, which is printed in any case
+                _show_news(evidence, shown)
+            return missing
+
+        train_all(queue, store, devices=devices, predictions=predictions)
+    _show_verdicts(evidence)
+    say(f"next: gptlab report {folder}")
+
+
+def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | None:
+    from gptlab.hardware.gpus import gpu_of_driver, read_gpus
+
+    if experiment.statement.dollars_per_hour is not None:
+        return experiment.statement.dollars_per_hour
+    cards = [gpu_of_driver(name, read_gpus()) for name in set(hardware)]
+    return next((card.dollars_per_hour for card in cards if card is not None), None)
+
+
+def _show_plan(experiment: Experiment, estimate: CostEstimate, devices: int) -> None:
+    """What will be trained, in the worst case of every seed, and what that takes."""
+    from gptlab.planning.formatting import format_bytes, format_dollars, format_seconds
+
+    say(f"{experiment.name}: {experiment.statement.hypothesis}")
+    runs = ", ".join(f"{count} of {arm}" for arm, count in estimate.runs.items())
+    reused = f"; {estimate.reused} are there already and are used" if estimate.reused else ""
+    say(f"at most {sum(estimate.runs.values())} runs to train ({runs}){reused}")
+    if estimate.seconds is not None:
+        each = f" on {devices} devices" if devices > 1 else ""
+        cost = "" if estimate.dollars is None else f", {format_dollars(estimate.dollars)}"
+        memory = "" if estimate.peak_memory is None else f", {format_bytes(estimate.peak_memory)} of memory each"
+        say(
+            f"about {format_seconds(estimate.seconds / devices)}{each}{cost}{memory}; less, where fewer seeds settle it"
+        )
+
+
+def _show_power(experiment: Experiment, store: Store) -> None:
+    """What the experiment can find, where `gptlab noise` has measured its baseline."""
+    from gptlab.lab.experiment.evidence import decision_rule
+    from gptlab.lab.stats.power import minimum_detectable_effect
+    from gptlab.lab.studies.noise import read_noise
+
+    known, statement = read_noise(store, experiment.baseline.hash), experiment.statement
+    if known is None or known.metric != statement.metric.label or not known.paired_sd:
         return
-    loaded = load_config(config, overrides)
-    there = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
-    if out is not None and there is not None and out.resolve() != there.resolve():
-        raise ConfigError(f"--resume goes on in {there}, and --out names {out}; leave out one of them")
-    folder = out if out is not None else there
-    run = run_training(loaded, resume=resume, folder=folder)
-    if run.finished and find_world().is_main:
-        from gptlab.cli.planning import show_how_good
-
-        say(f"done: {run.folder}; its curve is loss.png")
-        show_how_good(run.folder)
-        say(f"next: gptlab eval {run.folder}\n      gptlab sample {run.folder}")
+    maximum, arms = statement.max_seeds, len(statement.arms)
+    with_noise = f"with a noise of {known.paired_sd:.2g} a difference and {maximum} seeds"
+    try:
+        least = minimum_detectable_effect(known.paired_sd, decision_rule(experiment), maximum=maximum, arms=arms)
+        say(f"{with_noise}, this experiment finds differences of {least:.2g} or more in 80% of cases")
+    except GptlabError as error:
+        say(f"careful: {with_noise}: {error}")
 
 
-def evaluate(
-    runs: Runs,
-    tasks: Annotated[str, typer.Option(help="comma-separated: loss, topk, hellaswag")] = "loss",
-    limit: Annotated[
-        int | None, typer.Option(help="questions of a task, or validation sequences; all by default")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="data set for loss and topk; by default the run's own")] = None,
-    task_data: Annotated[
-        Path | None,
-        typer.Option(help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"),
-    ] = None,
-    device: Device = "auto",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="a folder of RUN/checkpoints; by default the final weights")
-    ] = None,
-) -> None:
-    """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
-    from gptlab.cli.evaluation import evaluate_runs
-    from gptlab.evals.benchmark import Options
+def _show_news(evidence: Evidence, shown: dict[str, int]) -> None:
+    """A line for each arm that has a pair more than when it was last `shown`."""
+    from gptlab.lab.experiment.verdict import verdict_line
 
-    options = Options(limit=limit, data=data, task_data=task_data)
-    evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)
+    for found in evidence.arms:
+        if len(found.pairs) > shown.get(found.arm.name, 0):
+            shown[found.arm.name] = len(found.pairs)
+            say(verdict_line(evidence, found))
 
 
-def sample(
-    run: Annotated[Path, typer.Argument(help="a run folder (or a nanoGPT ckpt.pt)")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="one or more prompts; none: from nothing")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate for each prompt")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="keep the k likeliest tokens")] = None,
-    top_p: Annotated[float | None, typer.Option(help="keep the fewest tokens that reach probability p")] = None,
-    min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
-    seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
-    show_tokens: Annotated[bool, typer.Option(help="colour the tokens")] = False,
-    ignore_end: Annotated[bool, typer.Option(help="go on after end of text")] = False,
-    device: Device = "auto",
-    checkpoint: Annotated[
-        str | None, typer.Option(help="a folder of RUN/checkpoints; by default the final weights")
-    ] = None,
-) -> None:
-    """Continue prompts with a trained model."""
-    from gptlab.inference.generate import Sampling
+def _show_verdicts(evidence: Evidence) -> None:
+    """The result: a line for each arm, and what a careful reader wants to know beside it."""
+    from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop_at_end=not ignore_end,
-    )
-    from gptlab.cli.sampling import show_samples
-    from gptlab.interop import load
-
-    show_samples(load(run, device=device, checkpoint=checkpoint), prompts or [""], sampling, show_tokens=show_tokens)
-
-
-def trace(
-    config: Annotated[str, typer.Argument(help="a YAML file, or a run folder")],
-    overrides: Overrides = [],  # noqa: B006 - typer copies it
-    vocab_size: Annotated[int | None, typer.Option(help="V; by default that of the config's data, or 50257")] = None,
-    depth: Annotated[int, typer.Option(help="how deep to look into modules")] = 4,
-    stage: OneStage = None,
-) -> None:
-    """Show every module with its shapes (in the dimension letters), parameters and FLOPs."""
-    from gptlab.cli.tracing import show_trace
-
-    show_trace(load_one(config, overrides, stage), vocab_size=vocab_size, depth=depth)
+    for found in evidence.arms:
+        output().print(verdict_line(evidence, found), markup=False)
+        for note in verdict_notes(evidence, found):
+            say(f"  {note}")

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gptlab.console import output, progress, say
+from gptlab.errors import ConfigError, DataError, did_you_mean
+
 if TYPE_CHECKING:
     from gptlab.data.sources import Document, Reading
     from gptlab.tokenizer import Tokenizer
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="Train, import, inspect and grow tokenizers.")
 
 ROOT = Path("tokenizers")
 _UPDATE_BYTES = 1 << 20
@@ -113,8 +116,6 @@ def train(
 
 def _save(made: Sequence[Tokenizer], kind: str, inputs: Sequence[str] | None, seconds: float) -> None:
     """Write what was trained, and say what of and how long it took."""
-    from gptlab.console import say
-
     for tokenizer in made:
         if inputs:
             tokenizer.trained_on["inputs"] = list(inputs)
@@ -126,8 +127,6 @@ def _save(made: Sequence[Tokenizer], kind: str, inputs: Sequence[str] | None, se
 
 def _check_kind(kind: str, given: Mapping[str, object]) -> None:
     """Raise ConfigError for an unknown kind, an option (`given`, by name) that it does not read, or that it lacks."""
-    from gptlab.errors import ConfigError, did_you_mean
-
     if kind not in _UNREAD:
         raise ConfigError(f"--kind {kind!r} is unknown: {did_you_mean(kind, tuple(_UNREAD))}")
     growing = kind == "bpe" and given["--grow"] is not None
@@ -163,7 +162,6 @@ def import_(
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
     """Bring in GPT-2's vocabulary or any Hugging Face tokenizer.json."""
-    from gptlab.console import say
     from gptlab.tokenizer import import_tokenizer
 
     _check_free(name, force)
@@ -191,8 +189,6 @@ def show(
     from rich.table import Table
     from rich.text import Text
 
-    from gptlab.console import output, say
-    from gptlab.errors import DataError
     from gptlab.tokenizer import load_tokenizer
 
     if text == "-":
@@ -242,8 +238,6 @@ def stats(
     import numpy as np
     from rich.table import Table
 
-    from gptlab.console import output
-    from gptlab.errors import ConfigError
     from gptlab.tokenizer import load_tokenizer
 
     if not input:
@@ -307,7 +301,6 @@ def _short(source: str, width: int) -> str:
 
 
 def _check_free(name: str, force: bool) -> None:
-    from gptlab.errors import DataError
     from gptlab.tokenizer.formats import check_name
 
     check_name(name)
@@ -318,7 +311,6 @@ def _check_free(name: str, force: bool) -> None:
 
 def _sizes(text: str | None) -> list[int]:
     from gptlab.config.numbers import parse_number
-    from gptlab.errors import ConfigError
 
     sizes = []
     for part in (text or "").split(",") if text else []:
@@ -334,7 +326,6 @@ def _sizes(text: str | None) -> list[int]:
 
 def _bytes(text: str | None) -> int | None:
     from gptlab.config.numbers import parse_number
-    from gptlab.errors import ConfigError
 
     if text is None:
         return None
@@ -374,7 +365,6 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
 
     from gptlab.data.preset import load_preset, preset_names
     from gptlab.data.sources import Reading
-    from gptlab.errors import ConfigError, did_you_mean
 
     if errors not in ("strict", "replace"):
         raise ConfigError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
@@ -391,8 +381,6 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
 @contextmanager
 def _bar(source: _Source, description: str) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of `source`; yields the function that advances it."""
-    from gptlab.console import progress
-
     with progress(transient=True) as bar:
         task = bar.add_task(description, total=source.size())
         waiting = 0
@@ -410,8 +398,6 @@ def _bar(source: _Source, description: str) -> Iterator[Callable[[int], None]]:
 @contextmanager
 def _texts(source: _Source, then: str) -> Iterator[Iterator[str]]:
     """The texts of `source`, under a progress bar; says `then` once they are read."""
-    from gptlab.console import say
-
     with _bar(source, "reading") as advance:
 
         def texts() -> Iterator[str]:
@@ -425,7 +411,6 @@ def _texts(source: _Source, then: str) -> Iterator[Iterator[str]]:
 
 
 def _say_next(name: str, inputs: Sequence[str] | None) -> None:
-    from gptlab.console import say
     from gptlab.data.preset import preset_names
 
     source = " ".join(f"--input '{each}'" for each in inputs or ["FILES"])

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from gptlab.console import say
 from gptlab.data.dataset import MANIFEST, Manifest
 from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
+from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
@@ -76,9 +77,7 @@ def prepare(
     """
     out, reading = Path(out), reading or Reading()
     check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes)
-    workers = workers or len(
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
+    workers = workers or usable_cores()
     _check_target(out, force)
     block_bytes = block_bytes_for(limit_bytes)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes)

@@ -58,6 +58,11 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     )
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def encoding_workers(
     workers: int, tokenizer: Path, reading: Reading

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gptlab.config import format_count
-from gptlab.lab.experiment.spec import Matched
+from gptlab.lab.experiment.spec import Quantity
 from gptlab.record.facts import Facts
 
 
@@ -40,7 +40,7 @@ def mean_quantity(what: str, runs: Sequence[Facts]) -> float:
     return sum(QUANTITIES[what](facts) for facts in runs) / len(runs)
 
 
-def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[Matched, float]) -> list[Mismatch]:
+def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[Quantity, float]) -> list[Mismatch]:
     """What is not matched as promised, over the runs of an arm and of the baseline with the same seeds.
 
     `match`: quantity → allowed deviation as a share of the baseline's.

@@ -38,8 +38,8 @@ BASELINE = "baseline"
 REPEAT_OFFSET = 1000
 """An A/A arm starts from the weights of seed + 1000: other luck, and nothing else."""
 
-Matched = Literal["tokens", "flops", "parameters", "time"]
-TOLERANCES: dict[Matched, float] = {"tokens": 0.0, "flops": 0.01, "parameters": 0.01, "time": 0.05}
+Quantity = Literal["tokens", "flops", "parameters", "time"]
+TOLERANCES: dict[Quantity, float] = {"tokens": 0.0, "flops": 0.01, "parameters": 0.01, "time": 0.05}
 """By how much, as a share of the baseline's, an arm may differ where the experiment names no tolerance."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -101,7 +101,7 @@ class Statement(Section):
         description="a list, or how many; used in this order"
     )
     metric: Metric = Field(default=Metric(), description="what is measured: loss, bits_per_byte, or one of `metric.…`")
-    match: Annotated[dict[Matched, Share], BeforeValidator(_match)] = Field(
+    match: Annotated[dict[Quantity, Share], BeforeValidator(_match)] = Field(
         default={"tokens": 0.0}, description="what must be equal for a verdict, and within which tolerance"
     )
     decision: DecisionRule = Field(description="the rule, see `decision.…`")
@@ -129,12 +129,12 @@ class Statement(Section):
             raise broken_rule(
                 f"{min(shared)} is one of `seeds`; what was tuned on must not be the evidence", key="tune_seeds"
             )
-        if self.most_seeds < self.decision.minimum_seeds:
-            raise broken_rule(f"{self.most_seeds} are fewer than decision.minimum_seeds", key="seeds")
+        if self.max_seeds < self.decision.minimum_seeds:
+            raise broken_rule(f"{self.max_seeds} are fewer than decision.minimum_seeds", key="seeds")
         return self
 
     @property
-    def most_seeds(self) -> int:
+    def max_seeds(self) -> int:
         """The most pairs that a verdict may rest on."""
         return self.decision.maximum_seeds or len(self.seeds)
 
@@ -143,7 +143,7 @@ class Statement(Section):
         """The seeds in the order in which they are used; after those that are listed, the next free numbers."""
         taken = {*self.seeds, *self.tune_seeds}
         free = (number for number in itertools.count(1) if number not in taken)
-        return [*self.seeds, *itertools.islice(free, max(0, self.most_seeds - len(self.seeds)))][: self.most_seeds]
+        return [*self.seeds, *itertools.islice(free, max(0, self.max_seeds - len(self.seeds)))][: self.max_seeds]
 
 
 @dataclass(frozen=True)
@@ -235,11 +235,11 @@ def load_experiment(folder: str | Path) -> Experiment:
     experiment = Experiment(path.parent, statement, baseline, arms, grid if statement.tune else [])
     for arm in experiment.all_arms:
         for point in experiment.grid:
-            tuned(arm, point)  # a key that an arm has not is found out now
+            apply_tuning(arm, point)  # a key that an arm has not is found out now
     return experiment
 
 
-def tuned(arm: Arm, point: Mapping[str, Any]) -> Arm:
+def apply_tuning(arm: Arm, point: Mapping[str, Any]) -> Arm:
     """`arm` with a point of the grid: `{"optimizer.lr": 3e-4}`, or `x0.5`, half of what the arm has.
 
     Raises ConfigError where the arm has no such key.

@@ -6,7 +6,7 @@ from gptlab.lab.experiment.evidence import ArmEvidence, Evidence
 from gptlab.planning.formatting import format_dollars
 
 
-def line(evidence: Evidence, found: ArmEvidence) -> str:
+def verdict_line(evidence: Evidence, found: ArmEvidence) -> str:
     """The verdict on an arm in a line."""
     name = found.arm.name
     if found.refusal is not None:
@@ -14,11 +14,11 @@ def line(evidence: Evidence, found: ArmEvidence) -> str:
     if not found.pairs:
         return f"{name}: inconclusive, no seed is finished yet"
     text = f"{name}: {found.verdict} after {_count(len(found.pairs), 'seed')}"
-    text += f", {amount(evidence, found)}"
+    text += f", {format_effect(evidence, found)}"
     return text + (f"; {seeds_needed(evidence, found)}" if not found.is_decided else "")
 
 
-def amount(evidence: Evidence, found: ArmEvidence) -> str:
+def format_effect(evidence: Evidence, found: ArmEvidence) -> str:
     """The difference in the metric's units with its interval, in percent, and in units of seed noise."""
     assert found.effect is not None
     low, high = found.decision.interval
@@ -42,7 +42,7 @@ def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
     return f"about {_count(found.more_seeds, 'more seed')}{price} would settle it"
 
 
-def notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
+def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
     """What a careful reader wants to know beside the verdict."""
     said = [found.decision.sentence] if found.refusal is None and found.pairs else []
     if evidence.ledger.choices:

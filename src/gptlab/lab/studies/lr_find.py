@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 SCHEDULE = "gptlab.lab.studies.lr_range:Exponential"
-_MARGIN = 10.0  # how far below the rate that diverges the cautious one lies
+_SAFETY_FACTOR = 10.0  # how far below the rate that diverges the cautious one lies
 _LEAST_STEPS = 10
 _FLAT = 1e-6  # of the loss, a decade: less is rounding
 _MEDIAN = 20  # a running median over a twentieth of the steps
@@ -43,7 +43,7 @@ class RangeTest:
         smoothed: their running median, without the noise of batches; infinite where they are not numbers.
         steepest: where the smoothed loss falls fastest per decade; None where it never falls.
         diverged: where it first rises beyond the limit; None where it never does.
-        bound: the loss that counts as divergence, the limit times the lowest before it.
+        divergence_loss: the loss that counts as divergence, the limit times the lowest before it.
     """
 
     multipliers: Array
@@ -51,12 +51,12 @@ class RangeTest:
     smoothed: Array
     steepest: float | None
     diverged: float | None
-    bound: float
+    divergence_loss: float
 
     @property
     def cautious(self) -> float | None:
         """A tenth of the rate that diverges."""
-        return None if self.diverged is None else self.diverged / _MARGIN
+        return None if self.diverged is None else self.diverged / _SAFETY_FACTOR
 
 
 def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> RunSpec:
@@ -136,9 +136,9 @@ def analyse(multipliers: Array, losses: Array, limit: float = 1.5, steps: int | 
     gone = np.flatnonzero(~np.isfinite(smoothed) | (smoothed > limit * lowest))
     end = int(gone[0]) if len(gone) else len(losses)
     diverged = float(multipliers[end]) if len(gone) else None
-    bound = limit * float(lowest[end - 1]) if end else np.inf
+    divergence_loss = limit * float(lowest[end - 1]) if end else np.inf
     return RangeTest(
-        multipliers, losses, smoothed, _steepest(multipliers[:end], smoothed[:end], steps), diverged, bound
+        multipliers, losses, smoothed, _steepest(multipliers[:end], smoothed[:end], steps), diverged, divergence_loss
     )
 
 
@@ -170,7 +170,7 @@ def _steepest(multipliers: Array, smoothed: Array, steps: int) -> float | None:
     return float(multipliers[fastest + half]) if slopes[fastest] < -_FLAT * smoothed[0] else None
 
 
-def rates(config: RunConfig) -> dict[str, float]:
+def learning_rates(config: RunConfig) -> dict[str, float]:
     """The learning rates of the config's optimizer, by key: what a multiplier applies to."""
     found = config.optimizer.plain()
     return {
@@ -196,13 +196,15 @@ def _draw(found: RangeTest, title: str, figure: Figure) -> None:
     for name, where, colour, line in [*marks, ("diverged", found.diverged, COLOURS[1], ":")]:
         if where is not None:
             axes.axvline(where, color=colour, linestyle=line, linewidth=1.4, label=f"{name}: {where:.3g}×")
-    if found.diverged is not None and np.isfinite(found.bound):
-        axes.axhline(found.bound, color=COLOURS[1], linewidth=0.6, label=f"too much: {found.bound:.3g} nats")
+    if found.diverged is not None and np.isfinite(found.divergence_loss):
+        axes.axhline(
+            found.divergence_loss, color=COLOURS[1], linewidth=0.6, label=f"too much: {found.divergence_loss:.3g} nats"
+        )
     finite = found.smoothed[np.isfinite(found.smoothed)]
     low, high = float(finite.min()), float(finite[: max(2, len(finite) // 4)].max())
     margin = max(high - low, 1e-3)
-    if found.diverged is not None and np.isfinite(found.bound):
-        high = max(high, found.bound)
+    if found.diverged is not None and np.isfinite(found.divergence_loss):
+        high = max(high, found.divergence_loss)
     axes.set_ylim(low - 0.08 * margin, high + 0.5 * margin)
     axes.set_xlabel("learning rate, as a multiple of the config's")
     axes.set_ylabel("training loss (nats a token)")

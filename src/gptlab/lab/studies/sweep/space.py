@@ -103,12 +103,12 @@ def _setting(key: str, value: Value) -> str:
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def configured(config: RunConfig, parameters: Mapping[str, Any]) -> RunConfig:
+def apply_parameters(config: RunConfig, parameters: Mapping[str, Any]) -> RunConfig:
     """`config` with a trial's values. Raises ConfigError where they do not go together."""
     return override(config, [_setting(key, value) for key, value in parameters.items()], {})
 
 
-def require_one_length(config: RunConfig, space: Space) -> None:
+def require_equal_lengths(config: RunConfig, space: Space) -> None:
     """A rung is a step: at the same one, a short run has come further in its schedule than a long one."""
     for key, values in space.items():
         for value in extremes(values):
@@ -121,7 +121,7 @@ def require_one_length(config: RunConfig, space: Space) -> None:
                 )
 
 
-def points_of(space: Space) -> list[dict[str, Value]]:
+def grid_points(space: Space) -> list[dict[str, Value]]:
     """Every combination of choices."""
     for key, values in space.items():
         if isinstance(values, Range):
@@ -149,11 +149,11 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return found
 
 
-def in_words(values: Mapping[str, Any]) -> str:
+def format_parameters(values: Mapping[str, Any]) -> str:
     """`optimizer.lr=0.01, model.dim=64`."""
-    return ", ".join(f"{key}={short(value)}" for key, value in values.items())
+    return ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
 
 
-def short(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

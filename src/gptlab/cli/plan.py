@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptlab.cli.config import OneStage, Overrides, load_one
+from gptlab.cli.options import OneStage, Overrides, load_one
+from gptlab.cli.tables import add_row, new_table, show
+from gptlab.console import console, output, say
+from gptlab.errors import ConfigError, GptlabError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,8 +82,6 @@ def plan(
 
 
 def _check_options(gpu: str | None, gpus: int, rate: float | None, probe: bool | None) -> None:
-    from gptlab.errors import GptlabError
-
     if gpu is not None and probe:
         raise GptlabError("--probe takes steps on this machine and --gpu asks of another; give one of them")
     if gpu is None and gpus > 1:
@@ -103,7 +104,6 @@ def _has_data(config: RunConfig) -> bool:
 
 def _vocabulary(config: RunConfig) -> int:
     """V of the config's data where it is here, else of its tokenizer, else GPT-2's, which is said."""
-    from gptlab.console import say
     from gptlab.data import MANIFEST, Manifest
     from gptlab.tokenizer import load_tokenizer
 
@@ -134,9 +134,8 @@ def _footprint(
     """Bytes by kind at the micro-batch that the run will have, and the bytes that there are."""
     import torch
 
-    from gptlab.errors import ConfigError
     from gptlab.planning.footprint import fitting_footprint, footprint
-    from gptlab.planning.plan import USABLE
+    from gptlab.planning.plan import USABLE_MEMORY
 
     fixed = config.system.micro_batch
     if card is None:
@@ -153,7 +152,7 @@ def _footprint(
             f"--gpus {gpus}: {config.sequences_per_step} sequences a step cannot be shared by so many; "
             f"take {max(n for n in range(1, gpus) if config.sequences_per_step % n == 0)}"
         )
-    rows, limit = config.sequences_per_step // gpus, int(card.memory * USABLE)
+    rows, limit = config.sequences_per_step // gpus, int(card.memory * USABLE_MEMORY)
     kind = torch.float32 if config.train.dtype == "float32" else torch.bfloat16
     with _spinner(f"{config.name}: counting bytes"):
         found = fitting_footprint(
@@ -182,8 +181,6 @@ def _own_price(probe: Probe | None, cards: dict[str, Gpu]) -> Any:
 
 
 def _spinner(text: str) -> Any:
-    from gptlab.console import console
-
     return console().status(text)
 
 
@@ -198,7 +195,6 @@ def _print_json(planned: Plan, probe: Probe | None, bought: Budget | None) -> No
 
 def _print_tables(planned: Plan, probe: Probe | None) -> None:
     from gptlab.config import format_count
-    from gptlab.console import output
     from gptlab.planning.formatting import format_dollars, format_seconds
 
     screen, size = output(), planned.footprint
@@ -210,12 +206,12 @@ def _print_tables(planned: Plan, probe: Probe | None) -> None:
         f"{format_count(size.flops_per_token)} a token\n",
         markup=False,
     )
-    screen.print(_memory_table(planned))
+    show(_memory_table(planned))
     if planned.seconds is None:
         screen.print("\ntime: prepare the data to take real steps here, or name a card with --gpu", markup=False)
     else:
         screen.print()
-        screen.print(_time_table(planned))
+        show(_time_table(planned))
     if probe is not None:
         steps = f"{probe.steps} steps: {format_seconds(probe.step_seconds)} each, the middle half "
         steps += f"{format_seconds(probe.step_low)} to {format_seconds(probe.step_high)}"
@@ -232,31 +228,21 @@ def _print_tables(planned: Plan, probe: Probe | None) -> None:
         screen.print("\nassumed:", *(f"  {text}" for text in planned.assumptions), sep="\n", markup=False)
 
 
-def _table(*headings: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=True)
-    return table
-
-
 def _memory_table(planned: Plan) -> Table:
     """Bytes by kind; the rest of a measured peak is what nobody counts."""
     from gptlab.planning.formatting import format_bytes
 
     size = planned.footprint
     unit = "card" if planned.basis == "table" else "process"
-    table = _table(f"memory of one {unit}, {size.micro_batch} sequences at once", "")
+    table = new_table((f"memory of one {unit}, {size.micro_batch} sequences at once", ""))
     for name in ("weights", "gradients", "optimizer", "activations", "logits"):
-        table.add_row(f"  {name}", format_bytes(getattr(size, name)))
+        add_row(table, (f"  {name}", format_bytes(getattr(size, name))))
     if planned.peak_memory > size.total:
-        table.add_row(
-            "  Python, libraries and what the allocator keeps", format_bytes(planned.peak_memory - size.total)
-        )
+        uncounted = format_bytes(planned.peak_memory - size.total)
+        add_row(table, ("  Python, libraries and what the allocator keeps", uncounted))
     limit = "" if planned.memory_limit is None else f" of {format_bytes(planned.memory_limit)} usable"
     total = "peak, measured" if planned.basis == "probe" else f"together{limit}"
-    table.add_row(f"  {total}", format_bytes(planned.peak_memory), style="bold")
+    add_row(table, (f"  {total}", format_bytes(planned.peak_memory)), style="bold")
     return table
 
 
@@ -265,7 +251,7 @@ def _time_table(planned: Plan) -> Table:
 
     where = planned.hardware if planned.devices == 1 else f"{planned.devices} × {planned.hardware}"
     spread = planned.spread
-    table = _table(f"time on {where}", "", "range")
+    table = new_table((f"time on {where}", "", "range"))
     parts = {"start-up": planned.startup_seconds, "training": planned.training_seconds}
     parts |= {f"validation, {planned.validations} times": planned.validation_seconds}
     parts |= {"saving": planned.saving_seconds, "together": planned.seconds}
@@ -273,14 +259,14 @@ def _time_table(planned: Plan) -> Table:
         if seconds:
             low, high = format_seconds(seconds / spread), format_seconds(seconds * spread)
             shown = f"{low} to {high}" if name in ("training", "together") else ""
-            table.add_row(f"  {name}", format_seconds(seconds), shown, style="bold" if name == "together" else "")
+            style = "bold" if name == "together" else None
+            add_row(table, (f"  {name}", format_seconds(seconds), shown), style=style)
     return table
 
 
 def _print_budget(bought: Budget, planned: Plan, config: Path, vocabulary: int) -> None:
     """What the money trains, and the config beside this one that comes nearest."""
     from gptlab.config import format_count
-    from gptlab.console import output
     from gptlab.planning.budget import nearest_size
     from gptlab.planning.formatting import format_dollars, format_seconds
 
@@ -298,7 +284,6 @@ def _print_budget(bought: Budget, planned: Plan, config: Path, vocabulary: int) 
 def _sizes_beside(config: Path, vocabulary: int) -> dict[str, int]:
     """Parameters of the configs in the folder of `config`; those that need what is not here are left out."""
     from gptlab.config import load_config
-    from gptlab.errors import GptlabError
     from gptlab.model import build_model
 
     sizes = {}
@@ -311,27 +296,8 @@ def _sizes_beside(config: Path, vocabulary: int) -> dict[str, int]:
     return sizes
 
 
-def show_how_good(folder: Path) -> None:
-    """What a finished run took, beside what `gptlab plan` had said of it; nothing where nobody asked for a plan."""
-    from gptlab.console import say
-    from gptlab.planning.formatting import format_bytes, format_seconds
-    from gptlab.planning.records import compare_kept_plan
-    from gptlab.record.facts import read_facts
-    from gptlab.record.runfolder import read_sessions
-
-    sessions = read_sessions(folder)
-    found = compare_kept_plan(folder, str(sessions[-1].get("config_hash"))) if sessions else None
-    if found is not None:
-        facts = read_facts(folder)
-        say(
-            f"it trained for {format_seconds(facts.seconds)} and peaked at {format_bytes(facts.peak_memory_bytes)}; "
-            f"the plan had said {found.training_seconds:.2f} times the time, {found.peak_memory:.2f} times the memory"
-        )
-
-
 def _print_past(runs: Path) -> None:
     """How good earlier predictions were."""
-    from gptlab.console import output
     from gptlab.planning.records import median_ratios, past_predictions
 
     if past := past_predictions(runs):

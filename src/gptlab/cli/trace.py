@@ -1,34 +1,48 @@
-"""How `gptlab trace` draws a model."""
+"""`gptlab trace`: the modules of a model."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
+import typer
 
-from gptlab.config import RunConfig, format_count
+from gptlab.cli.options import OneStage, Overrides, load_one
+from gptlab.cli.tables import add_row, new_table, show
 from gptlab.console import output, say
-from gptlab.data import MANIFEST, Manifest
 from gptlab.errors import GptlabError
-from gptlab.model.trace import TracedModule, trace_model
+
+if TYPE_CHECKING:
+    from gptlab.config import RunConfig
+    from gptlab.model.trace import TracedModule
 
 _GPT2_VOCABULARY = 50257
 
 
-def show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None:
+def trace(
+    config: Annotated[str, typer.Argument(help="a YAML file, or a run folder")],
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    vocab_size: Annotated[int | None, typer.Option(help="V; by default that of the config's data, or 50257")] = None,
+    depth: Annotated[int, typer.Option(help="how deep to look into modules")] = 4,
+    stage: OneStage = None,
+) -> None:
+    """Show every module with its shapes (in the dimension letters), parameters and FLOPs."""
+    _show_trace(load_one(config, overrides, stage), vocab_size=vocab_size, depth=depth)
+
+
+def _show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None:
     """A table of modules; blocks that are alike are shown once."""
+    from gptlab.config import format_count
+    from gptlab.model.trace import trace_model
+
     for option, given in (("--vocab-size", vocab_size), ("--depth", depth)):
         if given is not None and given < 1:
             raise GptlabError(f"{option} must be at least 1 (given: {given})")
     vocabulary = vocab_size or _vocabulary(config)
     traced = trace_model(config, vocabulary)
     rows, alike = _without_repeats([m for m in traced.modules if m.path.count(".") < depth])
-    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    for heading in ("module", "class", "in", "out"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("parameters", justify="right")
-    table.add_column("FLOPs/token", justify="right")
+    table = new_table(("module", "class", "in", "out", "parameters", "FLOPs/token"), left=4)
     shown = {row.path for row in rows}
     for row in rows:
         parent = row.path.rpartition(".")[0]
@@ -41,11 +55,11 @@ def show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None
         indent = "  " * (len(ancestors) + bool(row.path))
         flops = format_count(row.flops) if row.flops else ""
         parameters = f"{row.parameters:,}" if row.parameters else ""
-        table.add_row(indent + name, row.kind, row.inputs, row.output, parameters, flops)
+        add_row(table, (indent + name, row.kind, row.inputs, row.output, parameters, flops))
     letters = "  ".join(f"{letter}={size}" for letter, size in traced.letters.items())
     screen = output()
     screen.print(letters, style="dim")
-    screen.print(table)
+    show(table)
     forward = traced.flops_per_token
     screen.print(
         f"{traced.parameters:,} parameters; a forward pass is {format_count(forward)}FLOPs a token "
@@ -55,6 +69,8 @@ def show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None
 
 def _vocabulary(config: RunConfig) -> int:
     """V of the config's data where it is here, else GPT-2's, which is said."""
+    from gptlab.data import MANIFEST, Manifest
+
     folders = [config.data.path, *(config.data.sources or {}).values()]
     for folder in filter(None, folders):
         if (Path(folder) / MANIFEST).is_file():

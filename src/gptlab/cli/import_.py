@@ -1,0 +1,29 @@
+"""`gptlab import`: weights from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gptlab.console import say
+
+
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="a Hugging Face folder, a model of the hub (owner/name), or a nanoGPT ckpt.pt")
+    ],
+    name: Annotated[str, typer.Option(help="the run's name: runs/NAME-HASH")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="name or folder of the tokenizer; by default the one beside the weights")
+    ] = None,
+    end_of_text: Annotated[
+        str | None, typer.Option(help="the token between documents; by default tokenizer_config.json's eos_token")
+    ] = None,
+) -> None:
+    """Make a run folder of weights from elsewhere: GPT-2, Llama 2 and 3, Qwen3, OLMo 2, nanoGPT."""
+    from gptlab.interop import import_run
+
+    folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text)
+    say(f"imported into {folder}")
+    say(f"next: gptlab sample {folder}\n      a config with model: {{init_from: {folder}}} trains on from it")

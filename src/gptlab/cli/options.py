@@ -1,0 +1,69 @@
+"""Options that several commands share, and what is made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptlab.console import say
+from gptlab.errors import ConfigError, GptlabError, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gptlab.config import RunConfig
+    from gptlab.lab.experiment.metric import Metric
+
+Config = Annotated[str, typer.Argument(help="a YAML file, or a run folder")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change a value; repeatable")]
+OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of stages: which; by default the first")]
+ExperimentFolder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
+Checkpoint = Annotated[str | None, typer.Option(help="a folder of RUN/checkpoints; by default the final weights")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and train nothing")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")]
+Probe = Annotated[bool, typer.Option(help="measure speed before asking")]
+MetricName = Annotated[str, typer.Option("--metric", help="loss or bits_per_byte")]
+
+
+def load_one(source: str, overrides: Sequence[str], stage: str | None) -> RunConfig:
+    """The config of one run; of stages that of `stage`, or of the first, which is said."""
+    from gptlab.config import has_stages, load_stage
+
+    loaded = load_stage(source, overrides, stage)
+    if stage is None and has_stages(source):
+        say(f"taking the first stage, {loaded.name} (--stage names another)")
+    return loaded
+
+
+def load_single(source: str, overrides: Sequence[str]) -> RunConfig:
+    """The config; one of stages is refused."""
+    from gptlab.config import has_stages, load_config
+
+    if has_stages(source):
+        raise ConfigError(f"{source}: `stages` make several runs; name a config of a single one")
+    return load_config(source, overrides)
+
+
+def read_metric(name: str) -> Metric:
+    from gptlab.lab.experiment.metric import Metric
+
+    if name not in ("loss", "bits_per_byte"):
+        raise GptlabError(f"--metric {name}: not one of these; {did_you_mean(name, ['loss', 'bits_per_byte'])}")
+    return Metric.model_validate(name)
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse, before anything is trained, a place where no picture can be written in the end."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise GptlabError(f"--out {path}: this is a folder; name a file, such as {path / 'picture.png'}")
+    if path.suffix != ".png":
+        raise GptlabError(f"--out {path}: pictures are PNG; name a file that ends in .png")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise GptlabError(f"--out {path}: {parent} is a file, not a folder; name another place")

@@ -1,0 +1,101 @@
+"""`gptlab sample`: text from a run; streamed where one prompt is continued in a terminal."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptlab.cli.options import Checkpoint, Device
+from gptlab.console import output
+from gptlab.errors import GptlabError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.text import Text
+
+    from gptlab.inference.generate import Sampling
+    from gptlab.run import Run
+
+_COLOURS = ("on #3b4252", "on #5b3a52")
+
+
+def sample(
+    run: Annotated[Path, typer.Argument(help="a run folder (or a nanoGPT ckpt.pt)")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="one or more prompts; none: from nothing")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens to generate for each prompt")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="keep the k likeliest tokens")] = None,
+    top_p: Annotated[float | None, typer.Option(help="keep the fewest tokens that reach probability p")] = None,
+    min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
+    seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
+    show_tokens: Annotated[bool, typer.Option(help="colour the tokens")] = False,
+    ignore_end: Annotated[bool, typer.Option(help="go on after end of text")] = False,
+    device: Device = "auto",
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Continue prompts with a trained model."""
+    from gptlab.inference.generate import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop_at_end=not ignore_end,
+    )
+    from gptlab.interop import load
+
+    _show_samples(load(run, device=device, checkpoint=checkpoint), prompts or [""], sampling, show_tokens=show_tokens)
+
+
+def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_tokens: bool) -> None:
+    """Continue all prompts together and print each with its continuation."""
+    from rich.text import Text
+
+    screen = output()
+    ids = [run.encode_prompt(prompt) for prompt in prompts]
+    live = len(prompts) == 1 and not show_tokens
+    try:
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        rows: list[list[int]] = [[] for _ in prompts]
+        if live:
+            screen.print(Text(prompts[0], style="bold"), end="")
+        for tokens in stream_tokens(
+            run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device
+        ):
+            for row, token in zip(rows, tokens, strict=True):
+                if token is not None:
+                    row.append(token)
+                    if live:
+                        screen.print(Text(decoder.decode(run.tokenizer.decode_bytes([token]))), end="")
+        if live:
+            screen.print(Text(decoder.decode(b"", final=True)))
+            return
+    except UnicodeEncodeError:
+        raise GptlabError("the terminal cannot show these characters; set PYTHONIOENCODING=utf-8") from None
+    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        if number:
+            screen.rule(style="dim")
+        body = _coloured(run, row) if show_tokens else Text(run.tokenizer.decode(row))
+        screen.print(Text.assemble((prompt, "bold"), body))
+
+
+def _coloured(run: Run, row: list[int]) -> Text:
+    """Tokens in two alternating colours; one that is not whole text by itself shows its bytes."""
+    from rich.text import Text
+
+    text = Text()
+    for position, token in enumerate(row):
+        piece = run.tokenizer.decode_bytes([token])
+        try:
+            shown = piece.decode("utf-8")
+        except UnicodeDecodeError:
+            shown = "".join(f"\\x{byte:02x}" for byte in piece)
+        text.append(shown.replace("\n", "⏎\n"), style=_COLOURS[position % 2])
+    return text
