@@ -7,6 +7,8 @@ A line of its own in a page is replaced:
 {{ command NAME … }}       a command of `gptlab`: usage, arguments, options
 {{ schema }}               the fields of a config, section by section
 {{ experiment }}           the fields of an experiment.yaml
+{{ rooms }}                the rooms of the package: lines, and who imports them
+{{ protocol }}             what parts of a model may read of each other
 {{ configs }}              the configs that come with the project
 {{ file PATH }}            a file of the repository, as a code block
 {{ output ARGUMENTS … }}   what `gptlab ARGUMENTS …` prints, run in the repository
@@ -16,6 +18,7 @@ A directive that names something that does not exist stops the build.
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
@@ -219,6 +222,51 @@ def experiment() -> str:
     return _table(("key", "default", "meaning"), rows)
 
 
+def rooms() -> str:
+    """The rooms of the package: lines, files, and which rooms import them, for types included."""
+    package = ROOT / "src" / "gptlab"
+    lines: dict[str, int] = {}
+    files: dict[str, int] = {}
+    importers: dict[str, set[str]] = {}
+    for file in sorted(package.rglob("*.py")):
+        if "templates" in file.parts or (file.parent == package and file.stem.startswith("_")):
+            continue
+        room, source = _room(file.relative_to(package).parts), file.read_text(encoding="utf-8")
+        lines[room] = lines.get(room, 0) + len(source.splitlines())
+        files[room] = files.get(room, 0) + 1
+        for node in ast.walk(ast.parse(source)):
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module is not None and module.startswith("gptlab."):
+                other = _room(tuple(module.split(".")[1:]))
+                importers.setdefault(other, set()).update({room} - {other})
+    rows = [
+        (
+            f"`{room}`",
+            f"{count:,}",
+            str(files[room]),
+            ", ".join(f"`{name}`" for name in sorted(importers.get(room, ()))),
+        )
+        for room, count in lines.items()
+    ]
+    return _table(("room", "lines", "files", "imported by"), rows)
+
+
+def _room(parts: tuple[str, ...]) -> str:
+    """The room that a module stands in; of the lab, its own rooms."""
+    return "/".join(parts[:2]) if parts[0] == "lab" and len(parts) > 2 else parts[0].removesuffix(".py")
+
+
+def protocol() -> str:
+    """What parts of a model may read of each other."""
+    from gptlab.model.component import PROTOCOL
+
+    rows = [
+        (f"`{a.name}`", a.on, f"`{a.type}`", "" if a.default is None else f"`{a.default}`", f"`{a.reader}`", a.meaning)
+        for a in PROTOCOL
+    ]
+    return _table(("name", "of a", "type", "default", "read by", "meaning"), rows)
+
+
 def _field(section: type[Section], key: str, field: Any, prefix: str) -> tuple[str, ...]:
     default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
     return f"`{prefix}{key}`", _type(str(section.__annotations__[key])), default, str(field.description or "")
@@ -280,6 +328,8 @@ DIRECTIVES: dict[str, Callable[..., str]] = {
     "component": component,
     "command": command,
     "experiment": experiment,
+    "protocol": protocol,
+    "rooms": rooms,
     "schema": schema,
     "configs": configs,
     "file": file,

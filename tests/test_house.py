@@ -122,7 +122,7 @@ def test_every_attribute_of_the_protocol_is_read_where_it_says() -> None:
             path = PACKAGE.joinpath(*reader.split("."))
             files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
             source = "".join(file.read_text("utf-8") for file in files)
-            calls = rf"(declared|modules_with)\([^)]*\"{attribute.name}\"|\.{attribute.name}\b|{attribute.name}\("
+            calls = rf"(declared\w*|modules_with)\([^)]*\"{attribute.name}\"|\.{attribute.name}\b|{attribute.name}\("
             assert re.search(calls, source), f"{attribute.name} is not read in {reader}"
 
 

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptlab.data import Batch, BatchStream
 from gptlab.loss import IGNORE, CrossEntropy, LossSum, TokenBatch
 from gptlab.model.attention import Attention
 from gptlab.model.component import Context
 from gptlab.model.initialization import GPT2Init
-from gptlab.model.mlp import ReLU2
+from gptlab.model.mlp import ReLU2, SwiGLU
 from gptlab.model.position import Learned, RoPE
 from gptlab.model.residual import Residual
 
@@ -427,3 +428,20 @@ class NoShares:
 
     def __call__(self, progress: float) -> list[float]:
         return [2 / self.count] * self.count
+
+
+class CutWrongly(SwiGLU):
+    """Both layers that read the input are cut by it, and so each process multiplies a part of the sums."""
+
+    slot = "mlp"
+    sharding = {"gate": "row", "up": "row", "down": "row"}  # noqa: RUF012
+
+
+class Hurries(BatchStream):
+    """Gives the next batch, whichever is asked for."""
+
+    slot = "stream"
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        self.calls = getattr(self, "calls", -1) + 1
+        return super().batch(self.calls % self.total_steps, rank, world_size)

@@ -50,6 +50,8 @@ BREAKS: dict[str, set[str]] = {
     "Negative": {"multiplier"},
     "Counts": {"multiplier"},
     "NoShares": {"shares"},
+    "CutWrongly": {"sharded"},
+    "Hurries": {"addressed"},
 }
 
 
@@ -94,6 +96,8 @@ REASONS = [
         r"^output of blocks.0.attention: .*never shows at t \+ 7",
     ),
     ("Counts", "multiplier", "no function of the step", r"a run of 1 steps"),
+    ("CutWrongly", "sharded", "does not run when cut", r"^blocks.0.mlp.gate"),
+    ("Hurries", "addressed", "no function of its step", r"^step 5, asked alone"),
 ]
 
 

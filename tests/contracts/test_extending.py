@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from helpers import TINY, gptlab, only_run
+from helpers import TINY, gptlab, make_data, only_run
 
 from gptlab.config import load_config
 from gptlab.contracts import config_subject, find_subject, run_contracts
@@ -23,6 +25,7 @@ TITLED = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.M | re.S)
 def write_files(page: str, folder: Path) -> list[str]:
     """Write what a page shows under a title; their names."""
     found = TITLED.findall((PAGES / page).read_text(encoding="utf-8"))
+    found = [(name, text) for name, text in found if not name.startswith("src/")]  # of gptlab itself
     for name, text in found:
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "demo.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text())
@@ -103,3 +106,90 @@ def test_the_page_names_every_contract() -> None:
     page = (PAGES / "contracts.md").read_text(encoding="utf-8")
     named = {name.strip() for row in re.findall(r"^\| ([^|]+) \|", page, re.M) for name in row.split(",")}
     assert set(CONTRACTS) <= named
+
+
+# ---------------------------------------------------------------- changes of gptlab itself
+
+
+def apply_diffs(page: str, package: Path) -> list[str]:
+    """Apply a page's diffs, all of which add lines at the end of a file of the package; the files."""
+    diffs = re.findall(
+        r"^```diff\n\+\+\+ b/src/gptlab/(\S+)\n(.*?)^```$", (PAGES / page).read_text("utf-8"), re.M | re.S
+    )
+    for name, lines in diffs:
+        assert all(line.startswith("+") for line in lines.splitlines())
+        added = "".join(f"{line[1:]}\n" for line in lines.splitlines())
+        path = package / name
+        path.write_text(f"{path.read_text('utf-8')}\n\n{added}" if path.exists() else added, encoding="utf-8")
+    return [name for name, _ in diffs]
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with every change of the manual, and a folder to work in beside it."""
+    folder = tmp_path_factory.mktemp("changed")
+    shutil.copytree(ROOT / "src" / "gptlab", folder / "src" / "gptlab")
+    assert apply_diffs("inside.md", folder / "src" / "gptlab") == ["schedules.py", "model/attention.py", "model/mlp.py"]
+    assert apply_diffs("benchmark.md", folder / "src" / "gptlab") == ["evals/copa.py"]
+    return folder
+
+
+def in_changed(folder: Path, code: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+HOLD = """
+from gptlab.config import component_names, json_schema
+from gptlab.contracts import find_subject, run_contracts
+if __name__ == "__main__":
+    for name in ("SqrtWSD", "MeanAttention", "Bilinear"):
+        for outcome in run_contracts(find_subject(name, backend="aot_eager")):
+            print(name, outcome.contract.name, outcome.status, outcome.detail)
+    assert "SqrtWSD" in component_names("schedule") and "SqrtWSD" in str(json_schema())
+"""
+
+
+@pytest.mark.slow
+def test_a_schedule_an_attention_and_a_sharding_rule_are_one_file_each(changed: Path) -> None:
+    (changed / "hold.py").write_text(HOLD)
+    lines = in_changed(changed, "import runpy; runpy.run_path('hold.py', run_name='__main__')").splitlines()
+    assert not [line for line in lines if " broken " in f"{line} "]
+    for held in (
+        "SqrtWSD multiplier holds",
+        "MeanAttention causal holds",
+        "MeanAttention cached holds",
+        "Bilinear sharded holds",
+    ):
+        assert any(line.startswith(held) for line in lines), held
+    flops = in_changed(
+        changed,
+        "from gptlab.config import config_from; from gptlab.model import build_model\n"
+        "for use in ('Attention', 'MeanAttention'):\n"
+        "    config = config_from({'model': {'dim': 64, 'layers': 2, 'block': {'attention': use}}})\n"
+        "    model = build_model(config, 97, device='meta')\n"
+        "    print(model.flops_per_token(128) - model.flops_per_token(64))\n",
+    )
+    assert [float(line) for line in flops.split()] == [12.0 * 64 * 64 * 2, 6.0 * 64 * 64 * 2]
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_one_file(changed: Path) -> None:
+    rows = [{"query": f"{a} and", "choices": ["the", "of a"], "gold": a % 2} for a in range(6)]
+    (changed / "questions").mkdir()
+    (changed / "questions" / "copa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_data(changed)
+    (changed / "tiny.yaml").write_text(TINY + "data: {path: data}\n")
+    gptlab("train", "tiny.yaml", cwd=changed)
+    run = str(only_run(changed))
+    shown = in_changed(
+        changed,
+        "import sys; from gptlab.cli import main\n"
+        f"sys.argv = ['gptlab', 'eval', {run!r}, '--tasks', 'copa', '--task-data', 'questions']; main()",
+    )
+    assert "copa acc" in shown
+    assert json.loads((Path(run) / "evals" / "copa.json").read_text())["results"]["questions"] == 6

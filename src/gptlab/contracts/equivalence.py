@@ -25,7 +25,7 @@ from gptlab.contracts.core import (
     require_gradients,
 )
 from gptlab.contracts.places import default_component
-from gptlab.contracts.ranks import Work, pool, work
+from gptlab.contracts.ranks import TwoSteps, rank_pool, two_steps
 from gptlab.contracts.subject import (
     Subject,
     T,
@@ -35,6 +35,7 @@ from gptlab.contracts.subject import (
 )
 from gptlab.errors import GptlabError
 from gptlab.model.component import after_step, before_step
+from gptlab.parallel.sharding import sharding_plan
 from gptlab.run import save_weights
 
 _ROUNDING = 1e-4  # of the largest gradient
@@ -80,8 +81,8 @@ def accumulation(subject: Subject) -> None:
     wild = not _steps_matter(subject)
     _require_same_work(
         subject,
-        work(subject, pieces=4, wild=wild),
-        work(subject, pieces=1, wild=wild),
+        two_steps(subject, pieces=4, wild=wild),
+        two_steps(subject, pieces=1, wild=wild),
         "four micro-batches do not give what one batch gives",
         "return sums over tokens, not means; keep no state from one forward pass to the next",
     )
@@ -91,7 +92,7 @@ def accumulation(subject: Subject) -> None:
 def ranks(subject: Subject) -> None:
     """Gradients averaged by DistributedDataParallel over gloo and, of an optimizer, two steps."""
     wild = not _steps_matter(subject)
-    halves = pool().run(subject, wild=wild)
+    halves = rank_pool().run(subject, "two steps", wild=wild)
     if isinstance(halves, str):
         raise Broken(
             f"it does not train on two processes: {halves[:300]}",
@@ -100,11 +101,29 @@ def ranks(subject: Subject) -> None:
         )
     _require_same_work(
         subject,
-        halves,
-        work(subject, pieces=1, wild=wild),
+        TwoSteps(**halves),
+        two_steps(subject, pieces=1, wild=wild),
         "two processes do not give what one gives",
         "return sums over tokens, not means; let a forward pass depend on its own rows only",
     )
+
+
+@contract("sharded", "cut over two processes by its sharding plan it computes the same", "model")
+def sharded(subject: Subject) -> None:
+    """Hidden states and all gradients, tensor parallel over gloo. Skipped where no component has a plan."""
+    plan = sharding_plan(subject.model())
+    if not plan:
+        raise Skipped("no component says how to cut its weights; a class attribute `sharding` would")
+    found = rank_pool().run(subject, "sharded")
+    fix = "cut the layers that read the input by column and those that write the output by row, nothing else between"
+    if isinstance(found, str):
+        raise Broken(f"it does not run when cut: {found[:300]}", where=", ".join(plan), fix=fix)
+    for name, expected in found["whole"].items():
+        message = "cut over two processes it computes something else"
+        scale = max(float(expected.abs().max()), 1e-6)
+        require_close(
+            found["sharded"][name], expected, message, name=name, fix=fix, tolerance=GRADIENT_TOLERANCE, scale=scale
+        )
 
 
 def _steps_matter(subject: Subject) -> bool:
@@ -115,7 +134,7 @@ def _steps_matter(subject: Subject) -> bool:
     return "optimizer" in subject.parts
 
 
-def _require_same_work(subject: Subject, actual: Work, expected: Work, message: str, fix: str) -> None:
+def _require_same_work(subject: Subject, actual: TwoSteps, expected: TwoSteps, message: str, fix: str) -> None:
     for name, value in expected.sums.items():
         require_close(actual.sums[name], value, message, name=f"loss {name}", fix=fix, tolerance=1e-5)
     require_gradients(actual.gradients, expected.gradients, message, fix, GRADIENT_TOLERANCE)
@@ -227,7 +246,7 @@ def require_off(switched_off: Subject, baseline: Subject) -> None:
         _require_equal_functions(switched_off, baseline)
         return
     switched_off, baseline = at_length(switched_off, T), at_length(baseline, T)
-    ours, theirs = (work(s, pieces=1, documents=True, wild=False) for s in (switched_off, baseline))
+    ours, theirs = (two_steps(s, pieces=1, documents=True, wild=False) for s in (switched_off, baseline))
     fix = "with the feature off, run exactly the baseline's operations, and name what is shared alike"
     message = "switched off, it is not the baseline bit for bit"
     groups = {"loss": (ours.sums, theirs.sums), "gradient of": (ours.gradients, theirs.gradients)}

@@ -1,4 +1,4 @@
-"""The same training steps by one process or by two, and two processes that stay to serve many subjects.
+"""The same computation by one process or by two, and two processes that stay to serve many subjects.
 
 A pool of two is started when it is first asked for, and ends with the program. Subjects travel as nested dictionaries;
 what comes back are tensors.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -19,18 +19,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from gptlab.config import config_from
-from gptlab.contracts.subject import SEED, B, Subject, gradients, rows_of
+from gptlab.contracts.subject import SEED, B, Subject, gradients, rows_of, seeded_hidden
 from gptlab.model.component import after_step, before_step
 from gptlab.parallel import World, choose_layout
+from gptlab.parallel.sharding import shard
 from gptlab.training.accumulation import accumulate
 
+Groups = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by name, in groups."""
 _SECONDS = 120  # no tiny subject takes longer; two that wait for each other would wait forever
 
 
 @dataclass(frozen=True)
-class Work:
+class TwoSteps:
     """What two training steps leave: the first one's loss and metrics (a mean over the places of the batch) and number
     of targets; its gradients; how far each parameter moved; and what parameters without a gradient hold (a balance that
     modules keep by themselves)."""
@@ -41,9 +46,9 @@ class Work:
     kept: dict[str, Tensor]
 
 
-def work(
+def two_steps(
     subject: Subject, *, pieces: int, world: World | None = None, documents: bool = False, wild: bool = True
-) -> Work:
+) -> TwoSteps:
     """Two optimizer steps on the subject's batch, in `pieces` micro-batches, by this process's share of it.
 
     By the functions that the training loop itself is made of.
@@ -79,13 +84,37 @@ def work(
         after_step(model, world.all_reduce)
     after = {name: p.detach() for name, p in model.named_parameters()}
     moved = {name: after[name] - before[name] for name in first}
-    return Work(sums, first, moved, {name: value for name, value in after.items() if name not in first})
+    return TwoSteps(sums, first, moved, {name: value for name, value in after.items() if name not in first})
 
+
+def _sharded(subject: Subject, world: World, wild: bool) -> Groups:
+    """Hidden states and gradients of a model that is whole, and of the same one cut over the processes."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    ids, documents = subject.ids(2), subject.documents(2)
+    for name in ("whole", "sharded"):
+        model = subject.model(wild=wild)
+        if name == "sharded":
+            shard(model, init_device_mesh("cpu", (world.size,)))
+        hidden = seeded_hidden(model, ids, documents)
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(5))
+        (hidden * weights).sum().backward()
+        groups[name] = {"hidden": hidden.detach(), **{k: _full(g) for k, g in gradients(model).items()}}
+    return groups
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+_JOBS: dict[str, Callable[[Subject, World, bool], Groups]] = {
+    "two steps": lambda subject, world, wild: vars(two_steps(subject, pieces=1, world=world, wild=wild)),
+    "sharded": _sharded,
+}
 
 # ---------------------------------------------------------------- two processes
 
 
-class Pool:
+class RankPool:
     """Two processes, connected by gloo, that take subjects one after the other."""
 
     def __init__(self) -> None:
@@ -101,10 +130,11 @@ class Pool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, subject: Subject, *, wild: bool = True) -> Work | str:
-        """The work of both on `subject`; or, in words, what went wrong. After that the next call starts anew."""
+    def run(self, subject: Subject, job: str, *, wild: bool = True) -> Groups | str:
+        """What the first process finds when both do `job`, a key of `_JOBS`, on `subject`; or, in words, what went
+        wrong. After that the next call starts anew."""
         for pipe in self._pipes:
-            pipe.send({"config": subject.config.plain(), "parts": subject.parts, "wild": wild})
+            pipe.send({"job": job, "config": subject.config.plain(), "parts": subject.parts, "wild": wild})
         answers: list[Any] = []
         for pipe in self._pipes:
             try:
@@ -116,9 +146,9 @@ class Pool:
         problem = next((answer for answer in answers if isinstance(answer, str)), None)
         if problem is not None:
             self.close()
-            pool.cache_clear()
+            rank_pool.cache_clear()
             return problem
-        return _unpack(answers[0])
+        return {group: {name: torch.as_tensor(x) for name, x in arrays.items()} for group, arrays in answers[0].items()}
 
     def close(self) -> None:
         """End both processes."""
@@ -129,9 +159,9 @@ class Pool:
 
 
 @functools.cache
-def pool() -> Pool:
+def rank_pool() -> RankPool:
     """The program's two processes."""
-    made = Pool()
+    made = RankPool()
     atexit.register(made.close)
     return made
 
@@ -149,16 +179,8 @@ def _serve(pipe: Connection, rank: int, folder: str) -> None:
             return
         try:
             subject = Subject(kind="", label="", config=config_from(message["config"]), parts=tuple(message["parts"]))
-            pipe.send(_pack(work(subject, pieces=1, world=world, wild=message["wild"])))
+            groups = _JOBS[message["job"]](subject, world, message["wild"])
+            # As arrays: torch would pass tensors as shared memory, which ends with the process that made it.
+            pipe.send({group: {name: x.numpy() for name, x in tensors.items()} for group, tensors in groups.items()})
         except Exception as error:
             pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-def _pack(done: Work) -> dict[str, dict[str, Any]]:
-    """Tensors as arrays: torch would pass them as shared memory, which ends with the process that made it."""
-    return {group: {name: tensor.numpy() for name, tensor in tensors.items()} for group, tensors in vars(done).items()}
-
-
-def _unpack(message: Mapping[str, Mapping[str, Any]]) -> Work:
-    groups = {group: {name: torch.as_tensor(a) for name, a in items.items()} for group, items in message.items()}
-    return Work(**groups)

@@ -148,6 +148,14 @@ PROTOCOL = (
         "a model's blocks for tokens further on, which the loss MultiToken trains",
     ),
     Attribute(
+        "sharding",
+        "class",
+        "{layer: column or row}",
+        None,
+        "parallel.sharding",
+        "how its linear layers, and all inside it, are cut over tensor-parallel processes ({}: not); not inherited",
+    ),
+    Attribute(
         "writes_residual",
         "module",
         "bool",
@@ -198,6 +206,11 @@ _BY_NAME = {attribute.name: attribute for attribute in PROTOCOL}
 def declared(thing: Any, name: str) -> Any:
     """What `thing` (a module, a parameter or a class) says by the attribute `name` of `PROTOCOL`; else its default."""
     return _BY_NAME[name].of(thing)
+
+
+def declared_by_class(module: nn.Module, name: str) -> Any:
+    """As `declared`, but what the class of `module` itself says; what it inherits does not count."""
+    return vars(type(module)).get(name, _BY_NAME[name].default)
 
 
 def modules_with(model: nn.Module, name: str) -> Iterator[nn.Module]:

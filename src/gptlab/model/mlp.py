@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 
+_PLAIN_SHARDING = {"up": "column", "down": "row"}
+_GATED_SHARDING = {"gate": "column", "up": "column", "down": "row"}
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 
@@ -70,6 +72,7 @@ class GELU(_Plain):
     """
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class ReLU(_Plain):
     """down(relu(up(x))), the original transformer's (Vaswani et al. 2017, arXiv:1706.03762, eq. 2)."""
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def activation(self, x_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -108,6 +112,7 @@ class SiLU(_Plain):
     """down(silu(up(x))), silu(x) = x·sigmoid(x) (Elfwing et al. 2017, arXiv:1702.03118)."""
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def activation(self, x_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -118,6 +123,7 @@ class ReLU2(_Plain):
     """down(relu(up(x))²) (So et al. 2021, Primer, arXiv:2109.08668)."""
 
     slot = "mlp"
+    sharding = _PLAIN_SHARDING
 
     def activation(self, x_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -161,6 +167,7 @@ class SwiGLU(_Gated):
     """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def activation(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -171,6 +178,7 @@ class GeGLU(_Gated):
     """down(gelu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6); `approximate` as in GELU."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def __init__(
         self,
@@ -197,6 +205,7 @@ class ReGLU(_Gated):
     """down(relu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def activation(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -207,6 +216,7 @@ class ReGLU2(_Gated):
     """down(relu(gate(x))² · up(x)): ReLU² in the place of the gate's bend."""
 
     slot = "mlp"
+    sharding = _GATED_SHARDING
 
     def activation(self, gate_BTF: Tensor, up_BTF: Tensor) -> Tensor:
         """(B, T, F) → (B, T, F)"""
@@ -245,6 +255,7 @@ class MoE(nn.Module):
     """
 
     slot = "mlp"
+    sharding: dict[str, str] = {}  # noqa: RUF012 - its experts are multiplied together, and not one by one
 
     def __init__(
         self,
