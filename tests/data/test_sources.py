@@ -211,7 +211,8 @@ def test_a_kind_of_source_is_one_file(tmp_path: Path, monkeypatch: pytest.Monkey
     import gptlab.data.sources
 
     page = (Path(__file__).parents[2] / "docs/extending/data-source.md").read_text(encoding="utf-8")
-    code = page.partition('title="src/gptlab/data/sources/sqlite.py"\n')[2].partition("\n```")[0]
+    diff = page.partition("+++ b/src/gptlab/data/sources/sqlite.py\n")[2].partition("\n```")[0]
+    code = "\n".join(line.removeprefix("+") for line in diff.splitlines())
     (tmp_path / "kinds").mkdir()
     (tmp_path / "kinds/sqlite.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(gptlab.data.sources, "__path__", [*gptlab.data.sources.__path__, str(tmp_path / "kinds")])
