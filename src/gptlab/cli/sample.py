@@ -58,6 +58,8 @@ def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_
     """Continue all prompts together and print each with its continuation."""
     from rich.text import Text
 
+    from gptlab.inference.generate import stream_tokens
+
     screen = output()
     ids = [run.encode_prompt(prompt) for prompt in prompts]
     live = len(prompts) == 1 and not show_tokens
