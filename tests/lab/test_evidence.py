@@ -19,11 +19,12 @@ from gptlab.lab.experiment.evidence import Evidence, evaluate_experiment
 from gptlab.lab.experiment.ledger import Ledger
 from gptlab.lab.experiment.matching import provenance_differences
 from gptlab.lab.experiment.metric import Metric
-from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs
+from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs, predict_mismatches
 from gptlab.lab.experiment.spec import Experiment, apply_tuning, load_experiment
 from gptlab.lab.experiment.tuning import TuningChoice
 from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 from gptlab.lab.runs.store import RunSpec, Store
+from gptlab.planning.plan import Footprint, plan_run
 from gptlab.record.facts import Facts, write_facts
 from gptlab.record.runfolder import DIVERGED, Failure, write_failure
 
@@ -153,6 +154,16 @@ def test_eight_percent_more_parameters_get_no_verdict(place: Path) -> None:
     assert gated.verdict == "refused"
     assert gated.refusal == "not matched, parameters: 1.08K against 1K (+8.0%, allowed ±1%)"
     assert relu.verdict == "better"  # 0.9% more is within what was allowed
+
+
+def test_a_mismatch_is_predicted_from_plans(place: Path) -> None:
+    e = experiment(STATEMENT.replace("parameters: 1%", "parameters: 1%, tokens: 0%, time: 5%"))
+    footprint = Footprint(256, 1000, 900, 6000.0, 1, False, 1, 1, 1, 1, 1)
+    plans = {arm.hash: plan_run(arm.config, footprint) for arm in (e.baseline, e.arms[1])}
+    assert predict_mismatches(e, plans) == {}  # nothing is known of the other arm
+    plans[e.arms[0].hash] = plan_run(e.arms[0].config, replace(footprint, parameters=1080))
+    (found,) = predict_mismatches(e, plans)["gated"]
+    assert str(found) == "parameters: 1.08K against 1K (+8.0%, allowed ±1%)"
 
 
 def test_runs_of_other_code_are_said_or_refused(place: Path) -> None:

@@ -31,7 +31,7 @@ _ACTIVATION_PASSES, _LOGIT_PASSES = 3, 4  # times that they travel: written, rea
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one process of a run holds with `micro_batch` sequences at once, in bytes by kind, and what it computes.
+    """The memory of one process with `micro_batch` sequences at once, in bytes by kind, and the FLOPs of a token.
 
     `flops_per_token`: training FLOPs. `activations`: kept by the model for its backward pass. `logits`: what head and
     loss need beyond that at their peak, working memory included. `compiled`: estimated for torch.compile.
@@ -78,7 +78,7 @@ def largest_fit(one: Footprint, two: Footprint, rows: int, limit: int) -> Footpr
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few real steps on this machine showed. Seconds; the steps' `low` and `high` are their quartiles."""
+    """The measurements of a few real steps on this machine, in seconds; `step_low` and `step_high` are quartiles."""
 
     hardware: str
     accelerator: bool
@@ -101,7 +101,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Price:
-    """Of one device: dollars an hour, when that was seen and where."""
+    """The price of one device: dollars an hour, the date it was seen, and the source."""
 
     dollars_per_hour: float
     priced: str = "given"
@@ -110,7 +110,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was expected of a run before it was trained. `seconds`: by the run's own clock, as facts.json has them in
+    """What a plan predicts of a run. `seconds`: by the run's own clock, as facts.json has them in
     `wall_seconds`: all but imports and pictures."""
 
     hardware: str
@@ -123,7 +123,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Seconds and dollars are None where neither a probe nor a card says how fast it goes."""
+    """The plan of a run. Seconds and dollars are None where neither a probe nor a card tells the speed."""
 
     name: str
     hardware: str

@@ -1,4 +1,4 @@
-"""experiment.yaml: what is asked, of which arms, measured how and decided by which rule; all said before any run.
+"""The specification of an experiment: hypothesis, arms, seeds, metric and decision rule, fixed before any run.
 
 hypothesis: ReLU² gives a lower loss than SwiGLU at equal FLOPs.
 baseline: ../../configs/demo.yaml          # relative to this file
@@ -69,7 +69,7 @@ Share = Annotated[Number, BeforeValidator(_share), Field(ge=0, lt=1)]
 
 
 class DecisionRule(Section):
-    """When a difference counts, fixed before the first run."""
+    """The decision rule, fixed before the first run."""
 
     alpha: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
         0.05, description="chance of a wrong better or worse, over all arms and however often one looks"
@@ -135,7 +135,7 @@ class Statement(Section):
 
     @property
     def max_seeds(self) -> int:
-        """The most pairs that a verdict may rest on."""
+        """The maximum number of pairs of a verdict."""
         return self.decision.maximum_seeds or len(self.seeds)
 
     @property
@@ -148,7 +148,7 @@ class Statement(Section):
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training: a resolved config but for its seed."""
+    """One condition of an experiment: a resolved config without its seed."""
 
     name: str
     config: RunConfig
@@ -164,7 +164,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, resolved: every arm is a config that has been checked."""
+    """A resolved experiment: every arm is a config that has been validated."""
 
     folder: Path
     statement: Statement
@@ -183,7 +183,7 @@ class Experiment:
         return [self.baseline, *self.arms]
 
     def only(self, names: Sequence[str]) -> Experiment:
-        """The same experiment with fewer arms. Raises ConfigError for one that it has not."""
+        """The same experiment with a subset of its arms. Raises ConfigError for an unknown name."""
         known = {arm.name: arm for arm in self.arms}
         for name in names:
             if name not in known:
@@ -263,7 +263,7 @@ def apply_tuning(arm: Arm, point: Mapping[str, Any]) -> Arm:
 
 
 def hash_of(config: RunConfig) -> str:
-    """The hash of a run of `config`: over all that changes results, the data's content among it."""
+    """The hash that names a run of `config`: over everything that changes results, the content of its data included."""
     _, train_sets, _ = open_splits(config.data)
     return config_hash(config, {name: dataset.fingerprint for name, dataset in train_sets.items()})
 

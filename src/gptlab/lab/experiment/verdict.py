@@ -1,4 +1,4 @@
-"""A verdict in words: what is concluded of an arm, by how much, from how many seeds, and what would settle the rest."""
+"""Verdicts as text: the conclusion on an arm, the effect size, the number of seeds, and what would settle the rest."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def format_effect(evidence: Evidence, found: ArmEvidence) -> str:
 
 
 def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
-    """What it would take to come to a verdict, if further seeds were like those so far."""
+    """The number and price of further seeds until a verdict, if they were like those so far."""
     if found.decision.n < evidence.rule.minimum:
         return f"no verdict before {evidence.rule.minimum} seeds"
     if found.more_seeds is None:
@@ -43,7 +43,7 @@ def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
 
 
 def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
-    """What a careful reader wants to know beside the verdict."""
+    """Remarks beside the verdict: its reasons, tuning, and warnings."""
     said = [found.decision.sentence] if found.refusal is None and found.pairs else []
     if evidence.ledger.choices:
         point = evidence.ledger.choices[found.arm.name].point

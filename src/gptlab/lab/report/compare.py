@@ -1,4 +1,4 @@
-"""Any runs beside each other: what they came to, what they cost, in what their configs differ, their curves.
+"""A comparison of any runs: losses, cost, differences of their configs, learning curves.
 
 Nothing is assumed of the runs. One that is not finished is compared as far as it went.
 """
@@ -64,7 +64,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run, as far as it went. What it does not say is None.
+    """A run as far as it went. What is not known is None.
 
     Attributes:
         config: the resolved config, as plain values.
@@ -107,7 +107,7 @@ class RunSummary:
 
 
 def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]:
-    """What each of the run folders says. `metric`: a key of METRICS or of metrics.jsonl.
+    """Read run folders. `metric`: a key of METRICS or of metrics.jsonl.
 
     Raises GptlabError for a folder that is no run, or whose files are damaged or of another schema; for the same run
     named twice; and where no run logs the metric.
@@ -218,7 +218,7 @@ def _read_top_k(folder: Path) -> dict[int, float]:
 
 
 def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
-    """See to it that every run has evals/topk.json, by `gptlab eval` in a process of its own where it has not.
+    """Evaluate top-k accuracy (evals/topk.json) where a run has none, by `gptlab eval` in a process of its own.
 
     Raises GptlabError for a k that is not measured, and with its last line where the evaluation fails.
     """

@@ -1,4 +1,4 @@
-"""What a report says, in which order: the answer on the first screen, then what it rests on, then every run."""
+"""The content of a report, in order: verdicts on the first screen, then the evidence, then every run."""
 
 from __future__ import annotations
 

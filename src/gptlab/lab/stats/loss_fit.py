@@ -204,6 +204,7 @@ def _resample_within(y: Array, group: NDArray[np.intp], rng: np.random.Generator
 def prediction_interval(
     value: float, draws: Array, residuals: Array, degrees_of_freedom: int, confidence: float, seed: int
 ) -> Estimate:
+    """A loss with the interval of one new run: `draws` of the curve times the noise of `residuals` (in logs)."""
     noise = np.random.default_rng(seed).choice(residuals, (64, len(draws)))
     return estimate_interval(value, (draws * np.exp(noise)).ravel(), degrees_of_freedom, confidence)
 
@@ -223,12 +224,14 @@ def estimate_interval(value: float, draws: Array, degrees_of_freedom: int, confi
 
 
 def quantile_interval(values: Array, confidence: float) -> tuple[float, float]:
+    """The central interval that holds a share `confidence` of `values`."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def positive(values: ArrayLike, what: str) -> Array:
+    """`values` as a row of numbers. Raises GptlabError, naming `what`, unless all are finite and above 0."""
     row = np.atleast_1d(np.asarray(values, dtype=np.float64))
     if row.ndim != 1 or not len(row) or not (np.isfinite(row) & (row > 0)).all():
         raise GptlabError(f"{what} must be positive numbers, a row of one or more, got {values!r}; check the runs")

@@ -1,4 +1,4 @@
-"""The learning-rate range test: one short run whose rate grows until the loss blows up (Smith 2017, arXiv:1506.01186).
+"""The learning-rate range test: a short run whose rate grows until it diverges (Smith 2017, arXiv:1506.01186).
 
 It is an ordinary run with the schedule `gptlab.lab.studies.lr_range:Exponential`, which multiplies the rate of every
 group of parameters, so that Muon's and AdamW's grow together. All is said in multiples of what the config has.
@@ -36,7 +36,7 @@ _LINE = 7  # a straight line over a seventh of them
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test saw; rates are multiples of the config's.
+    """The result of a range test; learning rates are multiples of the config's.
 
     Attributes:
         multipliers, losses: of every step that was taken.
@@ -81,7 +81,7 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Run
 
 
 def run_range_test(run: RunSpec, store: Store, device: Device, *, limit: float) -> RangeTest:
-    """Train it, as far as the loss does not exceed `limit` times the best, and say what it shows.
+    """Train the run of a range test until its loss exceeds `limit` times the lowest, and analyse it.
 
     Raises GptlabError for a limit of 1 or less.
     """
@@ -124,14 +124,14 @@ def _read(folder: Path) -> tuple[Array, Array]:
 
 
 def analyse(multipliers: Array, losses: Array, limit: float = 1.5, steps: int | None = None) -> RangeTest:
-    """Read a range test. A loss that is not finite counts as divergence. `steps`: how many there were to be.
+    """Analyse a range test. A loss that is not finite counts as divergence. `steps`: as planned; else those taken.
 
     The curve is complete when it is read, so that what smooths it may look ahead, and does not lag: a running median,
     which is true to whatever only rises or only falls within its window, and blind to a single bad batch. Its slope is
     that of a straight line fitted around each step. Multipliers must grow by one factor, as those of the schedule do.
     """
     steps = steps or len(losses)
-    smoothed = _medians(np.where(np.isfinite(losses), losses, np.inf), _window(steps, _MEDIAN))
+    smoothed = _running_median(np.where(np.isfinite(losses), losses, np.inf), _window(steps, _MEDIAN))
     lowest = np.minimum.accumulate(smoothed)
     gone = np.flatnonzero(~np.isfinite(smoothed) | (smoothed > limit * lowest))
     end = int(gone[0]) if len(gone) else len(losses)
@@ -147,7 +147,7 @@ def _window(steps: int, share: int) -> int:
     return max(3, steps // share) | 1
 
 
-def _medians(values: Array, width: int) -> Array:
+def _running_median(values: Array, width: int) -> Array:
     """The median around each value; towards the ends over less, but over as much to the left as to the right."""
     from scipy.ndimage import median_filter
 

@@ -186,7 +186,7 @@ def _value(run: RunSpec, store: Store, metric: Metric) -> float:
 
 
 def _fully_reseeded_values(plan: NoiseDesign, store: Store, metric: Metric) -> list[float]:
-    """The metric of finished runs whose seeds are 2, 3, … all through."""
+    """The metric of finished runs that differ from the shared one in all seeds."""
     found = []
     for folder in sorted(store.root.glob(f"*-{plan.hash}-seed*")):
         seed = folder.name.rpartition("-seed")[2]
@@ -249,7 +249,7 @@ def table(noise: NoiseEstimate) -> list[tuple[str, str, str, str, str]]:
 
 
 def remarks(noise: NoiseEstimate) -> list[str]:
-    """What to read beside the table."""
+    """Remarks beside the table."""
     found = [
         f"a paired difference is expected to vary by {noise.paired_sd:.3g} (1.41 × total), less if arms share luck"
     ]

@@ -1,4 +1,4 @@
-"""What a sweep has found: the table, what mattered, the files, and the experiment that would confirm it."""
+"""The results of a sweep: table, importances, files, and an experiment that would confirm the best trial."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table(sweep: Sweep, most: int = 10) -> tuple[list[str], list[list[str]]]:
 
 
 def best_settings(sweep: Sweep) -> dict[str, Any]:
-    """What the best trial sets, as a nested dictionary for a YAML file. Raises GptlabError where none has a value."""
+    """The settings of the best trial, nested as in a YAML file. Raises GptlabError where none has a value."""
     if not sweep.ranked:
         raise GptlabError("no trial came to its end; widen the space, or see what the trials said")
     found: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def importances(sweep: Sweep) -> dict[str, float]:
 
 
 def remarks(sweep: Sweep) -> list[str]:
-    """What a careful reader wants to know beside the table of trials."""
+    """Remarks beside the table of trials."""
     finished, said = sweep.n_distinct, []
     if finished < len(sweep.ranked):
         said.append(
@@ -100,7 +100,7 @@ def remarks(sweep: Sweep) -> list[str]:
 
 
 def write_confirmation(sweep: Sweep) -> Path | None:
-    """The folder of an experiment, of the best trial against the config on other seeds, written where it is not there.
+    """Write an experiment of the best trial against the config on fresh seeds, unless it exists; its folder.
 
     None where the best trial is the config itself. Raises GptlabError where no trial has a value.
     """

@@ -1,4 +1,4 @@
-"""What a sweep varies: ranges and choices by dotted key, and what they make of a config."""
+"""The search space of a sweep: ranges and choices by dotted key, and how a trial's values are set in a config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_RESULT = tuple(key for key in UNHASHED if key not in ("data.path", "data.sou
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, whole where both are; drawn in the logarithm, or in steps."""
+    """An interval of numbers, of integers where both ends are; sampled uniformly, log-uniformly (`log`) or in steps."""
 
     low: float
     high: float
@@ -109,7 +109,7 @@ def apply_parameters(config: RunConfig, parameters: Mapping[str, Any]) -> RunCon
 
 
 def require_equal_lengths(config: RunConfig, space: Space) -> None:
-    """A rung is a step: at the same one, a short run has come further in its schedule than a long one."""
+    """Refuse a space whose trials differ in length: at one step they are at different places of their schedules."""
     for key, values in space.items():
         for value in extremes(values):
             steps = override(config, [_setting(key, value)], {}).total_steps
@@ -131,7 +131,7 @@ def grid_points(space: Space) -> list[dict[str, Value]]:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """What Optuna draws from."""
+    """The space as Optuna's distributions."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, BaseDistribution] = {}

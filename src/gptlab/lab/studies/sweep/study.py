@@ -50,7 +50,7 @@ REASON = "reason"
 _OWNER = "owner"
 _RUNGS = 16  # a run may be stopped after 1/16, 1/8, 1/4 and 1/2 of its steps
 _ACCESS_TIMEOUT = 60.0  # seconds to wait for others who look for a trial
-_HEARTBEAT = 60.0  # seconds between signs of life, for those who cannot see the lock: other machines
+_HEARTBEAT = 60.0  # seconds between heartbeats, for processes on other machines, which cannot see the lock
 _HEARTBEAT_TIMEOUT = 600.0  # seconds without one after which a process elsewhere is taken for dead
 
 
@@ -103,13 +103,13 @@ class Sweep:
         return self.locks / f".{self.name}.lock"
 
     def _running(self) -> list[int]:
-        """Trials that a living process has in hand."""
+        """Numbers of the trials that a living process is training."""
         running = self.study.get_trials(deepcopy=False, states=(states().RUNNING,))
         return [trial.number for trial in running if _is_alive(trial)]
 
     @property
     def done(self) -> list[FrozenTrial]:
-        """Trials with an outcome: a value, pruned, or stopped by themselves."""
+        """Trials with an outcome: a value, pruned, or failed."""
         known = states()
         return [
             trial
@@ -162,7 +162,7 @@ class Sweep:
         return taken
 
     def _adopt_trial(self, left: FrozenTrial) -> Trial:
-        """Go on with a trial whose process is gone."""
+        """Continue a trial whose process is gone."""
         from optuna.trial import Trial
 
         trial = Trial(self.study, left._trial_id)
@@ -200,7 +200,7 @@ class Sweep:
         ]
 
     def _conclude_trials(self) -> None:
-        """Tell the study of every trial that has come to its end."""
+        """Report every trial that has ended to the study."""
         for each in list(self.active):
             failures = [found for run in each.runs if (found := self.store.failure(self.store.folder(run)))]
             if all(self.store.finished(run) is not None for run in each.runs):
@@ -219,7 +219,7 @@ class Sweep:
         say(f"trial {trial.number} with {format_parameters(trial.params)}: {reason}")
 
     def _fail_trial_of(self, error: RunError) -> bool:
-        """Whether a run could not be trained because of its trial's values, which is that trial's outcome.
+        """Whether a run failed because of its trial's values; that is then the outcome of the trial.
 
         Three heads for a width of 64 are found out where the model is built, and the failure names the key. One of a
         section that is not searched, such as a device that is not there, would stop every other trial, too.
@@ -233,7 +233,7 @@ class Sweep:
         return True
 
     def _should_prune(self, run: RunSpec, folder: Path) -> bool:
-        """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
+        """Report new validations of the first run of a trial, and return whether ASHA prunes it."""
         self._send_heartbeat()
         each = next((each for each in self.active if self.prune and each.runs[0].suffix == run.suffix), None)
         if each is None:
@@ -265,7 +265,7 @@ def _section(key: str) -> str:
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
-    """Whether the process that has a trial is there. Where its lock cannot be seen, its last sign of life says so."""
+    """Whether the process that has a trial is there. Where its lock is on another machine, by its last heartbeat."""
     owner = trial.user_attrs.get(_OWNER)
     if owner is None:  # killed before it could put its name down
         return False
@@ -276,7 +276,7 @@ def _is_alive(trial: FrozenTrial) -> bool:
 
 @contextlib.contextmanager
 def _exclusive_access(locks: Path) -> Iterator[None]:
-    """Hold what only one process at a time may: to create a study, and to take a trial of one."""
+    """Exclusive access to the study among processes, to create it or to claim a trial."""
     busy = GptlabError(f"{locks}: other processes keep this study busy; try again")
     until = time.monotonic() + _ACCESS_TIMEOUT
     with contextlib.ExitStack() as stack:
@@ -374,7 +374,7 @@ def _holds_studies(path: Path) -> bool:
 
 
 def _connect(url: str) -> Any:
-    """What Optuna takes for a storage; SQLite waits for other writers for as long as a turn may last."""
+    """What Optuna takes for a storage; SQLite waits for other writers as long as for exclusive access."""
     from optuna.storages import RDBStorage
 
     if not url.startswith("sqlite"):
@@ -383,7 +383,7 @@ def _connect(url: str) -> Any:
 
 
 def study_name(config: RunConfig, space: Space, metric: Metric, seeds: int) -> str:
-    """Unlike for whatever makes another search of it."""
+    """The name of the study, with a hash over everything that makes it another search."""
     what = json.dumps([hash_of(config), {k: str(v) for k, v in sorted(space.items())}, metric.label, seeds])
     return f"{config.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
