@@ -23,9 +23,9 @@ def ladder(
         Path | None, typer.Option(help="an experiment's folder: its arms are trained at every size, CONFIG with them")
     ] = None,
     predict: Annotated[
-        str | None, typer.Option(help="N,TOKENS to foretell, such as 2M,10M; by default one rung further")
+        str | None, typer.Option(help="N,TOKENS to predict, such as 2M,10M; by default one rung further")
     ] = None,
-    hold_out: Annotated[bool, typer.Option(help="foretell the largest rung by the others, too")] = True,
+    hold_out: Annotated[bool, typer.Option(help="also predict the largest rung from the others")] = True,
     seeds: Annotated[int, typer.Option(help="runs of every rung")] = 1,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -33,7 +33,7 @@ def ladder(
     probe: Probe = True,
     out: Annotated[Path | None, typer.Option(help="a folder; by default runs/.ladders/NAME")] = None,
 ) -> None:
-    """Train CONFIG at several sizes and lengths, fit a scaling law, and foretell the next rung."""
+    """Train CONFIG at several sizes and lengths, fit a scaling law, and predict the next rung."""
     from gptlab.config import parse_number
     from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.runs.execution import find_devices, train_missing
