@@ -18,7 +18,7 @@ from gptlab.errors import DataError
 from gptlab.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer, grow_bpe, train_bpe
 from gptlab.tokenizer.byte_level import byte_alphabet
 from gptlab.tokenizer.patterns import GPT2, GPT4
-from gptlab.tokenizer.training import _batched, _merge_by_frequency, _Stream
+from gptlab.tokenizer.training import _batched, _CountedTexts, _merge_by_frequency
 
 _spec = importlib.util.spec_from_file_location("bpe_reference", Path(__file__).with_name("reference.py"))
 assert _spec is not None
@@ -160,7 +160,7 @@ def test_a_stream_is_consumed_once_and_never_held(awkward: list[str]) -> None:
 
 def test_buffers_are_bounded_in_bytes_and_nothing_is_lost() -> None:
     texts = ["x" * 3_000_000] * 5 + ["y"] * 3000 + ["z" * 9_000_000] * 2
-    passed = list(_batched(_Stream(texts)))
+    passed = list(_batched(_CountedTexts(texts)))
     assert [text for text in passed if text] == texts
     for start in range(0, len(passed), 1024):
         assert sum(map(len, passed[start : start + 1024])) <= 9_000_000 + 9_000_000

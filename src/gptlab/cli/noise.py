@@ -15,7 +15,7 @@ from gptlab.console import say
 def noise(
     config: Config,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
-    seeds: Annotated[int, typer.Option(help="runs that differ in one kind of luck, of each kind")] = 8,
+    seeds: Annotated[int, typer.Option(help="runs for each source of randomness, all else equal")] = 8,
     repeats: Annotated[int, typer.Option(help="how often one seed is trained, to see the hardware")] = 2,
     metric: MetricName = "loss",
     yes: Yes = False,

@@ -69,8 +69,7 @@ def train(
     errors: Errors = "strict",
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
-    """Train a tokenizer on text: gptlab tokenizer train --input 'books/*.txt' --vocab-size 8192 --name
-    books8k"""
+    """Train a tokenizer on text: gptlab tokenizer train --input 'books/*.txt' --vocab-size 8192 --name books8k"""
     import time
 
     from gptlab import tokenizer as tok
@@ -289,8 +288,7 @@ _SPECIAL_STYLE = "bold white on red"
 
 
 def _visible(piece: bytes, wrap: bool = False) -> str:
-    """A token's bytes as people can read them: text where it is text, \\x.. where it is part of a
-    character."""
+    """A token's bytes as people can read them: text where it is text, \\x.. where it is part of a character."""
     text = piece.decode("utf-8", errors="backslashreplace")
     shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
     return shown.replace("\n", "⏎\n" if wrap else "⏎")

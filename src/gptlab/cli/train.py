@@ -47,7 +47,7 @@ def train(
 
 
 def _train_in_stages(config: str, overrides: Sequence[str], *, resume: bool) -> None:
-    """Train every stage of the config; at the end, where all is."""
+    """Train every stage of the config, and say where the runs are."""
     from gptlab.config import load_stages
     from gptlab.parallel.world import find_world
     from gptlab.training.stages import train_stages

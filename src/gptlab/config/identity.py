@@ -36,7 +36,7 @@ ADDED = {"data.stream": None}
 
 
 def component_files(config: RunConfig) -> dict[str, Path]:
-    """Every user file that the config's slots reach, by the text it is named with."""
+    """Files of user components that the config names, by the path it names them with."""
     slots = [config.model, config.loss, config.optimizer, config.schedule, config.data.mix, config.data.stream]
     found: dict[str, Path] = {}
     for slot in slots:

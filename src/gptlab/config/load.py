@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config.messages import validated
-from gptlab.config.schema import RunConfig, spell_out_seed
+from gptlab.config.schema import RunConfig, expand_seed
 from gptlab.config.signatures import SLOTS, component_names, signature
 from gptlab.config.start import is_pinned, pin, starting_run
 from gptlab.config.yamlfile import KeyPath, Origin, find_origin, parse_yaml, read_yaml
@@ -21,10 +21,9 @@ _COMPONENT_FILE = re.compile(r"[^:\s]+\.py:[A-Za-z_]\w*")
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config in `source` (a YAML file, or a run folder that holds config.yaml), with `a.b=c` overrides applied.
 
-    A file may name a `base:` (a path relative to it) and then says only what differs. `name` is not inherited: it
-    is the file's own, or its stem. `model.init_from` brings the model of
-    a run (`gptlab.config.start`). Raises ConfigError naming file and line, also for a file with `stages`, which are
-    several runs (`load_stages`).
+    A file may name a `base:` (a path relative to it) and then says only what differs. `name` is not inherited: it is
+    the file's own, or its stem. `model.init_from` brings the model of a run (`gptlab.config.start`). Raises ConfigError
+    naming file and line, also for a file with `stages`, which are several runs (`load_stages`).
     """
     layers = read_layers(source)
     for _, layer, places in layers:
@@ -43,33 +42,33 @@ def read_layers(source: str | Path) -> list[Layer]:
     path = Path(source)
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
-    layers = _layers(path)
+    layers = _base_chain(path)
     for file, layer, _ in layers:
         layer.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or "run")
     return layers
 
 
 def resolve(layers: Sequence[Layer]) -> tuple[RunConfig, dict[KeyPath, Origin]]:
-    """Layers laid over each other, and where each value was written."""
+    """The config that `layers` merge into, each over those before it, and where each value was written."""
     config, origins = RunConfig(), dict[KeyPath, Origin]()
     values: dict[str, Any] = {}
     for _, layer, places in layers:
         origins = origins | places
-        config = lay_over(values, layer, origins)
+        config = apply_layer(values, layer, origins)
         # Resolved before the next layer, so that every `use` is written out and a diff that changes one is seen.
         values = config.plain()
     return config, origins
 
 
-def lay_over(values: dict[str, Any], layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> RunConfig:
-    """The config that `layer` makes of resolved `values`."""
-    return _validate(merge(values, _started(layer, origins)), origins)
+def apply_layer(values: dict[str, Any], layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> RunConfig:
+    """Merge `layer` over resolved `values`."""
+    return _validate(merge(values, _expand_init_from(layer, origins)), origins)
 
 
 def override(config: RunConfig, overrides: Sequence[str], origins: dict[KeyPath, Origin]) -> RunConfig:
-    """`config` with `a.b=c` applied; `origins` learns where the values came from."""
+    """`config` with `a.b=c` overrides applied; where they were written is added to `origins`."""
     values = config.plain()
-    for text in _start_first(overrides):
+    for text in _init_from_first(overrides):
         values = _override(values, text, origins)
     return _validate(values, origins)
 
@@ -77,24 +76,24 @@ def override(config: RunConfig, overrides: Sequence[str], origins: dict[KeyPath,
 def config_from(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """A config from nested dictionaries instead of a file. Raises ConfigError."""
     origins: dict[KeyPath, Origin] = {}
-    return override(lay_over({}, absolute(dict(values), Path.cwd()), origins), overrides, origins)
+    return override(apply_layer({}, absolute_paths(dict(values), Path.cwd()), origins), overrides, origins)
 
 
 def _override(values: dict[str, Any], text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
-    """`values` with one --set applied. `seed=4` is spelled out, so that a later `seed.data=5` leaves the others 4."""
-    values = merge(values, _started(parse_override(text, origins), origins))
-    return {**values, "seed": spell_out_seed(values["seed"])} if "seed" in values else values
+    """Apply one --set to `values`. `seed=4` is expanded, so that a later `seed.data=5` leaves the others 4."""
+    values = merge(values, _expand_init_from(parse_override(text, origins), origins))
+    return {**values, "seed": expand_seed(values["seed"])} if "seed" in values else values
 
 
-def _start_first(overrides: Sequence[str]) -> list[str]:
-    """`model.init_from` sets the whole model aside, so that it acts before what changes the model."""
+def _init_from_first(overrides: Sequence[str]) -> list[str]:
+    """`model.init_from` replaces the whole model, so it is applied before what changes the model."""
     return sorted(overrides, key=lambda text: text.partition("=")[0].strip() != "model.init_from")
 
 
-def _started(layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> dict[str, Any]:
-    """A layer in which `model.init_from` is pinned to its content (see `start`) and brings that run's whole model.
+def _expand_init_from(layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> dict[str, Any]:
+    """Pin `model.init_from` of a layer to its content (see `start`), and make that run's model the layer's.
 
-    The layer's own `model` is laid over it. `Whole` keeps the model of layers before this one out.
+    The layer's own `model` is merged over it. A `Replacement`, so that the model of earlier layers is dropped.
     """
     model = layer.get("model")
     if not isinstance(model, dict) or not isinstance(text := model.get("init_from"), str) or is_pinned(text):
@@ -106,14 +105,14 @@ def _started(layer: dict[str, Any], origins: Mapping[KeyPath, Origin]) -> dict[s
         where = find_origin(origins, ("model", "init_from"))
         parts = ("" if where is None else str(where), "model.init_from", str(error))
         raise ConfigError(": ".join(filter(None, parts)), key="model.init_from") from None
-    return {**layer, "model": Whole(merge(section, {**model, "init_from": pinned}))}
+    return {**layer, "model": Replacement(merge(section, {**model, "init_from": pinned}))}
 
 
-class Whole(dict[str, Any]):
-    """A mapping that takes the place of the one it is laid over, and is not merged with it."""
+class Replacement(dict[str, Any]):
+    """A mapping that replaces the one it is merged over."""
 
 
-def _layers(path: Path) -> list[Layer]:
+def _base_chain(path: Path) -> list[Layer]:
     """The chain of `base:` files, the most basic first."""
     chain: list[Layer] = []
     seen: list[Path] = []
@@ -123,7 +122,7 @@ def _layers(path: Path) -> list[Layer]:
         seen.append(path.resolve())
         values, origins = read_yaml(path)
         base = values.pop("base", None)
-        chain.append((path, absolute(values, path.parent), origins))
+        chain.append((path, absolute_paths(values, path.parent), origins))
         if base is None:
             return chain[::-1]
         if not isinstance(base, str):
@@ -136,10 +135,10 @@ def _layers(path: Path) -> list[Layer]:
         path = target
 
 
-def absolute(value: Any, folder: Path) -> Any:
-    """`./idea.py:Name` is relative to the YAML that names it; make it independent of the working folder."""
+def absolute_paths(value: Any, folder: Path) -> Any:
+    """Make the paths of component files (`./idea.py:Name`), relative to `folder`, absolute."""
     if isinstance(value, dict):
-        return {key: absolute(item, folder) for key, item in value.items()}
+        return {key: absolute_paths(item, folder) for key, item in value.items()}
     if isinstance(value, str) and _COMPONENT_FILE.fullmatch(value):
         file, _, name = value.rpartition(":")
         return f"{(folder / file).resolve()}:{name}"
@@ -147,11 +146,11 @@ def absolute(value: Any, folder: Path) -> Any:
 
 
 def merge(base: Any, diff: Any) -> Any:
-    """`diff` laid over `base`: mappings merge deeply, everything else is replaced.
+    """Merge `diff` over `base`: mappings deeply, everything else is replaced.
 
     A slot is replaced whole where `diff` changes its `use`: the old component's arguments mean nothing to the new.
     """
-    if isinstance(diff, Whole):
+    if isinstance(diff, Replacement):
         return dict(diff)
     if isinstance(diff, str) and isinstance(base, dict) and "use" in base:
         diff = {"use": diff}
@@ -171,7 +170,7 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.tokens=2M")
     value, _ = parse_yaml(value_text, f"--set {text}")
-    value = absolute(None if not value_text.strip() else value, Path.cwd())
+    value = absolute_paths(None if not value_text.strip() else value, Path.cwd())
     if path[0] == "base":
         raise ConfigError(f"--set {text}: `base` is for files; name that file as the config instead", key="base")
     for known in [known for known in origins if known[: len(path)] == path]:

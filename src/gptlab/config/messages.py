@@ -1,8 +1,8 @@
 """pydantic's complaints in our words: the key that is wrong, and what was expected there.
 
-A validator of ours says what kind of value it wants with `expected`; any other ValueError is taken as a whole
-sentence, which `broken_rule` can give the key it is about. `validated` makes one ConfigError of it all: file and line,
-key, message.
+A validator of ours says what kind of value it wants with `expected`; any other ValueError is taken as a whole sentence,
+which `broken_rule` can give the key it is about. `validated` makes one ConfigError of it all: file and line, key,
+message.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a run is: every field of a config, its type, its default and its meaning.
 
-Two principles decide where a field goes. Batch and duration are in tokens, so that one config means one
-optimization on any number of devices. And the sections `system`, `checkpoint` and `log` hold what does not change
-results: they are outside the run's hash (`gptlab.config.identity`).
+Two principles decide where a field goes. Batch and duration are in tokens, so that one config means one optimization on
+any number of devices. And the sections `system`, `checkpoint` and `log` hold what does not change results: they are
+outside the run's hash (`gptlab.config.identity`).
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ else:
     StreamSlot = _slot("stream", None, "data")
 
 
-def spell_out_seed(value: Any) -> Any:
-    """One number as the mapping that gives it to all three seeds; anything else as it is."""
+def expand_seed(value: Any) -> Any:
+    """Expand one number to all three seeds; return anything else as it is."""
     if isinstance(value, int | str) and not isinstance(value, bool):
         return {"init": value, "data": value, "dropout": value}
     return value
 
 
 class Seed(Section):
-    """Where randomness comes from. Write one number for all three, or vary them separately."""
+    """Random seeds. Write one number for all three, or vary them separately."""
 
     init: NonNegativeInteger = Field(1, description="seed of the initial weights")
     data: NonNegativeInteger = Field(1, description="seed of the order of the data")
@@ -75,7 +75,7 @@ class Seed(Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _one_number(cls, value: Any) -> Any:
-        return spell_out_seed(value)
+        return expand_seed(value)
 
     def __str__(self) -> str:
         parts = (self.init, self.data, self.dropout)
@@ -104,7 +104,7 @@ class Data(Section):
 
 
 class Train(Section):
-    """How long, in what pieces, and at what precision."""
+    """Length of the run, batch size, precision."""
 
     tokens: PositiveInteger = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
     batch_tokens: PositiveInteger = Field(8192, description="tokens of one optimizer step, over all devices")
@@ -133,7 +133,7 @@ class Evaluate(Section):
 
 
 class Checkpoint(Section):
-    """What is saved so that a run can go on."""
+    """Checkpoints: what a run is resumed from."""
 
     every: NonNegativeInteger = Field(0, description="steps between checkpoints; 0: only where the run ends or stops")
     keep: PositiveInteger = Field(2, description="how many of the newest to keep")
@@ -141,7 +141,7 @@ class Checkpoint(Section):
 
 
 class System(Section):
-    """What the run is computed on. Nothing here changes results beyond rounding."""
+    """Hardware. Nothing here changes results beyond rounding."""
 
     device: Text = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
     micro_batch: Literal["auto"] | PositiveInteger = Field(
@@ -152,7 +152,7 @@ class System(Section):
 
 
 class Log(Section):
-    """Where numbers go beside metrics.jsonl and metrics.csv."""
+    """Loggers beside metrics.jsonl and metrics.csv."""
 
     every: PositiveInteger = Field(1, description="steps between rows of metrics.jsonl")
     tensorboard: Boolean = Field(False, description="write TensorBoard events to RUN/tensorboard")

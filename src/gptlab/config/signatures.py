@@ -33,7 +33,17 @@ class SlotKind:
     provides: tuple[str, ...]
 
 
-_IN_BLOCK = ("dim", "layer_index", "layers", "heads", "head_dim", "context_length", "dropout", "vocab_size", "layer")
+_IN_BLOCK = (
+    "dim",
+    "layer_index",
+    "layers",
+    "heads",
+    "head_dim",
+    "context_length",
+    "dropout",
+    "vocab_size",
+    "layer",
+)
 
 SLOTS: dict[str, SlotKind] = {
     "model": SlotKind("gptlab.model.transformer", ("vocab_size", "sequence_length")),
@@ -97,7 +107,7 @@ def _module_file(module: str) -> Path | None:
 
 
 def locate(kind: str, use: str) -> tuple[str, Path, str]:
-    """Where `use` points: (module name or "", source file, class name). Raises ConfigError."""
+    """Where `use` leads: (module, source file, class); the module of a file is "". Raises ConfigError."""
     if kind not in SLOTS:
         raise ConfigError(f"no slot is called {kind!r}; {did_you_mean(kind, SLOTS)}")
     module, _, name = use.rpartition(":")
@@ -118,7 +128,7 @@ def locate(kind: str, use: str) -> tuple[str, Path, str]:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _SourceFile:
     """The classes at the top of a source file, and where each imported name comes from: (module, name or "")."""
 
     classes: dict[str, ast.ClassDef]
@@ -126,7 +136,7 @@ class _Source:
 
 
 @functools.lru_cache(maxsize=256)
-def _source(file: Path, modified: int) -> _Source:
+def _parse_source(file: Path, modified: int) -> _SourceFile:
     """Parse a source file. `modified` keys the cache."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
@@ -140,10 +150,10 @@ def _source(file: Path, modified: int) -> _Source:
             imports |= {(name.asname or name.name): (node.module, name.name) for name in node.names}
         elif isinstance(node, ast.Import):
             imports |= {(name.asname or name.name): (name.name, "") for name in node.names}
-    return _Source(classes, imports)
+    return _SourceFile(classes, imports)
 
 
-def _imported(name: str, source: _Source) -> tuple[str, str] | None:
+def _import_of(name: str, source: _SourceFile) -> tuple[str, str] | None:
     """Where `name` (`Name`, or `module.Name`) was imported from: (module, name there)."""
     if name in source.imports:
         return source.imports[name]
@@ -155,23 +165,23 @@ def _imported(name: str, source: _Source) -> tuple[str, str] | None:
     return None
 
 
-def _read(file: Path) -> _Source:
-    return _source(file, file.stat().st_mtime_ns)
+def _read_source(file: Path) -> _SourceFile:
+    return _parse_source(file, file.stat().st_mtime_ns)
 
 
-_REEXPORTS = 8  # files that a class may be imported through
+_MAX_REEXPORTS = 8  # files that a class may be imported through
 
 
-def _constructor(name: str, source: _Source) -> ast.FunctionDef | None:
+def _find_init(name: str, source: _SourceFile) -> ast.FunctionDef | None:
     """`__init__` of a class: its own, or inherited from a class of the same file or of a module it imports."""
-    for _ in range(_REEXPORTS):
+    for _ in range(_MAX_REEXPORTS):
         if name in source.classes:
             break
-        module, name = _imported(name, source) or ("", "")
+        module, name = _import_of(name, source) or ("", "")
         file = _module_file(module) if module and name else None
         if file is None or file.suffix != ".py":
             return None
-        source = _read(file)
+        source = _read_source(file)
     node = source.classes.get(name)
     if node is None:
         return None
@@ -180,7 +190,7 @@ def _constructor(name: str, source: _Source) -> ast.FunctionDef | None:
             return item
     for base in node.bases:
         if isinstance(base, ast.Name | ast.Attribute):
-            found = _constructor(ast.unparse(base), source)
+            found = _find_init(ast.unparse(base), source)
             if found is not None:
                 return found
     return None
@@ -237,15 +247,15 @@ def _literal(node: ast.expr, where: str) -> Any:
 
 
 def signature(kind: str, use: str) -> Signature:
-    """Read what component `use` of slot `kind` asks for. Raises ConfigError where it does not exist or cannot fit."""
+    """The signature of component `use` of slot `kind`. Raises ConfigError where it does not exist or cannot fit."""
     module, file, name = locate(kind, use)
-    source = _read(file)
+    source = _read_source(file)
     classes = source.classes
     if name not in classes:
         in_menu = module == SLOTS[kind].module
         choices = component_names(kind) if in_menu else [c for c in classes if not c.startswith("_")]
         raise ConfigError(f"{kind}: nothing called {name!r} in {module or file}; {did_you_mean(name, choices)}")
-    init = _constructor(name, source)
+    init = _find_init(name, source)
     where = f"{file}:{init.lineno if init else classes[name].lineno}: {name}"
     requires: list[str] = []
     nested: dict[str, str] = {}
@@ -287,7 +297,7 @@ def _is_component(kind: str, name: str, classes: dict[str, ast.ClassDef]) -> boo
 
 
 def component_names(kind: str) -> list[str]:
-    """The components in a slot's home module: classes that say `slot = KIND`."""
+    """Names of the components that ship for a slot: classes of its module that say `slot = KIND`."""
     _, file, _ = locate(kind, "_")
-    classes = _read(file).classes
+    classes = _read_source(file).classes
     return [name for name in classes if _is_component(kind, name, classes)]

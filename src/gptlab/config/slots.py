@@ -117,7 +117,7 @@ def validate_slot(kind: str, value: Any, *, default: str | None = None) -> Slot:
 
 
 def used_files(slot: Slot) -> dict[str, Path]:
-    """Every `./file.py` that a slot value reaches, by its `use` text."""
+    """Files of user components in a slot value, nested ones too, by the path it names them with."""
     found: dict[str, Path] = {}
     module, _, _ = str(slot["use"]).rpartition(":")
     if module.endswith(".py"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from gptlab.config.load import absolute, lay_over, load_config, override, read_layers, resolve
+from gptlab.config.load import absolute_paths, apply_layer, load_config, override, read_layers, resolve
 from gptlab.config.load import json_schema as one_run_schema
 from gptlab.config.messages import SlotError
 from gptlab.config.schema import RunConfig, Seed
@@ -25,7 +25,7 @@ OWN_KEYS = ("name", "from", "seeds", "soup")
 SOUPS = ("uniform", "greedy")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_NOWHERE = "runs/none@0000000000000000"  # to ask a model whether it can start from a run
+_PLACEHOLDER = "runs/none@0000000000000000"  # to ask a model whether it can start from a run
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Stage:
 
 
 def has_stages(source: str | Path) -> bool:
-    """Whether the config in `source` is one of stages. Raises ConfigError where it cannot be read."""
+    """Whether the config in `source` has `stages`. Raises ConfigError where it cannot be read."""
     return any("stages" in layer for _, layer, _ in read_layers(source))
 
 
@@ -85,7 +85,7 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
     for file, layer, origins in layers:
         if "stages" in layer:
             written = layer.pop("stages")
-            written = [absolute(item, file.parent) for item in written] if isinstance(written, list) else written
+            written = [absolute_paths(item, file.parent) for item in written] if isinstance(written, list) else written
             places = {path[1:]: origin for path, origin in origins.items() if path[0:1] == ("stages",)}
     if not isinstance(written, list) or not written:
         where = places.get((), source)
@@ -94,7 +94,9 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
         )
     base, origins = resolve(layers)
     common, of_stage = _sort_overrides(overrides)
-    of_base = [text for text in common if _key(text) == ["name"] or _key(text)[:2] == ["model", "init_from"]]
+    of_base = [
+        text for text in common if _split_key(text) == ["name"] or _split_key(text)[:2] == ["model", "init_from"]
+    ]
     base = override(base, of_base, origins)  # where the first stage starts; the others say `from`
     common = [text for text in common if text not in of_base]
     names = _names(written, places)
@@ -104,7 +106,7 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
     for number, name in enumerate(names):
         here = {path[1:]: origin for path, origin in places.items() if path[:1] == (str(number),)}
         own, changes = _own_overrides(name, of_stage.get(name, []), here)
-        stage = _Written(base, {**written[number], **own}, origins, here, names)
+        stage = _StageEntry(base, {**written[number], **own}, origins, here, names)
         stages.append(stage.read(stages, [*common, *changes]))
     return stages
 
@@ -153,8 +155,8 @@ def json_schema() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Written:
-    """A stage as it stands in the file."""
+class _StageEntry:
+    """An entry of `stages`, as it is written."""
 
     base: RunConfig
     item: dict[str, Any]
@@ -165,7 +167,7 @@ class _Written:
     def read(self, before: Sequence[Stage], overrides: Sequence[str]) -> Stage:
         """Resolve it. `before`: the stages before it."""
         name = self.item["name"]
-        start, run = self._begin(before)
+        start, run = self._find_start(before)
         layer = {key: value for key, value in self.item.items() if key not in OWN_KEYS}
         values = self.base.plain() | {"name": f"{self.base.name}-{name}"}
         origins = {**self.origins, **{path: place for path, place in self.places.items() if path}}
@@ -175,13 +177,13 @@ class _Written:
             model = layer.get("model") or {}
             layer["model"] = {**({"use": model} if isinstance(model, str) else model), "init_from": run}
             origins["model", "init_from"] = origins["from",]
-        config = override(lay_over(values, layer, origins), overrides, origins)
+        config = override(apply_layer(values, layer, origins), overrides, origins)
         if start is not None:
             self._check_start(config, next(stage for stage in before if stage.name == start))
         seeds = self._seeds()
         return Stage(name, config, start, seeds, self._soup(seeds))
 
-    def _begin(self, before: Sequence[Stage]) -> tuple[str | None, str | None]:
+    def _find_start(self, before: Sequence[Stage]) -> tuple[str | None, str | None]:
         """The stage, or the run, to start from."""
         known = [stage.name for stage in before]
         if "from" not in self.item:
@@ -201,7 +203,7 @@ class _Written:
         if len(start.seeds) > 1 and start.soup is None:
             self._refuse("from", f"stage {start.name!r} ends with {len(start.seeds)} runs; give it `soup: uniform`")
         try:
-            config.model.replace(init_from=_NOWHERE)
+            config.model.replace(init_from=_PLACEHOLDER)
         except SlotError:
             self._refuse("from", f"model {config.model.use} cannot start from a run; write `from: null`")
 
@@ -260,8 +262,8 @@ def _names(written: Sequence[Any], places: Mapping[KeyPath, Origin]) -> list[str
     return names
 
 
-def _key(text: str) -> list[str]:
-    """The dotted key of an override."""
+def _split_key(text: str) -> list[str]:
+    """The key of an override, split at its dots."""
     return text.partition("=")[0].strip().split(".")
 
 
@@ -270,7 +272,7 @@ def _sort_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list
     common: list[str] = []
     of_stage: dict[str, list[str]] = {}
     for text in overrides:
-        key = _key(text)
+        key = _split_key(text)
         if key[0] != "stages":
             common.append(text)
             continue
@@ -287,7 +289,7 @@ def _own_overrides(name: str, texts: Sequence[str], places: dict[KeyPath, Origin
     own: dict[str, Any] = {}
     sections = []
     for text in texts:
-        key = ".".join(_key(text))
+        key = ".".join(_split_key(text))
         if key in OWN_KEYS:
             own[key], _ = parse_yaml(text.partition("=")[2].strip() or "null", f"--set stages.{name}.{text}")
             places[(key,)] = Origin(f"--set stages.{name}.{text}")

@@ -1,8 +1,8 @@
 """`model.init_from`: a run whose weights another one starts from, and whose `model` section is its default.
 
-Where a config is read, the path gets the digest of the weights: `runs/gpt2-0a1b2c3d@0123456789abcdef`. From then on
-the value says what it means: the hash of a run covers the digest and not the path, and a config that was written out
-needs the other run no more.
+Where a config is read, the path gets the digest of the weights: `runs/gpt2-0a1b2c3d@0123456789abcdef`. From then on the
+value says what it means: the hash of a run covers the digest and not the path, and a config that was written out needs
+the other run no more.
 """
 
 from __future__ import annotations

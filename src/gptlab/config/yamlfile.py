@@ -17,7 +17,7 @@ import yaml
 from gptlab.errors import ConfigError
 
 KeyPath = tuple[str, ...]
-_DEEPEST, _MOST = 50, 100_000  # levels and values of one file; no config comes near
+_MAX_DEPTH, _MAX_VALUES = 50, 100_000  # levels and values of one file; no config comes near
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
-def _record(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Origin]) -> None:
-    """Note the line of every mapping key below `node`, and refuse keys that are given twice or are no text."""
+def _record_origins(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Origin]) -> None:
+    """Record the line of every key below `node`. Raises ConfigError for a key that is given twice or is no text."""
     origins[path] = origins.get(path, Origin(file, node.start_mark.line + 1))
-    if len(path) > _DEEPEST or len(origins) > _MOST:  # an alias inside its own anchor, or aliases of aliases of …
+    if len(path) > _MAX_DEPTH or len(origins) > _MAX_VALUES:  # an alias in its own anchor, or of aliases
         raise ConfigError(
             f"{file}:{node.start_mark.line + 1}: aliases that contain themselves or each other; write the values out"
         )
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _record(item, file, (*path, str(index)), origins)
+            _record_origins(item, file, (*path, str(index)), origins)
         return
     if not isinstance(node, yaml.MappingNode):
         return
@@ -86,7 +86,7 @@ def _record(node: yaml.Node, file: str, path: KeyPath, origins: dict[KeyPath, Or
             )
         seen.add(key)
         origins[(*path, key)] = Origin(file, line)
-        _record(value_node, file, (*path, key), origins)
+        _record_origins(value_node, file, (*path, key), origins)
 
 
 def parse_yaml(text: str, file: str) -> tuple[Any, dict[KeyPath, Origin]]:
@@ -98,7 +98,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[KeyPath, Origin]]:
             if node is None:
                 return {}, {}
             origins: dict[KeyPath, Origin] = {}
-            _record(node, file, (), origins)
+            _record_origins(node, file, (), origins)
             return loader.construct_document(node), origins
         finally:
             loader.dispose()
@@ -129,7 +129,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
 
 
 def dump_yaml(value: Any) -> str:
-    """`value` as YAML that this module reads back unchanged; keys keep their order."""
+    """YAML that `parse_yaml` reads back as `value`; keys keep their order."""
 
     class Dumper(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:

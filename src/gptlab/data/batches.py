@@ -1,7 +1,6 @@
 """Batches as a pure function of (seed, step).
 
-B rows of T+1 tokens a step, whoever asks: world size, micro-batch size, worker count and restarts play no
-part.
+B rows of T+1 tokens a step, whoever asks: world size, micro-batch size, worker count and restarts play no part.
 
 - A data set of M tokens has N = (M - T) // T windows of T+1 tokens an epoch. Each epoch shifts them by its
   own phase in [0, T), so that rows do not begin at the same places again, and goes through them in its own
@@ -117,10 +116,10 @@ class BatchStream:
         )
         self.windows = [self._count_windows(name, dataset) for name, dataset in datasets]
         self._mix = mix
-        self._before = self._count_rows()
+        self._rows_before = self._count_rows()
         self.epochs_needed: dict[str, float] = {
             name: float(rows / windows)
-            for name, rows, windows in zip(self.names, self._before[-1], self.windows, strict=True)
+            for name, rows, windows in zip(self.names, self._rows_before[-1], self.windows, strict=True)
         }
         self._check_epochs(epochs)
 
@@ -131,18 +130,18 @@ class BatchStream:
         """
         if not 0 <= step < self.total_steps:
             raise IndexError(f"step {step} of a run of {self.total_steps}")
-        first, last = _share(self.sequences_per_step, rank, world_size)
+        first, last = _rank_slice(self.sequences_per_step, rank, world_size)
         sources = self._sources(step)
         ids = np.empty((last - first, self.sequence_length + 1), dtype=np.int64)
         documents = np.zeros((last - first, self.sequence_length), dtype=np.int32)
         for number, dataset in enumerate(self.datasets):
             rows = np.flatnonzero(sources == number)
-            samples = self._before[step, number] + np.arange(len(rows))
+            samples = self._rows_before[step, number] + np.arange(len(rows))
             mine = (rows >= first) & (rows < last)
-            for row, start in zip(rows[mine] - first, self._starts(number, samples[mine]), strict=True):
+            for row, start in zip(rows[mine] - first, self._window_starts(number, samples[mine]), strict=True):
                 dataset.read_into(int(start), ids[row])
             _check_ids(dataset, ids[rows[mine] - first])
-            documents[rows[mine] - first] = _documents(ids[rows[mine] - first, :-1], dataset.end_of_text)
+            documents[rows[mine] - first] = _document_numbers(ids[rows[mine] - first, :-1], dataset.end_of_text)
         return Batch(ids[:, :-1].copy(), ids[:, 1:].copy(), documents, self.sequences_per_step * self.sequence_length)
 
     def sources(self, step: int) -> list[str]:
@@ -160,10 +159,10 @@ class BatchStream:
 
     def _sources(self, step: int) -> NDArray[np.int64]:
         """Number of the data set of each row of a step: (B,)."""
-        sources: NDArray[np.int64] = self._sources_of(np.array([step]))[0]
+        sources: NDArray[np.int64] = self._sources_at(np.array([step]))[0]
         return sources
 
-    def _sources_of(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _sources_at(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the data set of each row of each of `steps`: (steps, B)."""
         B, n = self.sequences_per_step, len(self.datasets)
         if n == 1:
@@ -184,12 +183,12 @@ class BatchStream:
         counts = np.zeros((self.total_steps + 1, n), dtype=np.int64)
         chunk = max(1, (1 << 20) // self.sequences_per_step)  # bounds the memory of the count, not of the run
         for start in range(0, self.total_steps, chunk):
-            sources = self._sources_of(np.arange(start, min(start + chunk, self.total_steps)))
+            sources = self._sources_at(np.arange(start, min(start + chunk, self.total_steps)))
             for number in range(n):
                 counts[start + 1 : start + 1 + len(sources), number] = (sources == number).sum(axis=1)
         return np.cumsum(counts, axis=0)
 
-    def _starts(self, number: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _window_starts(self, number: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Token position where each sample of data set `number` begins."""
         T, N = self.sequence_length, self.windows[number]
         starts = np.empty(len(samples), dtype=np.int64)
@@ -224,16 +223,14 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Batches that predict the first `tokens` tokens after the very first (all of them for None) once each,
-    in order.
+    """Validation batches: each of the first `tokens` targets once, in order (None: all of the split).
 
     All batches have the same shape: places after the end hold targets IGNORE (and inputs 0).
 
     Args:
         rows: rows of the global batch; rank gets its contiguous slice, as in training.
 
-    Raises DataError where the data set has no token to predict, fewer than asked for, or ids outside its
-    vocabulary.
+    Raises DataError where the data set has no token to predict, fewer than asked for, or ids outside its vocabulary.
     """
     available = dataset.tokens - 1
     targets = available if tokens is None else tokens
@@ -243,7 +240,7 @@ def validation_batches(
             f" to {available}"
         )
     windows = -(-targets // sequence_length)
-    first, last = _share(rows, rank, world_size)
+    first, last = _rank_slice(rows, rank, world_size)
     for begin in range(0, windows, rows):
         in_batch = min(targets - begin * sequence_length, rows * sequence_length)
         start = (begin + first) * sequence_length
@@ -255,14 +252,14 @@ def validation_batches(
             _check_ids(dataset, ids)
             inputs.reshape(-1)[:mine] = ids[:-1]
             expected.reshape(-1)[:mine] = ids[1:]
-        yield Batch(inputs, expected, _documents(inputs, dataset.end_of_text), in_batch)
+        yield Batch(inputs, expected, _document_numbers(inputs, dataset.end_of_text), in_batch)
 
 
-def _share(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+def _rank_slice(rows: int, rank: int, world_size: int) -> tuple[int, int]:
     return rows * rank // world_size, rows * (rank + 1) // world_size
 
 
-def _documents(inputs: NDArray[np.int64], end_of_text: int | None) -> NDArray[np.int32]:
+def _document_numbers(inputs: NDArray[np.int64], end_of_text: int | None) -> NDArray[np.int32]:
     if end_of_text is None or not inputs.size:
         return np.zeros(inputs.shape, dtype=np.int32)
     opened = np.cumsum(inputs == end_of_text, axis=1, dtype=np.int32)

@@ -48,7 +48,7 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`dataset.json`: what decides the meaning of the ids, and counts that cannot be recomputed from them."""
+    """`dataset.json`: tokenizer, vocabulary, splits with their shards, and how the data was made."""
 
     tokenizer: dict[str, str]
     vocab_size: int
@@ -94,7 +94,7 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, or None for a folder of somebody else's shards.
+    """The folder's manifest; None for a folder of shards made by other programs.
 
     Raises DataError where the folder is missing.
     """
@@ -107,7 +107,7 @@ def load_manifest(folder: Path) -> Manifest | None:
 
 
 class TokenDataset:
-    """One split of a data set: its shards, end to end, as one run of `tokens` ids.
+    """One split of a data set: its shards, concatenated, as one array of `tokens` ids.
 
     Attributes:
         path, split: where it is.
@@ -161,8 +161,8 @@ class TokenDataset:
         path = Path(path)
         manifest = load_manifest(path)
         if manifest is None:
-            shards = [read_header(file) for file in _foreign_files(path, split)]
-            fingerprint = hashlib.sha256(repr([_ends_of(shard) for shard in shards]).encode()).hexdigest()
+            shards = [read_header(file) for file in _external_files(path, split)]
+            fingerprint = hashlib.sha256(repr([_identify_shard(shard) for shard in shards]).encode()).hexdigest()
             return cls(path, split, shards, fingerprint=fingerprint, vocab_size=vocab_size, end_of_text=end_of_text)
         entry = manifest.splits.get(split)
         if entry is None or not entry.shards:
@@ -259,9 +259,8 @@ def _check_fits(
             raise DataError(f"{path}: {name} is {found} here, the run says {asked}; leave it out or mend it")
 
 
-def foreign_splits(folder: Path) -> dict[Split, list[Path]]:
-    """The shards of each split in a folder without `dataset.json`, told apart by `train` and `val` in their
-    names."""
+def external_splits(folder: Path) -> dict[Split, list[Path]]:
+    """The shards of each split in a folder without `dataset.json`: those with `train` and with `val` in their names."""
     files = sorted(folder.glob("*.bin"))
     train = [file for file in files if "train" in file.stem]
     return {
@@ -270,8 +269,8 @@ def foreign_splits(folder: Path) -> dict[Split, list[Path]]:
     }
 
 
-def _foreign_files(folder: Path, split: Split) -> list[Path]:
-    found = foreign_splits(folder)[split]
+def _external_files(folder: Path, split: Split) -> list[Path]:
+    found = external_splits(folder)[split]
     if not found:
         word = "train" if split == "train" else "val"
         raise DataError(
@@ -280,8 +279,8 @@ def _foreign_files(folder: Path, split: Split) -> list[Path]:
     return found
 
 
-def _ends_of(shard: Shard) -> tuple[str, int, str]:
-    """Name, size and digest of both ends: enough to notice another file without reading gigabytes."""
+def _identify_shard(shard: Shard) -> tuple[str, int, str]:
+    """Name, size and digest of the first and last 64 KiB: tells files apart without reading gigabytes."""
     size = shard.path.stat().st_size
     with open(shard.path, "rb") as file:
         digest = hashlib.sha256(file.read(1 << 16))
@@ -312,17 +311,16 @@ def info(path: Path | str) -> Info:
     if manifest is not None:
         names = [name for name in names if name in manifest.splits]
     else:
-        found = foreign_splits(path)
+        found = external_splits(path)
         names = [name for name in names if found[name]] or ["train"]
     return Info(path, manifest, {name: TokenDataset.open(path, name) for name in names})
 
 
 def verify(path: Path | str) -> Info:
-    """Read every byte of the data set in folder `path` and compare it with what `dataset.json` promises.
+    """Read every byte of the data set in folder `path` and compare it with `dataset.json`.
 
-    Checks headers, sizes, SHA-256 of every shard, that every id is in the vocabulary, and the number of
-    documents. Files of others carry no checksum: their headers and sizes are checked, and that they can be
-    read.
+    Checks headers, sizes, SHA-256 of every shard, that every id is in the vocabulary, and the number of documents.
+    Files of others carry no checksum: their headers and sizes are checked, and that they can be read.
 
     Raises DataError naming the first shard that is not as it was.
     """

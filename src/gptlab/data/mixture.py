@@ -1,8 +1,8 @@
 """Mixtures: how the rows of a batch are shared between data sets. Home of the slot `mix`.
 
-A mixture is built with `(sources)`, the names of the run's data sets with the number of tokens that each
-holds, and called with the progress of training in [0, 1]; it answers with one weight a source, in their
-order. `Weights` stays the same throughout; `Schedule` moves.
+A mixture is built with `(sources)`, the names of the run's data sets with the number of tokens that each holds, and
+called with the progress of training in [0, 1]; it answers with one weight a source, in their order. `Weights` stays the
+same throughout; `Schedule` moves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gptlab.errors import ConfigError, did_you_mean
 
 
 class Weights:
-    """The same weights from the first step to the last.
+    """Constant weights.
 
     Args:
         sources: name → tokens, in the order of the run's data sets.
@@ -39,8 +39,7 @@ class Weights:
 
 
 class Schedule:
-    """Weights that move along straight lines from stage to stage; before the first and after the last they
-    rest.
+    """Piecewise linear weights: interpolated between stages, constant before the first and after the last.
 
     Args:
         sources: name → tokens, in the order of the run's data sets.

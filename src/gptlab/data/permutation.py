@@ -1,8 +1,8 @@
 """A keyed shuffle of [0, n) that needs no memory: any position can be asked for at once, in any order.
 
-A balanced Feistel network permutes the 2^(2k) numbers of the smallest even-bit block that holds n; numbers
-that land outside [0, n) are sent through again until they fall inside ("cycle walking"), which keeps it a
-bijection on [0, n). Both ideas are from Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA
+A balanced Feistel network permutes the 2^(2k) numbers of the smallest even-bit block that holds n; numbers that land
+outside [0, n) are sent through again until they fall inside ("cycle walking"), which keeps it a bijection on [0, n).
+Both ideas are from Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA
 2002. The round function is the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): a shuffle has
 to look random, not to resist an adversary.
 """
@@ -18,7 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def hash64(*values: int) -> int:
-    """A well-mixed 64-bit number that depends on every one of `values` and on their order."""
+    """A 64-bit hash of `values` and their order."""
     state = 0
     for value in values:
         state = _mix_int((state ^ (value & _MASK)) + _GOLDEN)
@@ -26,7 +26,7 @@ def hash64(*values: int) -> int:
 
 
 def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
-    """Where the shuffle of [0, n) chosen by `key` sends each entry of `index`.
+    """Apply the shuffle of [0, n) that `key` chooses to each entry of `index`.
 
     Args:
         index: any shape, values in [0, n).

@@ -88,8 +88,8 @@ class ShardWriter:
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.path, self.dtype, self.tokens = path, dtype, 0
-        self._aside = path.with_name(f".{path.name}.tmp")
-        self._file = open(self._aside, "wb")  # noqa: SIM115 - closed by close() or discard()
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by close() or discard()
         self._file.write(bytes(HEADER_BYTES))
 
     def append(self, ids: NDArray[Any]) -> None:
@@ -107,12 +107,12 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        digest = sha256_file(self._aside)
-        os.replace(self._aside, self.path)
+        digest = sha256_file(self._temporary)
+        os.replace(self._temporary, self.path)
         fsync_directory(self.path.parent)
         return digest
 
     def discard(self) -> None:
         """Throw away what was written."""
         self._file.close()
-        self._aside.unlink(missing_ok=True)
+        self._temporary.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ from gptlab.tokenizer import Tokenizer, load_tokenizer
 def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[str, TokenDataset]]:
     """The tokenizer, and the training and validation split of each source by name (`data` for a lone `path`).
 
-    Raises ConfigError where no data or no tokenizer is named, DataError where something is missing, damaged, or
-    made with another tokenizer.
+    Raises ConfigError where no data or no tokenizer is named, DataError where something is missing, damaged, or made
+    with another tokenizer.
     """
     sources = data.sources or ({"data": data.path} if data.path else {})
     if not sources:

@@ -1,4 +1,4 @@
-"""facts.json: what a finished run was and cost, in plain numbers: runs are compared without rebuilding them."""
+"""facts.json: size, cost and provenance of a finished run, so that runs are compared without rebuilding them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run was and cost."""
+    """Size, cost and provenance of a finished run."""
 
     parameters: int
     flops_per_token: float  # of training: forward and backward, as model.counting counts

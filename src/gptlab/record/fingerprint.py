@@ -1,7 +1,7 @@
 """Which code a run was computed by: a fingerprint over everything that training executes.
 
-Two runs of one config are only comparable where the code between config and loss was the same. What counts is found
-and not listed: the modules that `ENTRY` imports, directly or through others, less those of `NO_RESULT`. Of each the
+Two runs of one config are only comparable where the code between config and loss was the same. What counts is found and
+not listed: the modules that `ENTRY` imports, directly or through others, less those of `NO_RESULT`. Of each the
 top-level definitions are hashed one by one, without comments, docstrings, layout and imports, and the hashes are
 sorted: where a definition stands does not matter, so a better explanation or a file that moves does not make last
 month's baseline useless, and a new module that training uses counts without anybody listing it.

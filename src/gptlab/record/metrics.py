@@ -1,7 +1,7 @@
 """Numbers of a run: one JSON object a line in metrics.jsonl. Console, CSV, plots, TensorBoard and W&B are views of it.
 
-Rows carry `step` (optimizer steps done), `tokens` (trained on so far) and what was measured there: `train/loss` and
-its companions for a step, `val/loss` and its companions for a validation. Losses are in nats a token.
+Rows carry `step` (optimizer steps done), `tokens` (trained on so far) and what was measured there: `train/loss` and its
+companions for a step, `val/loss` and its companions for a validation. Losses are in nats a token.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def read_columns(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Some numbers of a metrics.jsonl as arrays, a value a row, nan where a row has none: many runs are read at once.
+    """Columns of a metrics.jsonl as arrays: a value a row, nan where a row has none. Fast, for many runs.
 
     What is torn or damaged is met as by `read_metrics`, and raises the same.
     """
@@ -104,8 +104,8 @@ def write_csv(rows: list[Row], path: Path) -> None:
     write_atomic(path, text.getvalue())
 
 
-def tail(path: Path, size: int = 4096) -> Row | None:
-    """The last whole row of a metrics.jsonl that may be written to just now; None before the first."""
+def last_row(path: Path, size: int = 4096) -> Row | None:
+    """The last complete row of a metrics.jsonl, which may be written to meanwhile; None before the first."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - size))

@@ -6,7 +6,7 @@ code/              the source that ran, user components included
 tokenizer/         the tokenizer, so that the run can be used alone
 metrics.jsonl, metrics.csv, log.txt, loss.png
 facts.json         what a finished run was and cost
-failed.json        with what the last attempt at it ended, where that was an error
+failed.json        why the last attempt failed, where it did
 checkpoints/, model.safetensors, evals/
 """
 
@@ -56,7 +56,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Failure:
-    """With what the last attempt at a run ended.
+    """Why the last attempt at a run failed.
 
     Attributes:
         kind: `DIVERGED`, where it would come again; else the class of the error.
@@ -72,7 +72,7 @@ class Failure:
 
 
 def training_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold a run for training. Raises BusyError, when entered, where another process trains it."""
+    """Lock a run for training. Raises BusyError, when entered, where another process trains it."""
     return exclusive(
         lock_path(folder), BusyError(f"{folder}: another process is training this run; wait for it, or stop it")
     )
@@ -113,7 +113,7 @@ def state(folder: Path, config_hash: str | None = None) -> State:
     sessions = read_sessions(folder)
     if not (folder / "config.yaml").is_file():  # log.txt or a prediction may be there before training is
         return State.DAMAGED if weights or facts or (folder / "metrics.jsonl").is_file() else State.STARTED
-    if (weights and not _is_whole(folder / WEIGHTS)) or (facts and not _is_json(folder / FACTS)):
+    if (weights and not _is_complete(folder / WEIGHTS)) or (facts and not _is_json(folder / FACTS)):
         return State.DAMAGED
     if (failure := read_failure(folder)) is not None and failure.kind == DIVERGED:
         return State.DIVERGED
@@ -128,7 +128,7 @@ def state(folder: Path, config_hash: str | None = None) -> State:
     return State.INTERRUPTED if weights or any(folder.glob("checkpoints/step-*")) else State.STARTED
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says (its first 8 bytes give the header's length)."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -154,7 +154,7 @@ def write_failure(folder: Path, failure: Failure) -> None:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """With what the last attempt ended; None where nothing is known against the run."""
+    """Why the last attempt failed; None where it did not."""
     try:
         values = json.loads((folder / FAILED).read_text(encoding="utf-8"))
         if "reason" in values:  # as gptlab 0.3 wrote it

@@ -8,8 +8,7 @@ import itertools
 
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
-    """The character for each byte, as in GPT-2's `encoder.json`: printable Latin-1 stays, the rest moves to
-    U+0100…"""
+    """The character for each byte, as in GPT-2's `encoder.json`: printable Latin-1 stays, the rest moves to U+0100…"""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [value for value in range(256) if value not in kept]
     table = {value: chr(value) for value in kept} | {value: chr(256 + i) for i, value in enumerate(moved)}
@@ -33,12 +32,10 @@ def from_text(text: str) -> bytes | None:
 
 
 def recover_merges(tokens: list[bytes]) -> list[tuple[int, int]] | None:
-    """The merges, as pairs of ids in rank order, that make `tokens` (by id; `b""` is skipped), or None if
-    none do.
+    """The merges, as pairs of ids in rank order, that make `tokens` (by id; `b""` is skipped), or None if none do.
 
-    While a token is trained no merge crosses its ends, so encoding its bytes with the merges before it gives
-    exactly the two parts it was made of. Where that fails, the vocabulary is not the result of byte-pair
-    merges in id order.
+    While a token is trained no merge crosses its ends, so encoding its bytes with the merges before it gives exactly
+    the two parts it was made of. Where that fails, the vocabulary is not the result of byte-pair merges in id order.
     """
     ranks = {token: index for index, token in enumerate(tokens) if token}
     if len(ranks) != sum(map(bool, tokens)) or any(bytes([value]) not in ranks for value in range(256)):

@@ -2,8 +2,8 @@
 
 A tokenizer is data (token bytes, `pattern`, `special_tokens`) and an engine chosen by its kind (`engines`).
 
-Special tokens are never handed to an engine: where they are asked for, the text is cut at them first
-(leftmost, longest), so all kinds treat them alike.
+Special tokens are never handed to an engine: where they are asked for, the text is cut at them first (leftmost,
+longest), so all kinds treat them alike.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ _Result = TypeVar("_Result")
 class Tokenizer:
     """Text to ids and back; ids are `0..vocab_size-1`.
 
-    Made by `load_tokenizer`, `training`, `byte_tokenizer` or `char_tokenizer` rather than by calling the
-    class.
+    Made by `load_tokenizer`, `training`, `byte_tokenizer` or `char_tokenizer` rather than by calling the class.
 
     Attributes:
         name: what the tokenizer is called; does not influence `hash`.
@@ -104,29 +103,28 @@ class Tokenizer:
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """The ids of `text`. Special-token text is ordinary text unless `allow_special`.
 
-        Raises DataError where `text` is not valid Unicode, or holds a character that a char tokenizer does
-        not know.
+        Raises DataError where `text` is not valid Unicode, or holds a character that a char tokenizer does not know.
         """
         if not allow_special:
-            return _guarded(self._engine.encode, text)
+            return _with_readable_errors(self._engine.encode, text)
         ids: list[int] = []
         for part in self._special_splitter.split(text):
             if part in self.special_tokens:
                 ids.append(self.special_tokens[part])
             elif part:
-                ids.extend(_guarded(self._engine.encode, part))
+                ids.extend(_with_readable_errors(self._engine.encode, part))
         return ids
 
     def encode_documents(self, texts: Sequence[str], *, threads: int = 1) -> list[npt.NDArray[Any]]:
         """The ids of each document, as `uint16` where the vocabulary fits and `uint32` where not.
 
-        Never parses special tokens and adds no separators. `threads` run in parallel (the engines of "bpe"
-        and "hf" release the interpreter lock). Raises DataError as `encode` does.
+        Never parses special tokens and adds no separators. `threads` run in parallel (the engines of "bpe" and "hf"
+        release the interpreter lock). Raises DataError as `encode` does.
         """
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
         def encode_one(text: str) -> npt.NDArray[Any]:
-            return _guarded(self._engine.encode_array, text).astype(dtype)
+            return _with_readable_errors(self._engine.encode_array, text).astype(dtype)
 
         if threads <= 1 or len(texts) <= 1:
             return [encode_one(text) for text in texts]
@@ -136,8 +134,7 @@ class Tokenizer:
     # Ids to text
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that `ids` stand for; special tokens appear as their text. Raises DataError for an id
-        outside."""
+        """The bytes that `ids` stand for; special tokens appear as their text. Raises DataError for an id outside."""
         listed = ids.tolist() if isinstance(ids, np.ndarray) else [int(token) for token in ids]
         if listed and not (min(listed) >= 0 and max(listed) < self.vocab_size):
             bad = next(token for token in listed if not 0 <= token < self.vocab_size)
@@ -153,8 +150,7 @@ class Tokenizer:
     def token_bytes(self) -> list[bytes]:
         """What each id stands for, by id; `b""` for special tokens.
 
-        For kind "hf" without byte-level tokens these are the bytes of the token as it is written inside a
-        text.
+        For kind "hf" without byte-level tokens these are the bytes of the token as it is written inside a text.
         """
         return list(self._tokens)
 
@@ -167,15 +163,15 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer's folder (`tokenizer.json`, `merges.txt`, `meta.json`) in one atomic step.
 
-        A folder that is there already is replaced. Raises DataError where the tokenizer cannot be written so
-        that `transformers` reads the same ids.
+        A folder that is there already is replaced. Raises DataError where the tokenizer cannot be written so that
+        `transformers` reads the same ids.
         """
         save_tokenizer(self, folder)
 
 
 def byte_tokenizer(*, name: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:
     """The 256 bytes, then END_OF_TEXT, then `special_tokens`."""
-    return with_specials(name, "byte", [bytes([value]) for value in range(256)], special_tokens)
+    return with_special_tokens(name, "byte", [bytes([value]) for value in range(256)], special_tokens)
 
 
 def char_tokenizer(characters: Iterable[str], *, name: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
@@ -186,10 +182,10 @@ def char_tokenizer(characters: Iterable[str], *, name: str, special_tokens: Sequ
     distinct = sorted(set(characters))
     if not distinct:
         raise DataError("a char tokenizer needs at least one character: the training text is empty")
-    return with_specials(name, "char", [_utf8(character) for character in distinct], special_tokens)
+    return with_special_tokens(name, "char", [_utf8(character) for character in distinct], special_tokens)
 
 
-def with_specials(
+def with_special_tokens(
     name: str,
     kind: str,
     tokens: Sequence[bytes],
@@ -199,12 +195,12 @@ def with_specials(
     trained_on: dict[str, Any] | None = None,
 ) -> Tokenizer:
     """A tokenizer of `tokens` followed by END_OF_TEXT and `special_tokens`, in that order."""
-    specials = check_specials(special_tokens)
+    specials = check_special_tokens(special_tokens)
     ids = {text: len(tokens) + index for index, text in enumerate(specials)}
     return Tokenizer(name, kind, [*tokens, *[b""] * len(specials)], ids, pattern=pattern, trained_on=trained_on)
 
 
-def check_specials(special_tokens: Sequence[str]) -> list[str]:
+def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     """END_OF_TEXT and then `special_tokens`. Raises DataError for an empty or repeated one."""
     specials = [END_OF_TEXT, *(text for text in special_tokens if text != END_OF_TEXT)]
     for index, text in enumerate(specials):
@@ -230,8 +226,8 @@ def _surrogate_error(text: str, error: UnicodeEncodeError) -> DataError:
     )
 
 
-def _guarded(encode: Callable[[str], _Result], text: str) -> _Result:
-    """`encode(text)`, with what an engine cannot take turned into an error for people."""
+def _with_readable_errors(encode: Callable[[str], _Result], text: str) -> _Result:
+    """Call `encode(text)`. Raises DataError, with the place, for text that is no Unicode."""
     try:
         return encode(text)
     except UnicodeEncodeError:

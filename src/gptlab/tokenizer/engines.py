@@ -111,9 +111,8 @@ class CharEngine:
 
 
 class HuggingFaceEngine:
-    """Hugging Face's `tokenizers`. Two of them: many files list their special tokens among the ordinary ones
-    too, so that the model itself finds them in plain text; the one that encodes knows them by names that no
-    text has."""
+    """Hugging Face's `tokenizers`. Two of them: many files list their special tokens among the ordinary ones too, so
+    that the model itself finds them in plain text; the one that encodes knows them by names that no text has."""
 
     def __init__(self, hf_json: str, special_tokens: dict[str, int]) -> None:
         import tokenizers
@@ -156,6 +155,5 @@ def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> 
 
 
 def is_rust_panic(error: BaseException) -> bool:
-    """Whether `error` is a panic inside a Rust extension: pyo3 makes it a BaseException of a class nobody
-    exports."""
+    """Whether `error` is a panic inside a Rust extension: pyo3 makes it a BaseException of a class nobody exports."""
     return type(error).__name__ == "PanicException"

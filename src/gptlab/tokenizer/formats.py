@@ -16,8 +16,7 @@ _USUAL_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>"
 
 
 def check_name(name: str) -> str:
-    """`name` where it can be a tokenizer's name. Raises DataError for a path, a blank, or a built-in's
-    name."""
+    """`name` where it can be a tokenizer's name. Raises DataError for a path, a blank, or a built-in's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DataError(
             f"{name!r} cannot be a tokenizer's name: letters, digits, '.', '_' and '-' only, and no path; the"
@@ -56,8 +55,8 @@ def import_tokenizer(source: str, *, name: str, end_of_text: str | None = None) 
         end_of_text: which special token of a `tokenizer.json` separates documents; found by itself where
             `tokenizer_config.json` beside it names an `eos_token` or the file has a usual one.
 
-    Raises DataError where `source` is none of these or is damaged. A `tokenizer.json` that tiktoken can
-    express becomes kind "bpe", any other kind "hf".
+    Raises DataError where `source` is none of these or is damaged. A `tokenizer.json` that tiktoken can express becomes
+    kind "bpe", any other kind "hf".
     """
     check_name(name)
     path = Path(source)
@@ -183,8 +182,7 @@ def huggingface_tokenizer(name: str, content: str, end_of_text: str, trained_on:
 
 
 def _token_bytes(text: str, byte_level: bool) -> bytes:
-    """The bytes of a token as a `tokenizer.json` writes it: byte alphabet, `<0x0A>`, or text with ▁ for a
-    space."""
+    """The bytes of a token as a `tokenizer.json` writes it: byte alphabet, `<0x0A>`, or text with ▁ for a space."""
     if byte_level and (token := from_text(text)) is not None:
         return token
     if re.fullmatch(r"<0x[0-9A-F]{2}>", text):
@@ -247,8 +245,8 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 
 
 def _probe() -> str:
-    """Text that two engines would cut differently if they read a pattern differently: words, numbers,
-    contractions, line ends and blanks in many neighbourhoods, and the alphabets of the world."""
+    """Text that two engines would cut differently if they read a pattern differently: words, numbers, contractions,
+    line ends and blanks in many neighbourhoods, and the alphabets of the world."""
     bits = [
         "don't",
         "WE'LL",

@@ -18,11 +18,10 @@ _BUILT_IN = ("byte", "gpt2")
 
 
 def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers")) -> Tokenizer:
-    """The tokenizer called `name_or_path`: a NAME under `root`, "byte", "gpt2", or the path of a tokenizer
-    folder.
+    """The tokenizer called `name_or_path`: a NAME under `root`, "byte", "gpt2", or the path of a tokenizer folder.
 
-    "gpt2" is `root`/gpt2 where that was imported, otherwise tiktoken's download of OpenAI's files. A folder
-    is checked against its `meta.json`. Raises DataError where there is none, or it is damaged.
+    "gpt2" is `root`/gpt2 where that was imported, otherwise tiktoken's download of OpenAI's files. A folder is checked
+    against its `meta.json`. Raises DataError where there is none, or it is damaged.
     """
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
@@ -41,8 +40,7 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
 
 
 def load_folder(folder: Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote to `folder`. Raises DataError where it is missing or
-    damaged."""
+    """The tokenizer that `Tokenizer.save` wrote to `folder`. Raises DataError where it is missing or damaged."""
     if not (folder / "meta.json").is_file():
         hint = "no meta.json in it"
         if (folder / "tokenizer.json").is_file() or (folder / "encoder.json").is_file():

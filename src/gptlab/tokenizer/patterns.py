@@ -2,8 +2,8 @@
 
 A pattern is read by four regular-expression engines (rustbpe and tiktoken use Rust's fancy-regex,
 `tokenizers` uses Oniguruma, growing uses Python's `regex`), so the two of the house are written in the
-dialect in which all four agree: no `$` (a line end in Oniguruma), no `{1,3}+` (possessive in two of them, a
-nested repeat in Oniguruma), no `(?i:…)` (the engines fold different sets of characters).
+dialect in which all four agree: no `$` (a line end in Oniguruma), no `{1,3}+` (possessive in two of them, a nested
+repeat in Oniguruma), no `(?i:…)` (the engines fold different sets of characters).
 """
 
 from __future__ import annotations
@@ -33,12 +33,10 @@ _STRIDE = LONGEST_WHITESPACE_RUN // 2
 
 
 def resolve_pattern(pattern: str) -> str:
-    """The pattern called `pattern` (`gpt4`, `gpt2`), or `pattern` itself where it is a regular expression
-    that works.
+    """The pattern called `pattern` (`gpt4`, `gpt2`), or `pattern` itself where it is a regular expression that works.
 
-    A pattern works when fancy-regex and Oniguruma accept it, it never matches the empty string, and every
-    character of Unicode is matched by it, alone and between letters: what a pattern leaves out would vanish
-    from the text.
+    A pattern works when fancy-regex and Oniguruma accept it, it never matches the empty string, and every character of
+    Unicode is matched by it, alone and between letters: what a pattern leaves out would vanish from the text.
 
     Raises DataError naming what is wrong with it.
     """
@@ -72,11 +70,9 @@ def resolve_pattern(pattern: str) -> str:
 
 
 def cut_long_whitespace(text: str) -> list[str]:
-    """`text` in pieces such that no run of whitespace exceeds `LONGEST_WHITESPACE_RUN` characters: usually
-    `[text]`.
+    """`text` cut such that no run of whitespace exceeds `LONGEST_WHITESPACE_RUN` characters; usually `[text]`.
 
-    Looking at one character in every half run is enough to rule a long run out, so the common case costs
-    nothing.
+    Looking at one character in every half run is enough to rule a long run out, so the common case costs nothing.
     """
     if len(text) < LONGEST_WHITESPACE_RUN:
         return [text]

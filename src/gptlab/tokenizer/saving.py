@@ -81,8 +81,8 @@ def save_tokenizer(tokenizer: TokenizerData, folder: Path) -> None:
 
 
 def _hf_document(tokenizer: TokenizerData, merges: list[tuple[int, int]] | None) -> dict[str, Any]:
-    """`tokenizer` as a `tokenizer.json`. Special tokens are in the model's vocabulary too: only so do they
-    keep their ids when later merges have larger ones."""
+    """`tokenizer` as a `tokenizer.json`. Special tokens are in the model's vocabulary too: only so do they keep their
+    ids when later merges have larger ones."""
     specials = tokenizer.special_tokens
     names = {index: text for text, index in specials.items()}
     tokens = tokenizer.token_bytes()

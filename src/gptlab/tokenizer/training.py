@@ -11,8 +11,8 @@ pre-tokens that a split pattern cuts. What a merge is, exactly, since implementa
   those of the text that results.
 
 `rustbpe` and growing do exactly this, whatever the number of threads. `tokenizers` differs in ties only: it
-numbers the bytes in the order of GPT-2's byte alphabet (printable ASCII first), so among equally frequent
-pairs it may pick another.
+numbers the bytes in the order of GPT-2's byte alphabet (printable ASCII first), so among equally frequent pairs it may
+pick another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from gptlab.errors import DataError
 from gptlab.tokenizer.byte_level import byte_alphabet, recover_merges
-from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_specials, with_specials
+from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_special_tokens, with_special_tokens
 from gptlab.tokenizer.engines import is_rust_panic
 from gptlab.tokenizer.patterns import cut_long_whitespace, resolve_pattern
 
@@ -43,9 +43,11 @@ _FREE_BYTES = 1 << 30
 Integers = npt.NDArray[np.int64]
 
 
-class _Stream:
-    """Counts what passes through, refuses what is not Unicode, and cuts what the split patterns cannot
-    take."""
+class _CountedTexts:
+    """An iterator over texts that counts documents and bytes, and cuts long runs of whitespace.
+
+    Raises DataError for text that is no Unicode.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._texts = texts
@@ -79,9 +81,9 @@ def train_bpe(
 ) -> list[Tokenizer]:
     """Byte-pair tokenizers of `vocab_sizes` from one pass over `texts`, smallest first.
 
-    Each has the 256 bytes as ids 0..255, then merges, then END_OF_TEXT and `special_tokens`; sizes count all
-    of these, and the merges of one are the first merges of the next. Memory grows with the number of distinct
-    pre-tokens (and the longest document), not with the text.
+    Each has the 256 bytes as ids 0..255, then merges, then END_OF_TEXT and `special_tokens`; sizes count all of these,
+    and the merges of one are the first merges of the next. Memory grows with the number of distinct pre-tokens (and the
+    longest document), not with the text.
 
     Args:
         texts: documents; consumed once.
@@ -89,13 +91,12 @@ def train_bpe(
         pattern: "gpt4", "gpt2" or a regular expression (see `patterns.resolve_pattern`).
         trainer: "rustbpe" or "tokenizers"; they differ in ties (see the module's text).
 
-    Raises DataError for a size too small for the bytes and specials, a text too small for the size, an empty
-    text.
+    Raises DataError for a size too small for the bytes and specials, a text too small for the size, an empty text.
     """
-    specials = check_specials(special_tokens)
+    specials = check_special_tokens(special_tokens)
     sizes = _check_sizes(vocab_sizes, smallest=256 + len(specials) + 1, what="256 bytes")
     expression = resolve_pattern(pattern)
-    stream = _Stream(texts)
+    stream = _CountedTexts(texts)
     wanted = sizes[-1] - len(specials)
     if trainer == "rustbpe":
         tokens = _train_rustbpe(stream, wanted, expression)
@@ -103,10 +104,10 @@ def train_bpe(
         tokens = _train_tokenizers(stream, wanted, expression)
     else:
         raise DataError(f"no trainer {trainer!r}; valid: {', '.join(TRAINERS)}")
-    _check_enough(stream, len(tokens), wanted, sizes[-1])
+    _check_reached(stream, len(tokens), wanted, sizes[-1])
     trained_on = {**stream.summary(), "trainer": trainer}
     return [
-        with_specials(
+        with_special_tokens(
             _nested_name(name, size, sizes),
             "bpe",
             tokens[: size - len(specials)],
@@ -120,7 +121,7 @@ def train_bpe(
 
 def train_char(texts: Iterable[str], *, name: str, special_tokens: Sequence[str] = ()) -> Tokenizer:
     """A char tokenizer of the code points in `texts`. Raises DataError where there are none."""
-    stream = _Stream(texts)
+    stream = _CountedTexts(texts)
     characters: set[str] = set()
     for text in stream:
         characters.update(text)
@@ -139,25 +140,24 @@ def grow_bpe(
 ) -> list[Tokenizer]:
     """`base` with more merges, learned from `texts` after `base`'s own; every id of `base` keeps its meaning.
 
-    The new merges come after all ids of `base` (its special tokens included), new `special_tokens` after
-    those. Training continues where `base`'s left off, so growing on the same text gives the merges that a
-    larger training gives.
+    The new merges come after all ids of `base` (its special tokens included), new `special_tokens` after those.
+    Training continues where `base`'s left off, so growing on the same text gives the merges that a larger training
+    gives.
 
-    Raises DataError where `base` is not of kind "bpe", a size is not larger than it, or the text is too
-    small.
+    Raises DataError where `base` is not of kind "bpe", a size is not larger than it, or the text is too small.
     """
     import regex  # type: ignore[import-untyped]
 
     if base.kind != "bpe" or base.pattern is None:
         raise DataError(f"tokenizer {base.name!r} is of kind {base.kind!r}; only bpe tokenizers can grow")
     added = [text for text in special_tokens if text not in base.special_tokens]
-    check_specials(added)
+    check_special_tokens(added)
     smallest = base.vocab_size + len(added) + 1
     sizes = _check_sizes(vocab_sizes, smallest=smallest, what=f"the {base.vocab_size:,} ids of {base.name!r}")
     compiled = regex.compile(base.pattern)
     if compiled.groups:
         raise DataError(f"the pattern of {base.name!r} has capturing groups; only one without can grow")
-    stream = _Stream(texts)
+    stream = _CountedTexts(texts)
     counts: Counter[str] = Counter()
     for text in stream:
         counts.update(compiled.findall(text))
@@ -167,7 +167,7 @@ def grow_bpe(
     tokens = list(old)
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
-    _check_enough(stream, len(tokens), base.vocab_size + wanted, sizes[-1])
+    _check_reached(stream, len(tokens), base.vocab_size + wanted, sizes[-1])
     trained_on = {
         **stream.summary(),
         "trainer": "gptlab",
@@ -208,7 +208,7 @@ def _check_sizes(sizes: Sequence[int], *, smallest: int, what: str) -> list[int]
     return ordered
 
 
-def _check_enough(stream: _Stream, reached: int, wanted: int, asked: int) -> None:
+def _check_reached(stream: _CountedTexts, reached: int, wanted: int, asked: int) -> None:
     if stream.bytes == 0:
         raise DataError("the training text is empty; check --input")
     if reached < wanted:
@@ -221,7 +221,7 @@ def _check_enough(stream: _Stream, reached: int, wanted: int, asked: int) -> Non
 # rustbpe
 
 
-def _train_rustbpe(stream: _Stream, size: int, pattern: str) -> list[bytes]:
+def _train_rustbpe(stream: _CountedTexts, size: int, pattern: str) -> list[bytes]:
     """The bytes of ids 0..size-1 (fewer where the text runs out of pairs)."""
     import rustbpe
 
@@ -235,11 +235,11 @@ def _train_rustbpe(stream: _Stream, size: int, pattern: str) -> list[bytes]:
     return [bytes(token) for token, _ in engine.get_mergeable_ranks()]
 
 
-def _batched(stream: _Stream) -> Iterator[str]:
+def _batched(stream: _CountedTexts) -> Iterator[str]:
     """`stream`, with empty texts such that rustbpe's buffer, which counts texts, never holds much over 8 MiB.
 
-    rustbpe also counts in 32 bits and would wrap silently. A pair is no more frequent than the commonest
-    byte, which is therefore counted, from the first GiB on (before that nothing can wrap).
+    rustbpe also counts in 32 bits and would wrap silently. A pair is no more frequent than the commonest byte, which is
+    therefore counted, from the first GiB on (before that nothing can wrap).
     """
     waiting = waiting_bytes = 0
     bytes_seen: Integers = np.zeros(256, dtype=np.int64)
@@ -263,7 +263,7 @@ def _batched(stream: _Stream) -> Iterator[str]:
 # Hugging Face tokenizers
 
 
-def _train_tokenizers(stream: _Stream, size: int, pattern: str) -> list[bytes]:
+def _train_tokenizers(stream: _CountedTexts, size: int, pattern: str) -> list[bytes]:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     engine = Tokenizer(models.BPE())
@@ -309,12 +309,11 @@ def _continue_merges(base: Tokenizer, counts: Counter[str], wanted: int) -> list
 def _merge_by_frequency(
     words: Sequence[npt.NDArray[Any]], weights: Integers, first_id: int, wanted: int
 ) -> list[tuple[int, int]]:
-    """Up to `wanted` merges of byte-pair encoding over `words` (arrays of ids) that occur `weights` times
-    each.
+    """Up to `wanted` merges of byte-pair encoding over `words` (arrays of ids) that occur `weights` times each.
 
-    All words lie in one array with -1 around each, linked to their neighbours, and each pair knows where it
-    may occur, so a merge touches only its occurrences. Counts in the heap are upper bounds (a pair only loses
-    occurrences once both its ids exist) and are corrected when they come to the top.
+    All words lie in one array with -1 around each, linked to their neighbours, and each pair knows where it may occur,
+    so a merge touches only its occurrences. Counts in the heap are upper bounds (a pair only loses occurrences once
+    both its ids exist) and are corrected when they come to the top.
     """
     lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
     symbols: Integers = np.full(int(lengths.sum()) + len(words) + 1, -1, dtype=np.int64)
@@ -374,8 +373,8 @@ def _merge_by_frequency(
 
 
 def _without_overlap(at: Integers, after: Integers) -> Integers:
-    """Of the ascending positions `at` of a pair of twins, those that merging from left to right takes: in
-    each run of touching ones the first, the third, the fifth…"""
+    """Of the ascending positions `at` of a pair of twins, those that merging from left to right takes: in each run of
+    touching ones the first, the third, the fifth…"""
     index = np.arange(len(at))
     starts = np.ones(len(at), dtype=bool)
     starts[1:] = after[at[:-1]] != at[1:]

@@ -71,9 +71,8 @@ def prepare(
         force: replace a finished data set in `out`.
         cache: folder of downloads.
 
-    Returns what it wrote to `out/dataset.json`.
-    Raises DataError for inputs, options and tokenizers that cannot give a data set. Finished shards are kept
-    for the next try then; where there is none, nothing is left.
+    Returns what it wrote to `out/dataset.json`. Raises DataError for inputs, options and tokenizers that cannot give a
+    data set. Finished shards are kept for the next try then; where there is none, nothing is left.
     """
     out, reading = Path(out), reading or Reading()
     check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes)
@@ -144,8 +143,7 @@ def _saved(tokenizer: str | Path | Tokenizer) -> Path | None:
 
 @contextlib.contextmanager
 def _working_folder(out: Path) -> Iterator[Path]:
-    """`.NAME.partial` beside `out`, for one process at a time; after an error only finished shards keep it
-    alive."""
+    """`.NAME.partial` beside `out`, for one process at a time; after an error only finished shards keep it alive."""
     folder = out.parent / f".{out.name}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 class Pass:
     """One walk over sources, and how its documents go to the splits.
 
-    With `validation_documents_from` = n, documents 0 … n-1 of the walk are for training and the rest for
-    validation. With `validation_tokens` the first documents, as many as fit in so many tokens, are for
-    validation and the rest for training. With neither all go to `split`.
+    With `validation_documents_from` = n, documents 0 … n-1 of the walk are for training and the rest for validation.
+    With `validation_tokens` the first documents, as many as fit in so many tokens, are for validation and the rest for
+    training. With neither all go to `split`.
     """
 
     split: Split

@@ -42,8 +42,7 @@ class EncodedBlock:
 
 
 def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock:
-    """The ids of a block's documents, each with its separator before it. Raises DataError where it is no
-    text."""
+    """The ids of a block's documents, each with its separator before it. Raises DataError where it is no text."""
     documents = list(block.documents(reading))
     dtype = token_dtype(tokenizer.vocab_size)
     separator = np.array([tokenizer.end_of_text], dtype=dtype)
@@ -103,8 +102,7 @@ def _start_worker(tokenizer: Path, reading: Reading) -> None:
 
 
 def _die_with_parent() -> None:
-    """A pool's workers wait on a queue that outlives a killed parent: without this they would wait
-    forever."""
+    """A pool's workers wait on a queue that outlives a killed parent: without this they would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

@@ -1,9 +1,9 @@
 """What every source of text is made of: documents, blocks, and how text is read.
 
-Reading happens in two halves, so that the expensive one can be shared between processes. A source hands out *blocks*
-in order: about a megabyte of raw text, or the address of some Parquet rows, with a cursor from which reading can start
-again. `Block.documents` turns a block into documents and runs anywhere. What a block holds depends on the inputs
-alone, never on who reads it.
+Reading happens in two halves, so that the expensive one can be shared between processes. A source hands out *blocks* in
+order: about a megabyte of raw text, or the address of some Parquet rows, with a cursor from which reading can start
+again. `Block.documents` turns a block into documents and runs anywhere. What a block holds depends on the inputs alone,
+never on who reads it.
 
 A text longer than a block comes in parts (`Document.continues`), cut where tokenizers cut anyway: between an
 alphanumeric character and a space that a letter follows.
@@ -45,7 +45,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Reading:
-    """How sources are to be understood.
+    """How text is read from a source.
 
     Attributes:
         text_column: the column or field that holds the text.
@@ -70,7 +70,7 @@ class Reading:
                 "with --errors replace"
             ) from None
 
-    def checked(self, value: object, source: str, place: str) -> str:
+    def check_text(self, value: object, source: str, place: str) -> str:
         """The text of a row ("" for null). Raises DataError where it is no text or half a surrogate pair."""
         if value is None:
             return ""
@@ -92,9 +92,8 @@ class Reading:
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return value
 
-    def join(self, rows: Sequence[str], source: str, first: bool) -> Iterator[Document]:
-        """Rows as documents. `first` says that nothing comes before them, so that the first row begins
-        one."""
+    def join_rows(self, rows: Sequence[str], source: str, first: bool) -> Iterator[Document]:
+        """Rows as documents. `first` says that nothing comes before them, so that the first row begins one."""
         if self.document_start is None:
             yield from (Document(text, source) for text in rows if text)
             return
@@ -137,8 +136,10 @@ class RowsBlock:
         return sum(len(row) for row in self.rows if isinstance(row, str))
 
     def documents(self, reading: Reading) -> Iterator[Document]:
-        texts = [reading.checked(row, self.source, f"row {number}") for number, row in enumerate(self.rows, self.row)]
-        return reading.join(texts, self.source, self.first)
+        texts = [
+            reading.check_text(row, self.source, f"row {number}") for number, row in enumerate(self.rows, self.row)
+        ]
+        return reading.join_rows(texts, self.source, self.first)
 
 
 class Source(Protocol):

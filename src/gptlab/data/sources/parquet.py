@@ -47,10 +47,10 @@ class ParquetBlock:
     def documents(self, reading: Reading) -> Iterator[Document]:
         rows = _row_group(self.path, self.row_group, reading.text_column)[self.start : self.stop].to_pylist()
         texts = [
-            reading.checked(text, self.source, f"row group {self.row_group}, row {number}")
+            reading.check_text(text, self.source, f"row group {self.row_group}, row {number}")
             for number, text in enumerate(rows, self.start)
         ]
-        return reading.join(texts, self.source, first=self.row_group == 0 and self.start == 0)
+        return reading.join_rows(texts, self.source, first=self.row_group == 0 and self.start == 0)
 
 
 @dataclass(frozen=True)

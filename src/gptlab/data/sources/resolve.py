@@ -16,8 +16,8 @@ def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: in
     """What `inputs` name, in order: files, folders, globs, URLs, `hf://NAME[:CONFIG][@SPLIT]`,
     `stdlib:SPLIT`.
 
-    URLs are downloaded into `cache` first (default: GPTLAB_CACHE, or `~/.cache/gptlab`). A folder gives its
-    Parquet, JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
+    URLs are downloaded into `cache` first (default: GPTLAB_CACHE, or `~/.cache/gptlab`). A folder gives its Parquet,
+    JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
 
     Raises DataError where something is missing, holds no text files, or cannot be downloaded.
     """

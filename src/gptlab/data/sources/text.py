@@ -64,8 +64,7 @@ class TextBlock:
             if reading.separator is not None:
                 ends = self.ends or number < len(parts) - 1
                 part = part.rstrip("\r\n") if ends else part
-                # A first piece of nothing but line ends is kept, since the pieces after it need its
-                # beginning.
+                # A first part of nothing but line ends is kept: the parts after it continue its document.
                 part = part if continues else (part.lstrip("\r\n") or ("" if ends else part))
             if part:
                 yield Document(part, self.source, continues)
@@ -86,7 +85,7 @@ class LinesBlock:
         return len(self.data)
 
     def documents(self, reading: Reading) -> Iterator[Document]:
-        return reading.join(list(self._rows(reading)), self.source, first=self.offset == 0)
+        return reading.join_rows(list(self._rows(reading)), self.source, first=self.offset == 0)
 
     def _rows(self, reading: Reading) -> Iterator[str]:
         offset = self.offset
@@ -106,7 +105,7 @@ class LinesBlock:
                 f"{self.source}, line {number}: no field {reading.text_column!r} (it has: {fields}); name the field of "
                 "the text with --text-column"
             )
-        return reading.checked(row[reading.text_column], self.source, f"line {number}")
+        return reading.check_text(row[reading.text_column], self.source, f"line {number}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class TextFile:
         def whole_lines(content: bytes) -> int:
             return content.rfind(b"\n") + 1
 
-        for data, _ in _cut_up(file, None, self.block_bytes, whole_lines):
+        for data, _ in _split_into_blocks(file, None, self.block_bytes, whole_lines):
             yield LinesBlock((number, [offset, line]), self.name, offset, line, data)
             offset, line = offset + len(data), line + data.count(b"\n")
 
@@ -153,20 +152,20 @@ class TextFile:
         offset, continues = position or (self.start, False)
         file.seek(offset)
         left = self.stop - offset if self.stop is not None else None
-        cut = functools.partial(_cut, separator=separator, block_bytes=self.block_bytes)
-        for data, at_end in _cut_up(file, left, self.block_bytes, cut):
+        cut = functools.partial(_block_end, separator=separator, block_bytes=self.block_bytes)
+        for data, at_end in _split_into_blocks(file, left, self.block_bytes, cut):
             ends = at_end or (separator is not None and data.endswith(separator))
             yield TextBlock((number, [offset, continues]), self.name, offset, data, continues, ends)
             offset, continues = offset + len(data), not ends
 
 
-def _cut_up(
+def _split_into_blocks(
     file: IO[bytes], left: int | None, block_bytes: int, cut: Callable[[bytes], int]
 ) -> Iterator[tuple[bytes, bool]]:
-    """The rest of `file` (or `left` bytes of it) in blocks, each with whether it is the last.
+    """Split the rest of `file` (or `left` bytes of it) into blocks; yields each with whether it is the last.
 
-    A block is decided by the bytes from its beginning on, never by where reading began: `cut` sees `block_bytes`
-    of them, and twice as many as long as it answers 0.
+    A block is decided by the bytes from its beginning on, never by where reading began: `cut` sees `block_bytes` of
+    them, and twice as many as long as it answers 0.
     """
     buffer, wanted = b"", block_bytes
     while True:
@@ -187,7 +186,7 @@ def _cut_up(
             return
 
 
-def _cut(content: bytes, separator: bytes | None, block_bytes: int) -> int:
+def _block_end(content: bytes, separator: bytes | None, block_bytes: int) -> int:
     """Where to end a block of text within `content`; 0: read on first."""
     if separator is not None and (found := content.rfind(separator)) >= 0:
         return found + len(separator)
@@ -234,8 +233,7 @@ class _Zstandard(io.BufferedReader):
 def character_split(source: Source, fraction: float) -> tuple[TextFile, TextFile] | None:
     """A plain text file cut in order, by characters: the first `1 - fraction` of it, and the rest.
 
-    None where `source` is no plain text file. As nanoGPT does: the first int(n (1 - fraction)) of n
-    characters.
+    None where `source` is no plain text file. As nanoGPT does: the first int(n (1 - fraction)) of n characters.
     """
     if not isinstance(source, TextFile) or source.is_lines or source.size(Reading()) is None:
         return None

@@ -25,7 +25,7 @@ import pydantic
 from pydantic import BeforeValidator, Field
 
 from gptlab.config import RunConfig, config_hash, difference
-from gptlab.config.load import absolute, override, read_layers, resolve
+from gptlab.config.load import absolute_paths, override, read_layers, resolve
 from gptlab.config.messages import broken_rule, expected, validated
 from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
 from gptlab.config.types import Integer, Number, Text
@@ -292,7 +292,7 @@ def _arm(
                 )
         start = tuple(prefix.split(".", 1))
         places = {where[len(start) :]: origin for where, origin in origins.items() if where[: len(start)] == start}
-        layers.append((path, absolute(dict(diff), path.parent), places))
+        layers.append((path, absolute_paths(dict(diff), path.parent), places))
     layers[-1][1]["name"] = own if baseline is None else f"{path.resolve().parent.name}-{name}"
     config, _ = resolve(layers)
     changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())

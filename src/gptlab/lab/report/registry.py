@@ -19,7 +19,7 @@ from gptlab.lab.report.compare import read_plain_config
 from gptlab.lab.report.tables import SCHEMA
 from gptlab.lab.runs.store import Store
 from gptlab.record.facts import read_facts
-from gptlab.record.metrics import tail
+from gptlab.record.metrics import last_row
 from gptlab.record.runfolder import State, read_sessions, state
 
 
@@ -139,7 +139,7 @@ def list_runs(store: Store) -> Iterator[RunEntry]:
 def _run_entry(folder: Path, store: Store) -> RunEntry:
     sessions = read_sessions(folder)
     started = str(sessions[0].get("started", ""))[:16] if sessions else ""
-    row = tail(folder / "metrics.jsonl", 2**14) or {}
+    row = last_row(folder / "metrics.jsonl", 2**14) or {}
     try:
         training = read_plain_config(folder / "config.yaml")["train"]
         steps = -(-int(training["tokens"]) // int(training["batch_tokens"]))

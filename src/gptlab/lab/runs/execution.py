@@ -26,7 +26,7 @@ from gptlab.files import write_atomic
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.planning.plan import Prediction
 from gptlab.planning.records import write_prediction
-from gptlab.record.metrics import tail
+from gptlab.record.metrics import last_row
 from gptlab.record.runfolder import FAILED, Failure, read_failure
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _TrainingProcess:
 
     def show_progress(self) -> None:
         """Move the bar to the step that the run has come to."""
-        row = tail(self.folder / "metrics.jsonl")
+        row = last_row(self.folder / "metrics.jsonl")
         self.bars.update(self.task, completed=row["step"] if row else 0)
 
     def has_ended(self) -> bool:
