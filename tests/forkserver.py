@@ -120,7 +120,7 @@ def _become_gptlab(request: dict[str, Any]) -> None:
         os.environ.clear()
         os.environ.update(request["environment"])
         os.chdir(request["cwd"])
-        sys.path[0] = ""  # as `python -m gptlab` has it
+        sys.path[:1] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` has it
         sys.argv = ["gptlab", *request["arguments"]]
         from gptlab.cli import main
 
