@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from turns import ratio, spread
 
-from gptlab.hardware.allocator import keep_memory
+from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.model.backends import PLAIN, View, explicit_attention
 
 SHAPES = [(16, 4, 128, 32), (32, 4, 256, 36), (16, 6, 256, 64), (8, 6, 512, 64), (4, 12, 1024, 64)]  # B, H, T, C
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_memory()
+    keep_freed_memory()
     print("| B, H, T, C | dtype | fused ms | explicit ms | fused / explicit |\n|---|---|---|---|---|")
     for B, H, T, C in SHAPES:
         for dtype in (torch.bfloat16, torch.float32):

@@ -26,12 +26,12 @@ def worker(way: str, rows: int, length: int, vocab: int, dim: int, threads: int)
     import torch.nn.functional as F
 
     from gptlab.config import config_from
-    from gptlab.hardware.allocator import keep_memory
+    from gptlab.hardware.allocator import keep_freed_memory
     from gptlab.loss import CrossEntropy, TokenBatch
     from gptlab.model import build_model
 
     torch.set_num_threads(threads)
-    keep_memory()
+    keep_freed_memory()
     values = {"model": {"dim": dim, "layers": 1, "heads": 1}, "train": {"sequence_length": length}}
     model = build_model(config_from({**values, "train": {"sequence_length": length, "batch_tokens": length}}), vocab)
     hidden = torch.randn(rows, length, dim, requires_grad=True)

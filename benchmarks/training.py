@@ -31,13 +31,13 @@ def build(library: str) -> tuple[Any, Any, Any]:
     import torch.nn.functional as F
 
     if library == "gptlab":
-        from gptlab.hardware.allocator import keep_memory
+        from gptlab.hardware.allocator import keep_freed_memory
         from gptlab.interop.gpt2 import gpt2_config
         from gptlab.loss import CrossEntropy, TokenBatch
         from gptlab.model import build_model
         from gptlab.optim import AdamW
 
-        keep_memory()
+        keep_freed_memory()
         model = build_model(gpt2_config(dim=D, layers=L, heads=H, context_length=T), V)
         loss = CrossEntropy()
 

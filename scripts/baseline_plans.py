@@ -17,7 +17,7 @@ from gptlab.config import load_config
 from gptlab.hardware.gpus import read_gpus
 from gptlab.planning.footprint import footprint
 from gptlab.planning.formatting import format_dollars, format_seconds
-from gptlab.planning.plan import USABLE, largest_fit, plan_run
+from gptlab.planning.plan import USABLE_MEMORY, largest_fit, plan_run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "planning.md"
@@ -45,7 +45,7 @@ def table(configs: Sequence[str] = CONFIGS) -> str:
         one, two = (footprint(config, VOCABULARY, rows, accelerator=True, compiled=True) for rows in (1, 2))
         cells = [name.removeprefix("gptlab-").upper()]
         for card, count in MACHINES:
-            limit = int(cards[card].memory * USABLE)
+            limit = int(cards[card].memory * USABLE_MEMORY)
             found = largest_fit(one, two, config.sequences_per_step // count, limit)
             plan = plan_run(
                 config,

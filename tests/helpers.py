@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forkserver
 import numpy as np
 
 TINY = """
@@ -49,15 +48,7 @@ def make_data(folder: Path, *, tokens: int = 6000, seed: int = 0) -> Path:
 
 def gptlab(*arguments: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in its own process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "gptlab", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=300,
-        check=False,
-    )
+    done = forkserver.run(list(arguments), cwd, environment)
     if check and done.returncode != 0:
         raise AssertionError(f"gptlab {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
     return done

@@ -45,7 +45,7 @@ class LossSum:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class _LossSpec:
     """What is made of the logits: the weight of each token ahead, how smooth the targets, how heavy the z-loss, and
     whether the parts are told beside the sum."""
 
@@ -80,8 +80,8 @@ class CrossEntropy:
         require_range("loss", "at least 1", chunk=None if isinstance(chunk, str) else chunk)
         require_range("loss", "at least 0 and below 1", label_smoothing=label_smoothing)
         require_range("loss", "at least 0", z_loss=z_loss)
-        self.chunk, self.recipe = chunk, _Recipe((1.0,), label_smoothing, z_loss, bool(label_smoothing or z_loss))
-        self._whole: Callable[[nn.Module, Tensor, Tensor, _Recipe], Tensor] = _head_loss
+        self.chunk, self.spec = chunk, _LossSpec((1.0,), label_smoothing, z_loss, bool(label_smoothing or z_loss))
+        self._whole: Callable[[nn.Module, Tensor, Tensor, _LossSpec], Tensor] = _head_loss
 
     def compile(self) -> None:
         """Fuse head and loss with torch.compile, where they see the whole batch."""
@@ -99,19 +99,19 @@ class CrossEntropy:
         if len(declared(model, "ahead")):
             raise ConfigError("loss: a model with `ahead` needs the loss MultiToken; use it, or set model.ahead to 0")
         hidden = model(batch.inputs, batch.documents)
-        terms = self._terms(model, hidden.flatten(0, -2), batch.targets.flatten()[:, None], self.recipe)
+        terms = self._terms(model, hidden.flatten(0, -2), batch.targets.flatten()[:, None], self.spec)
         count = (batch.targets != IGNORE).sum()
-        if not self.recipe.parts:
+        if not self.spec.parts:
             return LossSum(terms[0], count)
         return LossSum(terms[0], count, {"cross_entropy": terms[1], "z_loss": terms[-1]})
 
-    def _terms(self, model: nn.Module, rows: Tensor, targets_NA: Tensor, recipe: _Recipe) -> Tensor:
+    def _terms(self, model: nn.Module, rows: Tensor, targets_NA: Tensor, spec: _LossSpec) -> Tensor:
         """The loss, then its parts: see `_head_loss`."""
         chunk = self._chunk_rows(rows.shape[0], model.vocab_size, rows.device.type)
         if chunk is None:
-            return self._whole(model, rows, targets_NA, recipe)
+            return self._whole(model, rows, targets_NA, spec)
         parameters = [p for p in model.head.parameters() if p.requires_grad]
-        return _Chunked.apply(rows, targets_NA, model, recipe, chunk, *parameters)
+        return _Chunked.apply(rows, targets_NA, model, spec, chunk, *parameters)
 
     def _chunk_rows(self, rows: int, vocab_size: int, device: str) -> int | None:
         if self.chunk != "auto":
@@ -143,18 +143,18 @@ class MultiToken(CrossEntropy):
         super().__init__(chunk=chunk, label_smoothing=label_smoothing, z_loss=z_loss)
         if not weights or min(weights) < 0 or max(weights) == 0:
             raise ConfigError(f"loss.weights: {weights} must be one number or more, each 0 or more and one above 0")
-        self.recipe = _Recipe(tuple(weights), label_smoothing, z_loss, parts=True)
+        self.spec = _LossSpec(tuple(weights), label_smoothing, z_loss, parts=True)
 
     def __call__(self, model: nn.Module, batch: TokenBatch) -> LossSum:
         """Raises ConfigError where weights and the model's blocks do not fit together."""
-        weights, blocks = self.recipe.weights, len(declared(model, "ahead"))
+        weights, blocks = self.spec.weights, len(declared(model, "ahead"))
         targets = torch.stack([_targets_ahead(batch, i) for i in range(len(weights))], dim=-1).flatten(0, 1)  # (N, A)
         if blocks == 0:
-            terms = self._terms(model, model(batch.inputs, batch.documents).flatten(0, 1), targets, self.recipe)
+            terms = self._terms(model, model(batch.inputs, batch.documents).flatten(0, 1), targets, self.spec)
         elif blocks + 1 == len(weights):
             hidden = model(batch.inputs, batch.documents, ahead=True).flatten(1, 2)  # (A, N, D)
             parts = [
-                self._terms(model, hidden[i], targets[:, i : i + 1], replace(self.recipe, weights=(weight,)))
+                self._terms(model, hidden[i], targets[:, i : i + 1], replace(self.spec, weights=(weight,)))
                 for i, weight in enumerate(weights)
             ]
             total, z = sum(part[0] for part in parts), sum(part[-1] for part in parts)
@@ -179,24 +179,24 @@ def _targets_ahead(batch: TokenBatch, further: int) -> Tensor:
     return moved
 
 
-def _head_loss(model: nn.Module, rows: Tensor, targets_NA: Tensor, recipe: _Recipe) -> Tensor:
+def _head_loss(model: nn.Module, rows: Tensor, targets_NA: Tensor, spec: _LossSpec) -> Tensor:
     """Hidden states (N, D) and targets (N, A) → the loss, (1,); with parts also the cross-entropy of each of the A
     targets, and the z-loss. Sums over tokens, float32."""
     logits = model.logits(rows).float()
-    if not recipe.parts:
+    if not spec.parts:
         return F.cross_entropy(logits, targets_NA[:, 0], ignore_index=IGNORE, reduction="sum")[None]
     total = logits.new_zeros(())
     terms = []
-    for weight, targets in zip(recipe.weights, targets_NA.unbind(1), strict=True):
+    for weight, targets in zip(spec.weights, targets_NA.unbind(1), strict=True):
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         terms.append(loss.detach())
-        if recipe.smoothing:  # −Σ_v log p(v) / V is lse − mean(logits)
+        if spec.smoothing:  # −Σ_v log p(v) / V is lse − mean(logits)
             uniform = (logits.logsumexp(-1) - logits.mean(-1)).masked_fill(targets == IGNORE, 0.0).sum()
-            loss = (1 - recipe.smoothing) * loss + recipe.smoothing * uniform
+            loss = (1 - spec.smoothing) * loss + spec.smoothing * uniform
         total = total + weight * loss
     z = logits.new_zeros(())
-    if recipe.z:
-        z = recipe.z * logits.logsumexp(-1).square().masked_fill(targets_NA[:, 0] == IGNORE, 0.0).sum()
+    if spec.z:
+        z = spec.z * logits.logsumexp(-1).square().masked_fill(targets_NA[:, 0] == IGNORE, 0.0).sum()
     return torch.stack([total + z, *terms, z.detach()])
 
 
@@ -205,7 +205,13 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets_NA: Tensor, model: nn.Module, recipe: _Recipe, chunk: int, *parameters: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        targets_NA: Tensor,
+        model: nn.Module,
+        spec: _LossSpec,
+        chunk: int,
+        *parameters: Tensor,
     ) -> Tensor:
         sums: Tensor | None = None
         needs_grad = any(ctx.needs_input_grad)
@@ -216,13 +222,13 @@ class _Chunked(torch.autograd.Function):
             if needs_grad:
                 with torch.enable_grad():
                     rows = hidden[piece].detach().requires_grad_()
-                    terms = _head_loss(model, rows, targets_NA[piece], recipe)
+                    terms = _head_loss(model, rows, targets_NA[piece], spec)
                     grad_rows, *grad_parameters = torch.autograd.grad(terms[0], (rows, *parameters))
                 grad_hidden[piece] = grad_rows
                 for i, grad in enumerate(grad_parameters):
                     grads[i] = grad if grads[i] is None else grads[i].add_(grad)
             else:
-                terms = _head_loss(model, hidden[piece], targets_NA[piece], recipe)
+                terms = _head_loss(model, hidden[piece], targets_NA[piece], spec)
             sums = terms.detach() if sums is None else sums + terms.detach()
         if needs_grad:
             ctx.save_for_backward(grad_hidden, *grads)

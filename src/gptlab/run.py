@@ -16,7 +16,7 @@ from gptlab.config import RunConfig, weights_digest
 from gptlab.data import IGNORE, Batch
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.files import write_atomic
-from gptlab.hardware.allocator import keep_memory
+from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
 from gptlab.inference.generate import Sampling, decoding_copy, generate
@@ -98,10 +98,10 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     step = _load_weights(folder, model, checkpoint)
     if step is None and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
         step = config.total_steps
-    return place(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
+    return make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
 
 
-def place(
+def make_run(
     folder: Path,
     config: RunConfig,
     model: nn.Module,
@@ -114,7 +114,7 @@ def place(
     """The run made of these parts, its model moved to `device` and ready to be used. Arguments as of `load`."""
     where = pick_device(device)
     if where.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     asked = config.train.dtype if dtype == "auto" else dtype
     return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(asked, where), step)
 
@@ -134,7 +134,7 @@ def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) ->
         raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
 
 
-def start_from(model: nn.Module, tokenizer: Tokenizer) -> None:
+def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
     """Give `model` the weights of the run that its `init_from` names; nothing where it names none.
 
     Learned positions beyond the model's context are left out. `tokenizer`: that of the data, which must be the run's.

@@ -49,6 +49,7 @@ OTHERS: list[Any] = [
         "RMSNorm",
         "offline",
         "elsewhere",
+        "gptlab.data.batches:BatchStream",
         "auto",
     ),
 ]

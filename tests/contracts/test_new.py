@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("new")]
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with data, a config, and one idea of each kind."""
-    from gptlab.contracts.starting import write_component
+    from gptlab.contracts.scaffold import write_component
 
     folder = tmp_path_factory.mktemp("new")
     make_data(folder)

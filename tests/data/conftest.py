@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import forkserver
 import numpy as np
 import pytest
 
@@ -43,11 +43,8 @@ def gptlab(tmp_path: Path) -> Run:
     """The command line, as a user starts it, in an empty folder and far from any network."""
 
     def run(*arguments: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from gptlab.cli import main; main()", *map(str, arguments)]
         cache = {"GPTLAB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **cache, **(environment or {})}
-        )
+        return forkserver.run(list(map(str, arguments)), tmp_path, {**cache, **(environment or {})})
 
     return run
 

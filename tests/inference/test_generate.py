@@ -8,7 +8,7 @@ import torch
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
 from gptlab.inference.cache import KVCache
-from gptlab.inference.generate import Sampling, choose, decoding_copy, generate, window_start
+from gptlab.inference.generate import Sampling, decoding_copy, generate, sample_token, window_start
 from gptlab.model import build_model
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def test_top_k_yields_at_most_k_tokens() -> None:
     logits = torch.randn(50)
     logits[10:20] = logits.max()  # ties must not let more through
     generator = torch.Generator().manual_seed(0)
-    drawn = {int(choose(logits[None], Sampling(top_k=3), generator)) for _ in range(1000)}
+    drawn = {int(sample_token(logits[None], Sampling(top_k=3), generator)) for _ in range(1000)}
     assert len(drawn) == 3
 
 
@@ -98,7 +98,7 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def support(**options: float) -> set[int]:
-        return {int(choose(logits, Sampling(**options), generator)) for _ in range(400)}
+        return {int(sample_token(logits, Sampling(**options), generator)) for _ in range(400)}
 
     assert support(top_p=0.5) == {0}
     assert support(top_p=0.51) == {0, 1}
@@ -112,7 +112,7 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
 def test_draws_follow_the_distribution() -> None:
     probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generator = torch.Generator().manual_seed(0)
-    drawn = choose(probability.log().expand(20000, 4), Sampling(), generator)
+    drawn = sample_token(probability.log().expand(20000, 4), Sampling(), generator)
     share = torch.bincount(drawn, minlength=4) / 20000
     assert (share - probability).abs().max() < 0.015
 

@@ -11,7 +11,7 @@ import torch
 
 import gptlab
 from gptlab.interop import export_run, import_run
-from gptlab.interop.gguf import _LLAMA3, interleave, slowness
+from gptlab.interop.gguf import _LLAMA3, interleave, rope_factors
 from gptlab.model.position import Llama3RoPE, RoPE
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, train_bpe
@@ -160,7 +160,7 @@ def test_interleaving_is_a_permutation_that_can_be_undone() -> None:
 def test_slowness_is_what_llama_cpp_divides_frequencies_by() -> None:
     """Angles of plain RoPE over the factors are those of Llama3RoPE."""
     position = {"theta": 500000.0, "factor": 8.0, "low_frequency": 1.0, "high_frequency": 4.0, "original_length": 64}
-    factors = slowness({"position": position, "head_dim": 16})
+    factors = rope_factors({"position": position, "head_dim": 16})
     assert factors.min() == 1
     assert factors.max() == pytest.approx(8)
     slow, plain = Llama3RoPE(16, 4, **position), RoPE(16, 4, theta=500000.0)

@@ -325,7 +325,7 @@ def test_tables_read_in_both_directions() -> None:
     }
     for architecture in (LLAMA, QWEN3):
         section = architecture.model_section(theirs, "config.json")
-        written = architecture.theirs(section, 5)
+        written = architecture.to_config_json(section, 5)
         assert {key: written[key] for key in theirs} == theirs
         assert architecture.model_section(written, "config.json") == section
 

@@ -19,7 +19,7 @@ from gptlab.errors import CheckpointError, ConfigError
 from gptlab.interop import import_run
 from gptlab.interop.gpt2 import gpt2_config
 from gptlab.model import build_model
-from gptlab.run import save_weights, start_from
+from gptlab.run import load_initial_weights, save_weights
 from gptlab.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def test_weights_are_those_of_the_run_and_positions_can_be_cropped(start: Path) 
     theirs = dict(package.load(start, device="cpu").model.named_parameters())
     config = load_config(write(f"{{init_from: {start}, context_length: 64}}"))
     model = build_model(config, 257)
-    start_from(model, load_tokenizer("byte"))
+    load_initial_weights(model, load_tokenizer("byte"))
     for name, parameter in model.named_parameters():
         expected = theirs[name][:64] if name.startswith("position.") else theirs[name]
         assert torch.equal(parameter, expected), name
@@ -219,10 +219,10 @@ def test_weights_that_changed_since_the_config_was_read(start: Path) -> None:
     model = build_model(load_config(write(f"{{init_from: {start}}}")), 257)
     save_weights(build_model(load_config(start), 257), start / "model.safetensors")
     with pytest.raises(CheckpointError, match="holds other weights than when the config was read"):
-        start_from(model, load_tokenizer("byte"))
+        load_initial_weights(model, load_tokenizer("byte"))
     shutil.rmtree(start)
     with pytest.raises(CheckpointError, match="is not there; put it back"):
-        start_from(model, load_tokenizer("byte"))
+        load_initial_weights(model, load_tokenizer("byte"))
 
 
 def test_a_path_without_its_digest_builds_no_model(start: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_path_without_its_digest_builds_no_model(start: Path) -> None:
 def test_a_model_without_init_from_is_left_as_it_is() -> None:
     model = build_model(config_from({"model": {"dim": 16, "layers": 1, "heads": 1}}), 257)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    start_from(model, load_tokenizer("byte"))
+    load_initial_weights(model, load_tokenizer("byte"))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 

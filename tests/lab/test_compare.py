@@ -15,8 +15,8 @@ from gptlab.errors import GptlabError
 from gptlab.lab.report.compare import (
     config_differences,
     config_lines,
+    format_ranges,
     measure_top_k,
-    ranges,
     read_plain_config,
     read_runs,
     table,
@@ -75,7 +75,7 @@ def test_config_differences_name_the_runs() -> None:
     assert list(config_lines(runs)) == ["optimizer.lr: 0.1 (1), 0.2 (2-3)"]
     runs = read_runs([Path("runs/a"), Path("runs/b"), make_run("d", optimizer="Muon")])
     assert [key for key, _ in config_differences(runs)] == ["optimizer"], "another component is one difference"
-    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    assert format_ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
 
 
 def test_torn_is_said_and_damaged_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

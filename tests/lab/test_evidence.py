@@ -19,11 +19,12 @@ from gptlab.lab.experiment.evidence import Evidence, evaluate_experiment
 from gptlab.lab.experiment.ledger import Ledger
 from gptlab.lab.experiment.matching import provenance_differences
 from gptlab.lab.experiment.metric import Metric
-from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs
-from gptlab.lab.experiment.spec import Experiment, load_experiment, tuned
+from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs, predict_mismatches
+from gptlab.lab.experiment.spec import Experiment, apply_tuning, load_experiment
 from gptlab.lab.experiment.tuning import TuningChoice
-from gptlab.lab.experiment.verdict import line, notes
+from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 from gptlab.lab.runs.store import RunSpec, Store
+from gptlab.planning.plan import Footprint, plan_run
 from gptlab.record.facts import Facts, write_facts
 from gptlab.record.runfolder import DIVERGED, Failure, write_failure
 
@@ -132,10 +133,12 @@ def test_pairs_count_up_to_the_first_gap(place: Path) -> None:
 
 def test_a_verdict_in_words(place: Path) -> None:
     e, store = experiment(), Store()
-    assert line(evaluate(e, store), evaluate(e, store).arms[0]) == "gated: inconclusive, no seed is finished yet"
+    assert (
+        verdict_line(evaluate(e, store), evaluate(e, store).arms[0]) == "gated: inconclusive, no seed is finished yet"
+    )
     finish_seeds(e, store, range(1, 5), gated=-0.002, relu=-0.1)
     evidence = evaluate(e, store)
-    said = line(evidence, evidence.arms[0])
+    said = verdict_line(evidence, evidence.arms[0])
     assert said.startswith("gated: inconclusive after 4 seeds, validation loss (nats a token) -0.002")
     assert "more seed" in said
     assert "$0." in said
@@ -153,6 +156,16 @@ def test_eight_percent_more_parameters_get_no_verdict(place: Path) -> None:
     assert relu.verdict == "better"  # 0.9% more is within what was allowed
 
 
+def test_a_mismatch_is_predicted_from_plans(place: Path) -> None:
+    e = experiment(STATEMENT.replace("parameters: 1%", "parameters: 1%, tokens: 0%, time: 5%"))
+    footprint = Footprint(256, 1000, 900, 6000.0, 1, False, 1, 1, 1, 1, 1)
+    plans = {arm.hash: plan_run(arm.config, footprint) for arm in (e.baseline, e.arms[1])}
+    assert predict_mismatches(e, plans) == {}  # nothing is known of the other arm
+    plans[e.arms[0].hash] = plan_run(e.arms[0].config, replace(footprint, parameters=1080))
+    (found,) = predict_mismatches(e, plans)["gated"]
+    assert str(found) == "parameters: 1.08K against 1K (+8.0%, allowed ±1%)"
+
+
 def test_runs_of_other_code_are_said_or_refused(place: Path) -> None:
     e, store = experiment(), Store()
     finish(store, comparison_run(e, e.baseline, 1), 3.0)
@@ -162,7 +175,7 @@ def test_runs_of_other_code_are_said_or_refused(place: Path) -> None:
         "seed 1: code ffffffff against 0123abcd",
         "seed 1: hardware another card against a card",
     ]
-    assert any("careful" in note for note in notes(evidence, evidence.arms[0]))
+    assert any("careful" in note for note in verdict_notes(evidence, evidence.arms[0]))
     with pytest.raises(GptlabError, match="arm 'gated', seed 1: code"):
         evaluate(e, store, strict=True)
     assert (
@@ -185,7 +198,7 @@ def test_each_arm_takes_its_best_point_of_the_grid(place: Path) -> None:
     for run in missing(e, store)[:3]:
         assert run.config.optimizer.plain()["lr"] == rates[run.label.split()[0]]
         assert run.config.seed.init == 1
-    assert notes(evaluate(e, store), evaluate(e, store).arms[0]) == [
+    assert verdict_notes(evaluate(e, store), evaluate(e, store).arms[0]) == [
         "tuned: optimizer.lr = x2",
         "careful: baseline is best at the edge of its grid (optimizer.lr = x0.5), so a wider one may make it better",
         "careful: gated is best at the edge of its grid (optimizer.lr = x2), so a wider one may make it better",
@@ -218,7 +231,7 @@ def test_the_compute_curve_comes_last_and_shares_the_full_length(place: Path) ->
     needed = missing(e, store)
     assert len(needed) == 3 * 8 + 2
     assert [run.config.train.tokens for run in needed[-2:]] == [2560, 2560]
-    assert tuned(e.baseline, {"train.tokens": 2560}).hash == curve[0].hash
+    assert apply_tuning(e.baseline, {"train.tokens": 2560}).hash == curve[0].hash
 
 
 def test_a_run_of_another_length_under_the_same_name_does_not_count(place: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from helpers import TINY, gptlab, make_data
 
 from gptlab.errors import ConfigError
-from gptlab.lab.experiment.spec import load_experiment, tuned
+from gptlab.lab.experiment.spec import apply_tuning, load_experiment
 
 GOOD = """\
 hypothesis: a gate helps
@@ -67,9 +67,9 @@ def test_every_arm_is_tuned_over_the_same_grid(place: Path, monkeypatch: pytest.
     grid = "tune: {optimizer.lr: [x0.5, 3e-3], train.gradient_clip: [1.0, 2.0]}\n"
     experiment = load(place, monkeypatch, GOOD + grid)
     assert len(experiment.grid) == 4
-    rates = [tuned(experiment.arms[0], point).config.optimizer.plain()["lr"] for point in experiment.grid]
+    rates = [apply_tuning(experiment.arms[0], point).config.optimizer.plain()["lr"] for point in experiment.grid]
     assert rates == [5e-4, 5e-4, 3e-3, 3e-3]
-    assert len({tuned(experiment.arms[0], point).hash for point in experiment.grid}) == 4
+    assert len({apply_tuning(experiment.arms[0], point).hash for point in experiment.grid}) == 4
 
 
 def test_an_idea_beside_the_statement(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
 from gptlab.lab.stats.chinchilla import ParametricLaw
-from gptlab.lab.studies.ladder import Point, Size, at_size, climb, lines, parse_sizes, parse_tokens, write_ladder
+from gptlab.lab.studies.ladder import Point, Size, at_size, fit_ladder, lines, parse_sizes, parse_tokens, write_ladder
 
 LAW = ParametricLaw(E=2.0, A=60.0, B=300.0, alpha=0.35, beta=0.4)
 SIZES = [Size(64, 2, 100_000), Size(96, 3, 330_000), Size(128, 4, 790_000), Size(192, 6, 2_600_000)]
@@ -44,15 +44,15 @@ def test_heads_stay_as_wide_as_they_are() -> None:
         at_size(config, Size(100, 3), 200_000)
 
 
-def test_the_next_rung_and_the_one_held_out_are_foretold(tmp_path: Path) -> None:
-    found = climb("base", points())
+def test_the_next_rung_and_the_one_held_out_are_predicted(tmp_path: Path) -> None:
+    found = fit_ladder("base", points())
     n, d = found.target
     assert n == pytest.approx(2_600_000**2 / 790_000)
     assert d == 6_400_000
     assert found.predicted.value == pytest.approx(float(LAW.loss(n, d)), rel=0.005)
     assert found.predicted.low <= float(LAW.loss(n, d)) <= found.predicted.high
-    assert found.held is not None
-    assert found.held.predicted.value == pytest.approx(found.held.measured, rel=0.005)
+    assert found.held_out is not None
+    assert found.held_out.predicted.value == pytest.approx(found.held_out.measured, rel=0.005)
     written = write_ladder(found, tmp_path)
     assert [path.name for path in written] == ["ladder.json", "ladder.md", "ladder.png"]
     assert "held out: 192x6 with 3.2M tokens" in written[1].read_text()
@@ -66,8 +66,8 @@ def test_the_order_of_arms_is_compared_with_that_at_the_largest_size() -> None:
         for size in SIZES
         for arm, shift in (("a", 0.1), ("b", 0.2), ("c", 0.3))
     ]
-    found = climb("base", [*points(), *arms], hold_out=False)
-    assert found.held is None
-    assert found.orders["128x4"].spearman == pytest.approx(1)
-    assert found.orders["64x2"].spearman < 0.5
+    found = fit_ladder("base", [*points(), *arms], hold_out=False)
+    assert found.held_out is None
+    assert found.rank_correlations["128x4"].spearman == pytest.approx(1)
+    assert found.rank_correlations["64x2"].spearman < 0.5
     assert any("order of 4 arms at 64x2" in line for line in lines(found))

@@ -15,7 +15,7 @@ from gptlab.lab.experiment.evidence import evaluate_experiment
 from gptlab.lab.experiment.ledger import COMPARISON, CURVE, Ledger
 from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs
 from gptlab.lab.experiment.spec import load_experiment
-from gptlab.lab.experiment.verdict import line, notes
+from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 from gptlab.lab.report.findings import used_runs
 from gptlab.lab.runs.store import Store
 
@@ -40,7 +40,7 @@ def test_what_follows_from_a_ledger_needs_no_file(lab: Path) -> None:
     shutil.rmtree("runs")
     evidence = evaluate_experiment(ledger)
     assert [len(found.pairs) for found in evidence.arms] == [3, 3]
-    assert all(line(evidence, found) and notes(evidence, found) for found in evidence.arms)
+    assert all(verdict_line(evidence, found) and verdict_notes(evidence, found) for found in evidence.arms)
     assert missing_runs(evidence) == []
     assert estimate_cost(ledger, [], {}, None).reused == 9
     assert len(used_runs(ledger)) == 11

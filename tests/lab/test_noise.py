@@ -12,14 +12,14 @@ from scipy import stats
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
 from gptlab.lab.runs.store import Store
-from gptlab.lab.studies.noise import components_of, design, ledger_path, read_noise
+from gptlab.lab.studies.noise import design_noise_runs, noise_path, read_noise, variance_components
 
 SHORT = TINY.replace("5120", "1280")
 
 
 def test_components_are_chi_square_where_hardware_adds_nothing() -> None:
     values = [3.0, 3.1, 2.9, 3.05, 3.2]
-    found = components_of({"initialization": values, "data order": [3.0, 3.02, 2.99], "hardware": [3.0, 3.0]})
+    found = variance_components({"initialization": values, "data order": [3.0, 3.02, 2.99], "hardware": [3.0, 3.0]})
     part = found["initialization"]
     variance = float(np.var(values, ddof=1))
     assert part.variance == pytest.approx(variance)
@@ -31,7 +31,7 @@ def test_components_are_chi_square_where_hardware_adds_nothing() -> None:
 
 def test_hardware_is_taken_off_and_never_below_zero() -> None:
     noisy, calm = [3.0, 3.4, 2.6], [3.0, 3.01, 2.99]
-    found = components_of({"initialization": calm, "data order": noisy, "hardware": [3.0, 3.1]})
+    found = variance_components({"initialization": calm, "data order": noisy, "hardware": [3.0, 3.1]})
     assert found["initialization"].variance == 0
     assert found["data order"].variance == pytest.approx(np.var(noisy, ddof=1) - 0.005)
 
@@ -45,7 +45,7 @@ def test_intervals_cover_the_truth() -> None:
             "data order": rng.normal(0, np.hypot(0.01, 0.01), 8).tolist(),
             "hardware": rng.normal(0, 0.01, 8).tolist(),
         }
-        total = components_of(groups)["total"]
+        total = variance_components(groups)["total"]
         held += total.low <= 0.02**2 + 2 * 0.01**2 <= total.high
     assert 180 <= held <= 199
 
@@ -91,8 +91,8 @@ def test_too_few_runs_are_refused(place: Path, tmp_path: Path) -> None:
     config = config_from({"data": {"path": str(place / "data")}, "model": {"dim": 32, "heads": 2, "layers": 1}})
     store = Store(tmp_path)
     with pytest.raises(GptlabError, match="--seeds 1"):
-        design(config, store, seeds=1, repeats=2)
+        design_noise_runs(config, store, seeds=1, repeats=2)
     with pytest.raises(GptlabError, match="--repeats 1"):
-        design(config, store, seeds=2, repeats=1)
+        design_noise_runs(config, store, seeds=2, repeats=1)
     assert read_noise(store, "00000000") is None
-    assert ledger_path(store, "0") == tmp_path / ".noise/0.json"
+    assert noise_path(store, "0") == tmp_path / ".noise/0.json"

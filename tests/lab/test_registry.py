@@ -9,7 +9,7 @@ from helpers import gptlab
 
 from gptlab.lab.experiment.spec import load_experiment
 from gptlab.lab.report.findings import read_findings
-from gptlab.lab.report.registry import experiments, run_entries
+from gptlab.lab.report.registry import list_experiments, list_runs
 from gptlab.lab.report.tables import report_json
 from gptlab.lab.runs.store import Store
 
@@ -22,7 +22,7 @@ def test_sound_broken_and_untried(lab: Path) -> None:
         statement.write_text("".join(x for x in statement.read_text().splitlines(True) if word not in x))
     shutil.copytree(lab, lab.parent / "wrong")
     (lab.parent / "wrong" / "experiment.yaml").write_text("hypothesis: the moon\narms: {}\n")
-    found = {entry.name: entry for entry in experiments(Path("experiments"), Store())}
+    found = {entry.name: entry for entry in list_experiments(Path("experiments"), Store())}
     assert found["wrong"].state == "cannot be read"
     assert "no `baseline`" in found["wrong"].error
     assert found["wrong"].hypothesis == "the moon"
@@ -34,10 +34,10 @@ def test_sound_broken_and_untried(lab: Path) -> None:
 def test_a_clone_reads_the_report(lab: Path) -> None:
     findings = read_findings(load_experiment(lab), Store())
     (lab / "report.json").write_text(report_json(findings, None))
-    (here,) = experiments(Path("experiments"), Store())
+    (here,) = list_experiments(Path("experiments"), Store())
     shutil.rmtree("runs")
     shutil.rmtree("data")
-    (there,) = experiments(Path("experiments"), Store())
+    (there,) = list_experiments(Path("experiments"), Store())
     assert there.arms == here.arms
     assert there.state.endswith("by its report")
 
@@ -45,7 +45,7 @@ def test_a_clone_reads_the_report(lab: Path) -> None:
 def test_runs(lab: Path) -> None:
     (run,) = Path("runs").glob("gate-gated_1-*-seed2")
     (run / "facts.json").write_text('{"schema": 0}')
-    found = {entry.name: entry for entry in run_entries(Store())}
+    found = {entry.name: entry for entry in list_runs(Store())}
     assert "of schema 0" in found[run.name].state
     assert sum(entry.state == "finished" for entry in found.values()) == len(found) - 1
     assert all(entry.loss is not None for entry in found.values() if entry.state == "finished")

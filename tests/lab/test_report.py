@@ -15,7 +15,7 @@ from helpers import rows
 
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.spec import load_experiment
-from gptlab.lab.experiment.verdict import line
+from gptlab.lab.experiment.verdict import verdict_line
 from gptlab.lab.report.blocks import Bullets, Table
 from gptlab.lab.report.content import report_blocks
 from gptlab.lab.report.figures import over_seeds
@@ -48,7 +48,7 @@ def test_the_answer_is_on_the_first_screen(lab: Path) -> None:
     evidence = read_findings(load_experiment(lab), Store()).evidence
     start = text[:1200]
     for found in evidence.arms:
-        assert line(evidence, found).split(" ")[1] in start
+        assert verdict_line(evidence, found).split(" ")[1] in start
     assert "Hypothesis: A gate lowers" in start
     assert "100% tiny model\\_" in start, "what Markdown would read is escaped"
 

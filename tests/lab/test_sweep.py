@@ -26,7 +26,7 @@ from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, load_experiment
 from gptlab.lab.runs.execution import Device, RunError
 from gptlab.lab.runs.store import RunSpec, Store
-from gptlab.lab.studies.sweep.results import ENOUGH, confirmation, importances, remarks, write_sweep
+from gptlab.lab.studies.sweep.results import MIN_TRIALS, importances, remarks, write_confirmation, write_sweep
 from gptlab.lab.studies.sweep.space import Range, distributions, parse_space
 from gptlab.lab.studies.sweep.study import Sweep, open_sweep
 from gptlab.record.runfolder import Failure
@@ -369,7 +369,7 @@ def test_importances_find_what_matters_when_there_are_enough_trials(config: RunC
     sweep, right = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY), []
     for seed in range(20):
         sweep.study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-        pretend(sweep, ENOUGH - 1, seed)
+        pretend(sweep, MIN_TRIALS - 1, seed)
         assert importances(sweep) == {}
         pretend(sweep, 1, seed)
         shares = importances(sweep)
@@ -381,31 +381,31 @@ def test_importances_find_what_matters_when_there_are_enough_trials(config: RunC
 def test_importances_need_no_scikit_learn(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
-    pretend(sweep, ENOUGH)
+    pretend(sweep, MIN_TRIALS)
     assert set(importances(sweep)) == {"optimizer.lr", "train.gradient_clip"}
 
 
 def test_one_thing_alone_has_no_importance(config: RunConfig, tmp_path: Path) -> None:
     space = parse_space([TWO[0], "train.gradient_clip=[1.0]"], config)
     sweep = open_sweep(config, space, Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
-    pretend(sweep, ENOUGH)
+    pretend(sweep, MIN_TRIALS)
     assert importances(sweep) == {}
 
 
 def test_a_trial_drawn_twice_counts_once(config: RunConfig, tmp_path: Path) -> None:
     space = parse_space(["optimizer.lr=[1e-3, 2e-3]", "train.gradient_clip=[1.0, 2.0]"], config)
     sweep = open_sweep(config, space, Store(tmp_path), sampler="random", metric=LOSS, storage=IN_MEMORY)
-    pretend(sweep, ENOUGH + 2)
-    assert sweep.different == 4
+    pretend(sweep, MIN_TRIALS + 2)
+    assert sweep.n_distinct == 4
     assert importances(sweep) == {}
-    assert remarks(sweep)[0].startswith(f"{ENOUGH - 2} of {ENOUGH + 2} trials drew what another had drawn")
+    assert remarks(sweep)[0].startswith(f"{MIN_TRIALS - 2} of {MIN_TRIALS + 2} trials drew what another had drawn")
     assert "the best of 4 trials" in remarks(sweep)[-1]
 
 
 def test_results_are_written_with_their_doubts(config: RunConfig, tmp_path: Path) -> None:
     sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
     pretend(sweep, 3)
-    assert any(f"they need {ENOUGH} trials with a value, and there are 3" in remark for remark in remarks(sweep))
+    assert any(f"they need {MIN_TRIALS} trials with a value, and there are 3" in remark for remark in remarks(sweep))
     picture, results = write_sweep(sweep)
     assert picture.read_bytes().startswith(b"\x89PNG")
     few = json.loads(results.read_text())
@@ -413,7 +413,7 @@ def test_results_are_written_with_their_doubts(config: RunConfig, tmp_path: Path
     assert few["remarks"] == remarks(sweep)
     assert "winner's curse" in few["remarks"][-1]
     assert [trial["value"] for trial in few["trials"]] == [trial.value for trial in sweep.done]
-    pretend(sweep, ENOUGH - 3)
+    pretend(sweep, MIN_TRIALS - 3)
     many = json.loads(write_sweep(sweep)[1].read_text())
     assert many["importances"] == importances(sweep)
     assert many["best"]["settings"]["optimizer"]["lr"] == sweep.ranked[0].params["optimizer.lr"]
@@ -422,7 +422,7 @@ def test_results_are_written_with_their_doubts(config: RunConfig, tmp_path: Path
 def test_the_next_step_is_an_experiment_on_seeds_that_the_sweep_has_not_used(config: RunConfig, tmp_path: Path) -> None:
     sweep = open_sweep(config, parse_space(TWO, config), Store(tmp_path), metric=LOSS, storage=IN_MEMORY)
     pretend(sweep, 2)
-    folder = confirmation(sweep)
+    folder = write_confirmation(sweep)
     assert folder is not None
     experiment = load_experiment(folder)
     assert experiment.baseline.hash == hash_of(config)
@@ -430,7 +430,7 @@ def test_the_next_step_is_an_experiment_on_seeds_that_the_sweep_has_not_used(con
     assert {key: there for key, _, there in arm.diff} == sweep.ranked[0].params
     assert not set(experiment.statement.all_seeds) & set(range(101, 200))
     (folder / "experiment.yaml").write_text("mine")
-    assert confirmation(sweep) == folder
+    assert write_confirmation(sweep) == folder
     assert (folder / "experiment.yaml").read_text() == "mine"  # what somebody may have changed is left alone
 
 
@@ -438,4 +438,4 @@ def test_where_the_config_itself_is_best_there_is_nothing_to_confirm(config: Run
     clip = config.train.gradient_clip
     sweep = open_sweep(config, parse_space([f"train.gradient_clip=[{clip}]"], config), Store(tmp_path), metric=LOSS)
     sweep.study.tell(sweep.study.ask(distributions(sweep.space)), 1.0)
-    assert confirmation(sweep) is None
+    assert write_confirmation(sweep) is None

@@ -38,7 +38,16 @@ def ladder(
     from gptlab.lab.experiment.spec import load_experiment
     from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.ladder import climb, configs_of, lines, parse_sizes, parse_tokens, read_points, rungs, table
+    from gptlab.lab.studies.ladder import (
+        arm_configs,
+        fit_ladder,
+        lines,
+        parse_sizes,
+        parse_tokens,
+        read_points,
+        rungs,
+        table,
+    )
     from gptlab.lab.studies.ladder import write_ladder as write
 
     target = None
@@ -51,14 +60,14 @@ def ladder(
     store, loaded = Store(), load_single(config, overrides)
     configs = {loaded.name: loaded}
     if arms is not None:
-        others = configs_of(load_experiment(arms).arms)
+        others = arm_configs(load_experiment(arms).arms)
         configs |= {name: arm for name, arm in others.items() if name != loaded.name}
     found = rungs(configs, parse_sizes(sizes), parse_tokens(tokens), seeds=seeds)
     runs = [run for rung in found for run in rung.runs]
     if not confirm_training(missing_runs(runs, store), store, jobs, yes=yes, dry_run=dry_run, probe=probe):
         return
     train_missing(runs, store, devices=find_devices(jobs))
-    result = climb(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
+    result = fit_ladder(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
     show_rows(("arm", "size", "N", "tokens", "loss", "law"), table(result))
     for line in lines(result):
         output().print(line, markup=False)

@@ -11,7 +11,7 @@ from gptlab.cli.tables import show_rows
 from gptlab.console import output, say
 
 if TYPE_CHECKING:
-    from gptlab.lab.report.registry import Entry, RunEntry
+    from gptlab.lab.report.registry import ExperimentEntry, RunEntry
 
 
 def list_(
@@ -19,21 +19,21 @@ def list_(
     runs: Annotated[bool, typer.Option("--runs", help="list the runs in runs/ instead")] = False,
 ) -> None:
     """List everything that was tried, with what came of it: the negative results too."""
-    from gptlab.lab.report.registry import experiments, run_entries
+    from gptlab.lab.report.registry import list_experiments, list_runs
     from gptlab.lab.runs.store import Store
 
     store = Store()
     if runs:
-        _list_runs(list(run_entries(store)))
+        _list_runs(list(list_runs(store)))
         return
-    found = experiments(folder, store)
+    found = list_experiments(folder, store)
     if not found:
         say(f"no experiments in {folder}; `gptlab new NAME --baseline CONFIG` begins one")
     for entry in found:
         _show_entry(entry)
 
 
-def _show_entry(entry: Entry) -> None:
+def _show_entry(entry: ExperimentEntry) -> None:
     from gptlab.planning.formatting import format_dollars, format_seconds
 
     facts = [entry.state]

@@ -25,13 +25,13 @@ def lr_find(
     from gptlab.files import write_atomic
     from gptlab.lab.runs.execution import find_devices
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.lr_find import draw, range_test, rates, run_range_test
+    from gptlab.lab.studies.lr_find import draw, learning_rates, range_test, run_range_test
 
     check_picture(out)
     loaded, store = load_single(config, overrides), Store()
     run = range_test(loaded, low=low, high=high, steps=steps)
     found = run_range_test(run, store, find_devices(1)[0], limit=limit)
-    known = rates(loaded)
+    known = learning_rates(loaded)
     suggestions = {"steepest descent": found.steepest, "a tenth of divergence": found.cautious}
     show_rows(
         ("", "multiple", *known),

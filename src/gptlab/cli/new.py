@@ -36,7 +36,7 @@ def experiment(
 ) -> None:
     """Begin an experiment: its statement, an idea that works, and a page for notes. `gptlab new NAME` is the same."""
     from gptlab.config import SLOTS
-    from gptlab.contracts.starting import class_name_of, component_diff, component_source
+    from gptlab.contracts.scaffold import class_name_of, component_diff, component_source
     from gptlab.lab.experiment.scaffold import write_experiment
 
     if slot not in SLOTS:
@@ -59,7 +59,7 @@ def component(
     out: Annotated[Path | None, typer.Option(help="folder to write; by default experiments/NAME")] = None,
 ) -> None:
     """Write a component that works, its config as a diff against a base, and its test."""
-    from gptlab.contracts.starting import write_component
+    from gptlab.contracts.scaffold import write_component
 
     made = write_component(kind, name, base=base, folder=out or Path("experiments") / name)
     say(f"wrote {made.code}, {made.config.name} (the diff against {base}) and {made.test.name}")

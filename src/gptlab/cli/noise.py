@@ -26,10 +26,10 @@ def noise(
     """Measure how far runs of CONFIG lie apart by initialization, data order and hardware; power planning uses it."""
     from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.noise import design, measure, remarks, table, write_noise
+    from gptlab.lab.studies.noise import design_noise_runs, estimate_noise, remarks, table, write_noise
 
     store, measured = Store(), read_metric(metric)
-    plan = design(load_single(config, overrides), store, seeds=seeds, repeats=repeats)
+    plan = design_noise_runs(load_single(config, overrides), store, seeds=seeds, repeats=repeats)
     again = [run for run, where in plan.repeats if where.finished(run) is None]
     if not confirm_training(
         [*missing_runs(plan.runs, store), *again], store, jobs, yes=yes, dry_run=dry_run, probe=probe
@@ -38,7 +38,7 @@ def noise(
     train_missing(plan.runs, store, devices=find_devices(jobs))
     for run, where in plan.repeats:
         train_missing([run], where, devices=find_devices(1))
-    found = measure(plan, store, measured)
+    found = estimate_noise(plan, store, measured)
     paths = write_noise(store, found)
     show_rows(("source", "runs", "sd", "95%", "share"), table(found))
     for remark in remarks(found):

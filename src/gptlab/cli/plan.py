@@ -135,7 +135,7 @@ def _footprint(
     import torch
 
     from gptlab.planning.footprint import fitting_footprint, footprint
-    from gptlab.planning.plan import USABLE
+    from gptlab.planning.plan import USABLE_MEMORY
 
     fixed = config.system.micro_batch
     if card is None:
@@ -152,7 +152,7 @@ def _footprint(
             f"--gpus {gpus}: {config.sequences_per_step} sequences a step cannot be shared by so many; "
             f"take {max(n for n in range(1, gpus) if config.sequences_per_step % n == 0)}"
         )
-    rows, limit = config.sequences_per_step // gpus, int(card.memory * USABLE)
+    rows, limit = config.sequences_per_step // gpus, int(card.memory * USABLE_MEMORY)
     kind = torch.float32 if config.train.dtype == "float32" else torch.bfloat16
     with _spinner(f"{config.name}: counting bytes"):
         found = fitting_footprint(

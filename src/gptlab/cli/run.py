@@ -85,19 +85,21 @@ def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | Non
     return next((card.dollars_per_hour for card in cards if card is not None), None)
 
 
-def _show_plan(experiment: Experiment, ahead: CostEstimate, devices: int) -> None:
+def _show_plan(experiment: Experiment, estimate: CostEstimate, devices: int) -> None:
     """What will be trained, in the worst case of every seed, and what that takes."""
     from gptlab.planning.formatting import format_bytes, format_dollars, format_seconds
 
     say(f"{experiment.name}: {experiment.statement.hypothesis}")
-    runs = ", ".join(f"{count} of {arm}" for arm, count in ahead.runs.items())
-    reused = f"; {ahead.reused} are there already and are used" if ahead.reused else ""
-    say(f"at most {sum(ahead.runs.values())} runs to train ({runs}){reused}")
-    if ahead.seconds is not None:
+    runs = ", ".join(f"{count} of {arm}" for arm, count in estimate.runs.items())
+    reused = f"; {estimate.reused} are there already and are used" if estimate.reused else ""
+    say(f"at most {sum(estimate.runs.values())} runs to train ({runs}){reused}")
+    if estimate.seconds is not None:
         each = f" on {devices} devices" if devices > 1 else ""
-        cost = "" if ahead.dollars is None else f", {format_dollars(ahead.dollars)}"
-        memory = "" if ahead.peak_memory is None else f", {format_bytes(ahead.peak_memory)} of memory each"
-        say(f"about {format_seconds(ahead.seconds / devices)}{each}{cost}{memory}; less, where fewer seeds settle it")
+        cost = "" if estimate.dollars is None else f", {format_dollars(estimate.dollars)}"
+        memory = "" if estimate.peak_memory is None else f", {format_bytes(estimate.peak_memory)} of memory each"
+        say(
+            f"about {format_seconds(estimate.seconds / devices)}{each}{cost}{memory}; less, where fewer seeds settle it"
+        )
 
 
 def _show_power(experiment: Experiment, store: Store) -> None:
@@ -109,7 +111,7 @@ def _show_power(experiment: Experiment, store: Store) -> None:
     known, statement = read_noise(store, experiment.baseline.hash), experiment.statement
     if known is None or known.metric != statement.metric.label or not known.paired_sd:
         return
-    maximum, arms = statement.most_seeds, len(statement.arms)
+    maximum, arms = statement.max_seeds, len(statement.arms)
     with_noise = f"with a noise of {known.paired_sd:.2g} a difference and {maximum} seeds"
     try:
         least = minimum_detectable_effect(known.paired_sd, decision_rule(experiment), maximum=maximum, arms=arms)
@@ -120,19 +122,19 @@ def _show_power(experiment: Experiment, store: Store) -> None:
 
 def _show_news(evidence: Evidence, shown: dict[str, int]) -> None:
     """A line for each arm that has a pair more than when it was last `shown`."""
-    from gptlab.lab.experiment.verdict import line
+    from gptlab.lab.experiment.verdict import verdict_line
 
     for found in evidence.arms:
         if len(found.pairs) > shown.get(found.arm.name, 0):
             shown[found.arm.name] = len(found.pairs)
-            say(line(evidence, found))
+            say(verdict_line(evidence, found))
 
 
 def _show_verdicts(evidence: Evidence) -> None:
     """The result: a line for each arm, and what a careful reader wants to know beside it."""
-    from gptlab.lab.experiment.verdict import line, notes
+    from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 
     for found in evidence.arms:
-        output().print(line(evidence, found), markup=False)
-        for note in notes(evidence, found):
+        output().print(verdict_line(evidence, found), markup=False)
+        for note in verdict_notes(evidence, found):
             say(f"  {note}")

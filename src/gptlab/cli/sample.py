@@ -58,7 +58,7 @@ def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_
     """Continue all prompts together and print each with its continuation."""
     from rich.text import Text
 
-    from gptlab.inference.generate import stream
+    from gptlab.inference.generate import stream_tokens
 
     screen = output()
     ids = [run.encode_prompt(prompt) for prompt in prompts]
@@ -68,7 +68,9 @@ def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_
         rows: list[list[int]] = [[] for _ in prompts]
         if live:
             screen.print(Text(prompts[0], style="bold"), end="")
-        for tokens in stream(run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device):
+        for tokens in stream_tokens(
+            run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device
+        ):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
                     row.append(token)

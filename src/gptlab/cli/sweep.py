@@ -30,7 +30,7 @@ def sweep(
     from gptlab.config import dump_yaml
     from gptlab.lab.runs.execution import find_devices
     from gptlab.lab.runs.store import Store
-    from gptlab.lab.studies.sweep.results import best_diff, confirmation, importances, remarks, table
+    from gptlab.lab.studies.sweep.results import best_settings, importances, remarks, table, write_confirmation
     from gptlab.lab.studies.sweep.results import write_sweep as write
     from gptlab.lab.studies.sweep.space import parse_space
     from gptlab.lab.studies.sweep.study import open_sweep
@@ -56,7 +56,7 @@ def sweep(
     )
     say(f"study {search.study.study_name}: {len(search.done)} of {search.trials} trials are there")
     search.run(find_devices(workers))
-    diff = best_diff(search)
+    diff = best_settings(search)
     show_rows(*table(search))
     output().print(f"\n{dump_yaml(diff)}", markup=False, end="")
     if shares := importances(search):
@@ -66,7 +66,7 @@ def sweep(
         say(remark)
     picture, results = write(search, out)
     say(f"wrote {picture} and {results}")
-    folder = confirmation(search)
+    folder = write_confirmation(search)
     if folder is None:
         say("the best trial is the config itself: nothing to change")
     else:

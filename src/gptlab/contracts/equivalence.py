@@ -2,7 +2,7 @@
 
 Where two computations must agree they are compared in float32, within `TOLERANCE` of the largest value: sums are taken
 in another order (other shapes take other kernels), and nothing else may differ. Where nothing is computed in another
-order, the bits must be equal. Weights are wild (`Subject.model`) wherever small ones could hide a fault.
+order, the bits must be equal. Weights are perturbed (`Subject.model`) wherever small ones could hide a fault.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _STEP_TOLERANCE = 0.05  # of a step: Muon orthogonalizes in bfloat16, which make
 def compiled(subject: Subject) -> None:
     """torch.compile of model and loss against neither, from the same weights."""
     batch = subject.batch()
-    eager, other = subject.model(wild=True), subject.model(wild=True)
+    eager, other = subject.model(perturbed=True), subject.model(perturbed=True)
     expected = loss_sum(subject.loss(), eager, batch)
     expected.sum.backward()
     torch._dynamo.reset()
@@ -78,11 +78,11 @@ def compiled(subject: Subject) -> None:
 @contract("accumulation", "micro-batches add up to the batch", "model", "loss", "optimizer")
 def accumulation(subject: Subject) -> None:
     """Sum, count, metrics, gradients and, of an optimizer, two steps: 8 rows at once, and 2 at a time."""
-    wild = not _steps_matter(subject)
+    perturbed = not _steps_matter(subject)
     _require_same_work(
         subject,
-        two_steps(subject, pieces=4, wild=wild),
-        two_steps(subject, pieces=1, wild=wild),
+        two_steps(subject, pieces=4, perturbed=perturbed),
+        two_steps(subject, pieces=1, perturbed=perturbed),
         "four micro-batches do not give what one batch gives",
         "return sums over tokens, not means; keep no state from one forward pass to the next",
     )
@@ -91,8 +91,8 @@ def accumulation(subject: Subject) -> None:
 @contract("2 ranks", "two processes with half the batch each are one with the whole", "model", "loss", "optimizer")
 def ranks(subject: Subject) -> None:
     """Gradients averaged by DistributedDataParallel over gloo and, of an optimizer, two steps."""
-    wild = not _steps_matter(subject)
-    halves = rank_pool().run(subject, "two steps", wild=wild)
+    perturbed = not _steps_matter(subject)
+    halves = rank_pool().run(subject, "two steps", perturbed=perturbed)
     if isinstance(halves, str):
         raise Broken(
             f"it does not train on two processes: {halves[:300]}",
@@ -102,7 +102,7 @@ def ranks(subject: Subject) -> None:
     _require_same_work(
         subject,
         TwoSteps(**halves),
-        two_steps(subject, pieces=1, wild=wild),
+        two_steps(subject, pieces=1, perturbed=perturbed),
         "two processes do not give what one gives",
         "return sums over tokens, not means; let a forward pass depend on its own rows only",
     )
@@ -127,7 +127,7 @@ def sharded(subject: Subject) -> None:
 
 
 def _steps_matter(subject: Subject) -> bool:
-    """Whether what an optimizer makes of gradients is compared, from weights as they are and not wild ones.
+    """Whether what an optimizer makes of gradients is compared, from weights as they are and not perturbed ones.
 
     It is not for other parts: an optimizer that divides by the size of a gradient makes much of a rounding error.
     """
@@ -185,7 +185,7 @@ def save_and_load(subject: Subject) -> None:
     """model.safetensors of a model that has taken three steps, loaded into one with other initial weights."""
     from safetensors.torch import load_file
 
-    model = subject.model(wild=True)
+    model = subject.model(perturbed=True)
     optimizer, loss = torch.optim.SGD(model.parameters(), lr=1e-3), subject.loss()
     for step in range(3):
         before_step(model, step / 3)
@@ -246,7 +246,7 @@ def require_off(switched_off: Subject, baseline: Subject) -> None:
         _require_equal_functions(switched_off, baseline)
         return
     switched_off, baseline = at_length(switched_off, T), at_length(baseline, T)
-    ours, theirs = (two_steps(s, pieces=1, documents=True, wild=False) for s in (switched_off, baseline))
+    ours, theirs = (two_steps(s, pieces=1, documents=True, perturbed=False) for s in (switched_off, baseline))
     fix = "with the feature off, run exactly the baseline's operations, and name what is shared alike"
     message = "switched off, it is not the baseline bit for bit"
     groups = {"loss": (ours.sums, theirs.sums), "gradient of": (ours.gradients, theirs.gradients)}

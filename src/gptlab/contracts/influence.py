@@ -64,7 +64,7 @@ def _require_finite(tensor: Tensor, name: str) -> None:
 @contract("causal", "changing token t moves no output before t", "model")
 def causal(subject: Subject) -> None:
     """Every t (64 of a longer sequence) at once in evaluation mode, one row a changed token; three in training mode."""
-    model = subject.model(wild=True)
+    model = subject.model(perturbed=True)
     length = subject.length
     ids = subject.ids(1)
     every = torch.linspace(0, length - 1, min(length, _POSITIONS)).round().long()
@@ -106,7 +106,7 @@ def _require_past_unmoved(changed: Tensor, base: Tensor, at: Tensor) -> None:
 @contract("documents", "a packed document is what it would be alone, forward and backward", "model")
 def documents(subject: Subject) -> None:
     """Each document of two rows alone equals itself packed, and sends no gradient to its neighbours."""
-    model = subject.model(wild=True, documents=True)
+    model = subject.model(perturbed=True, documents=True)
     if not any(declared(module, "document_mask") for module in model.modules()):
         raise Skipped(
             "does not promise it: packed documents see each other; an argument (or attribute) `document_mask` = true "
@@ -140,7 +140,7 @@ def window(subject: Subject) -> None:
 
     Alone, because layers after each other see further than each of them. A window that grows, at both ends of its way.
     """
-    model = subject.model(wild=True).eval()
+    model = subject.model(perturbed=True).eval()
     if not any(window_width(module) is not None for module in model.modules()):
         raise Skipped(
             "does not promise it: no part has a window; an attribute `window`, a number or with one as `now`, "
@@ -211,7 +211,7 @@ def _require_reach(name: str, module: nn.Module, x_BTD: Tensor, context: Context
 @contract("batch", "one sequence of a batch never influences another", "model")
 def batch_rows(subject: Subject) -> None:
     """In training mode: changing row 1 moves no other row, forward; and row 0 sends no gradient to row 1."""
-    model = subject.model(wild=True).train()
+    model = subject.model(perturbed=True).train()
     ids, numbers = subject.ids(4), subject.documents(4)
     changed = ids.clone()
     changed[1] = (changed[1] + 1 + torch.arange(subject.length)) % V

@@ -23,7 +23,7 @@ from gptlab.contracts.subject import (
     rows_of,
     seeded_hidden,
 )
-from gptlab.inference.generate import Reader, window_start
+from gptlab.inference.generate import Decoder, window_start
 from gptlab.loss import IGNORE, TokenBatch
 
 # ---------------------------------------------------------------- training and using
@@ -32,7 +32,7 @@ from gptlab.loss import IGNORE, TokenBatch
 @contract("train and eval", "without dropout, training mode computes what evaluation does", "model")
 def train_and_eval(subject: Subject) -> None:
     """One forward pass in either mode, dropout off: what is measured must be what was trained."""
-    model, ids, numbers = subject.model(wild=True), subject.ids(2), subject.documents(2)
+    model, ids, numbers = subject.model(perturbed=True), subject.ids(2), subject.documents(2)
     with torch.no_grad():
         trained, used = seeded_hidden(model.train(), ids, numbers), seeded_hidden(model.eval(), ids, numbers)
     require_close(
@@ -50,7 +50,7 @@ def train_and_eval(subject: Subject) -> None:
 @contract("cached", "cached logits are the uncached ones, token by token, beyond the context too", "model")
 def cached(subject: Subject) -> None:
     """Two prompts of different lengths in one batch, with a cache, against each alone without one."""
-    model = subject.model(wild=True).eval()
+    model = subject.model(perturbed=True).eval()
     context = getattr(model, "context_length", None)
     if context is None or not hasattr(model, "blocks"):
         raise Broken(
@@ -61,10 +61,10 @@ def cached(subject: Subject) -> None:
     total = context + context // 2 + 2
     texts = subject.ids(2, length=total, seed=11).tolist()
     lengths = [9, 5]
-    reader = Reader(model, [text[:n] for text, n in zip(texts, lengths, strict=True)], torch.device("cpu"), True)
+    decoder = Decoder(model, [text[:n] for text, n in zip(texts, lengths, strict=True)], torch.device("cpu"), True)
     with torch.inference_mode():
         while lengths[0] < total:
-            logits = reader.next_logits()
+            logits = decoder.next_logits()
             for row, text in enumerate(texts):
                 start = window_start(lengths[row], context)
                 window = torch.tensor([text[start : lengths[row]]])
@@ -78,7 +78,7 @@ def cached(subject: Subject) -> None:
                     axes=("token id",),
                     tolerance=COMPILED_TOLERANCE,
                 )
-            reader.append([text[n] for text, n in zip(texts, lengths, strict=True)])
+            decoder.append([text[n] for text, n in zip(texts, lengths, strict=True)])
             lengths = [n + 1 for n in lengths]
 
 
@@ -105,7 +105,7 @@ def loss_at_init(subject: Subject) -> None:
 @contract("gradient", "a gradient reaches every parameter, and none is NaN in bfloat16", "model", "loss")
 def gradient(subject: Subject) -> None:
     """One backward pass under autocast to bfloat16, as training does where hardware is fast at it."""
-    model = subject.model(wild=True)
+    model = subject.model(perturbed=True)
     with torch.autocast("cpu", torch.bfloat16):
         out = loss_sum(subject.loss(), model, subject.batch())
     out.sum.backward()
@@ -139,7 +139,7 @@ def ignored(subject: Subject) -> None:
     message = "a target that is not to be predicted changes the loss"
     found = []
     for batch in (TokenBatch(full.inputs, targets, full.documents), rows_of(full, 0, half)):
-        model = subject.model(wild=True)
+        model = subject.model(perturbed=True)
         out = loss_sum(subject.loss(), model, batch)
         out.sum.backward()
         found.append((out, gradients(model)))

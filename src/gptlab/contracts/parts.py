@@ -35,7 +35,7 @@ def _steps(subject: Subject, model: nn.Module, optimizer: torch.optim.Optimizer,
 @contract("moves", "a step moves every parameter that has a gradient", "optimizer")
 def moves(subject: Subject) -> None:
     """One step of a tiny GPT."""
-    model = subject.model(wild=True)
+    model = subject.model(perturbed=True)
     optimizer = subject.optimizer(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     _steps(subject, model, optimizer, [0])

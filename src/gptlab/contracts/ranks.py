@@ -47,7 +47,7 @@ class TwoSteps:
 
 
 def two_steps(
-    subject: Subject, *, pieces: int, world: World | None = None, documents: bool = False, wild: bool = True
+    subject: Subject, *, pieces: int, world: World | None = None, documents: bool = False, perturbed: bool = True
 ) -> TwoSteps:
     """Two optimizer steps on the subject's batch, in `pieces` micro-batches, by this process's share of it.
 
@@ -55,7 +55,7 @@ def two_steps(
     """
     world = world or World()
     layout = choose_layout(world, torch.device("cpu"))
-    model = subject.model(wild=wild, documents=documents)
+    model = subject.model(perturbed=perturbed, documents=documents)
     wrapped = layout.wrap(model)
     loss, optimizer, batch = subject.loss(), subject.optimizer(model), subject.batch()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -87,12 +87,12 @@ def two_steps(
     return TwoSteps(sums, first, moved, {name: value for name, value in after.items() if name not in first})
 
 
-def _sharded(subject: Subject, world: World, wild: bool) -> Groups:
+def _sharded(subject: Subject, world: World, perturbed: bool) -> Groups:
     """Hidden states and gradients of a model that is whole, and of the same one cut over the processes."""
     groups: dict[str, dict[str, Tensor]] = {}
     ids, documents = subject.ids(2), subject.documents(2)
     for name in ("whole", "sharded"):
-        model = subject.model(wild=wild)
+        model = subject.model(perturbed=perturbed)
         if name == "sharded":
             shard(model, init_device_mesh("cpu", (world.size,)))
         hidden = seeded_hidden(model, ids, documents)
@@ -107,7 +107,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 _JOBS: dict[str, Callable[[Subject, World, bool], Groups]] = {
-    "two steps": lambda subject, world, wild: vars(two_steps(subject, pieces=1, world=world, wild=wild)),
+    "two steps": lambda subject, world, perturbed: vars(two_steps(subject, pieces=1, world=world, perturbed=perturbed)),
     "sharded": _sharded,
 }
 
@@ -130,11 +130,11 @@ class RankPool:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, subject: Subject, job: str, *, wild: bool = True) -> Groups | str:
+    def run(self, subject: Subject, job: str, *, perturbed: bool = True) -> Groups | str:
         """What the first process finds when both do `job`, a key of `_JOBS`, on `subject`; or, in words, what went
         wrong. After that the next call starts anew."""
         for pipe in self._pipes:
-            pipe.send({"job": job, "config": subject.config.plain(), "parts": subject.parts, "wild": wild})
+            pipe.send({"job": job, "config": subject.config.plain(), "parts": subject.parts, "perturbed": perturbed})
         answers: list[Any] = []
         for pipe in self._pipes:
             try:
@@ -179,7 +179,7 @@ def _serve(pipe: Connection, rank: int, folder: str) -> None:
             return
         try:
             subject = Subject(kind="", label="", config=config_from(message["config"]), parts=tuple(message["parts"]))
-            groups = _JOBS[message["job"]](subject, world, message["wild"])
+            groups = _JOBS[message["job"]](subject, world, message["perturbed"])
             # As arrays: torch would pass tensors as shared memory, which ends with the process that made it.
             pipe.send({group: {name: x.numpy() for name, x in tensors.items()} for group, tensors in groups.items()})
         except Exception as error:

@@ -43,7 +43,7 @@ _SIZES = {"dim": 32, "layers": 3, "heads": 4}
 _MOST_LAYERS = 6  # of a config made small
 _WINDOW = 8  # of a config made small
 _LONGEST = 1024  # no check takes a longer sequence, however wide a window is
-_WILD = 0.2  # standard deviation of the noise that makes no weight small
+_PERTURBATION = 0.2  # standard deviation of the noise that makes no weight small
 _RUN_PARTS = ("model", "loss", "optimizer", "schedule", "mix", "stream")
 
 
@@ -70,10 +70,12 @@ class Subject:
         """T of this subject: longer than usual where its windows are wide."""
         return self.config.train.sequence_length
 
-    def model(self, *, seed: int = 1, wild: bool = False, documents: bool = False, dropout: float = 0.0) -> nn.Module:
+    def model(
+        self, *, seed: int = 1, perturbed: bool = False, documents: bool = False, dropout: float = 0.0
+    ) -> nn.Module:
         """A new tiny model on the CPU, in training mode, without dropout unless it is asked for.
 
-        `wild` adds Normal(0, 0.2) to every parameter: a projection that starts at zero would hide what its input does.
+        `perturbed` adds Normal(0, 0.2) to every parameter: a projection that starts at zero hides what its input does.
         `documents` turns `document_mask` on wherever a component has it.
         """
 
@@ -84,7 +86,7 @@ class Subject:
 
         values = {**self.config.plain(), "seed": seed, "model": _changed(self.config.model, change)}
         model = build_model(config_from(values), V)
-        return make_wild(model) if wild else model
+        return perturb_weights(model) if perturbed else model
 
     def loss(self) -> Any:
         """The run's loss."""
@@ -152,14 +154,14 @@ def rows_of(batch: TokenBatch, start: int, stop: int) -> TokenBatch:
 
 
 @torch.no_grad()
-def make_wild(model: nn.Module) -> nn.Module:
+def perturb_weights(model: nn.Module) -> nn.Module:
     """Add Normal(0, 0.2) to every trainable parameter, drawn by its name, so that nothing is nearly linear or zero."""
     from gptlab.model.initialization import parameter_generator
 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             noise = torch.randn(parameter.shape, generator=parameter_generator(0, f"wild {name}"))
-            parameter.add_(noise.to(parameter.dtype) * _WILD)
+            parameter.add_(noise.to(parameter.dtype) * _PERTURBATION)
     return model
 
 

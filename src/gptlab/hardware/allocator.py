@@ -13,7 +13,7 @@ import platform
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def keep_memory() -> bool:
+def keep_freed_memory() -> bool:
     """Tell glibc to serve every allocation from its heap and never to shrink it. False where there is no glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False

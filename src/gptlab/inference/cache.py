@@ -50,13 +50,13 @@ class KVCache:
     def update(self, layer_index: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values of the next tokens; return all of the layer's, each (B, K, S, its own width)."""
         end = self.length + k_BKTC.shape[2]
-        keys = self._keys[layer_index] = self._room(self._keys[layer_index], k_BKTC, end)
-        values = self._values[layer_index] = self._room(self._values[layer_index], v_BKTC, end)
+        keys = self._keys[layer_index] = self._grown(self._keys[layer_index], k_BKTC, end)
+        values = self._values[layer_index] = self._grown(self._values[layer_index], v_BKTC, end)
         keys[:, :, self.length : end] = k_BKTC
         values[:, :, self.length : end] = v_BKTC
         return keys[:, :, :end], values[:, :, :end]
 
-    def _room(self, held: Tensor | None, new_BKTC: Tensor, end: int) -> Tensor:
+    def _grown(self, held: Tensor | None, new_BKTC: Tensor, end: int) -> Tensor:
         """`held`, moved to twice the room where `end` positions do not fit."""
         if held is not None and end <= held.shape[2]:
             return held

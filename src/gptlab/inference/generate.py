@@ -49,7 +49,7 @@ class Sampling:
                 raise GptlabError(f"{problem} (given: {getattr(self, problem.split()[0])})")
 
 
-def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
+def sample_token(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
     """The next token of each row: (B, V) → (B,)."""
     if sampling.temperature == 0:
         return logits_BV.argmax(-1)
@@ -98,7 +98,7 @@ def decoding_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
 
 
 @torch.inference_mode()
-def stream(
+def stream_tokens(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -118,11 +118,11 @@ def stream(
     if sampling.temperature > 0:
         generator = torch.Generator(device)
         _ = generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
-    reader = Reader(model, [list(prompt) for prompt in prompts], device, use_cache)
+    decoder = Decoder(model, [list(prompt) for prompt in prompts], device, use_cache)
     ended = [False] * len(prompts)
     for _ in range(sampling.max_new_tokens):
-        tokens = choose(reader.next_logits(), sampling, generator).tolist()
-        reader.append(tokens)
+        tokens = sample_token(decoder.next_logits(), sampling, generator).tolist()
+        decoder.append(tokens)
         ended = [e or (sampling.stop_at_end and t == end_of_text) for e, t in zip(ended, tokens, strict=True)]
         yield [None if e else t for e, t in zip(ended, tokens, strict=True)]
         if all(ended):
@@ -140,14 +140,14 @@ def generate(
 ) -> list[list[int]]:
     """The continuations of `prompts`, prompts and end of text left out."""
     rows: list[list[int]] = [[] for _ in prompts]
-    for tokens in stream(model, prompts, sampling, end_of_text=end_of_text, device=device, use_cache=use_cache):
+    for tokens in stream_tokens(model, prompts, sampling, end_of_text=end_of_text, device=device, use_cache=use_cache):
         for row, token in zip(rows, tokens, strict=True):
             if token is not None:
                 row.append(token)
     return rows
 
 
-class Reader:
+class Decoder:
     """Feeds the model what it has not read yet, and gives the logits that follow."""
 
     def __init__(self, model: nn.Module, rows: list[list[int]], device: torch.device, use_cache: bool) -> None:

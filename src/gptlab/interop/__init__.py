@@ -25,7 +25,7 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", check
         raise CheckpointError(f"{source} is one file, without checkpoints; leave out --checkpoint")
     from gptlab.interop.nanogpt import load_nanogpt
 
-    return run.place(source, *load_nanogpt(source), device=device, dtype=dtype)
+    return run.make_run(source, *load_nanogpt(source), device=device, dtype=dtype)
 
 
 def import_run(

@@ -112,7 +112,7 @@ def gguf_tensors(tensors: Mapping[str, Tensor], architecture: str, section: Valu
         assert name is not None, f"GGUF's {architecture} has no name for {theirs}"
         found[name] = interleave(tensor, heads[part]) if turned else tensor
     if section["position"]["use"] == "Llama3RoPE":
-        found["rope_freqs.weight"] = slowness(section)
+        found["rope_freqs.weight"] = rope_factors(section)
     return found
 
 
@@ -122,7 +122,7 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
     return rows.view(heads, 2, width // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
-def slowness(section: Values) -> Tensor:
+def rope_factors(section: Values) -> Tensor:
     """What llama.cpp divides the frequency of each pair by, (C/2,), from Llama 3.1's rule (see `Llama3RoPE`)."""
     position, width = section["position"], section["head_dim"]
     frequency = position["theta"] ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)

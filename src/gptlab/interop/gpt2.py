@@ -15,7 +15,7 @@ from torch import Tensor
 from gptlab.config import RunConfig, config_from
 from gptlab.console import say
 from gptlab.errors import CheckpointError, did_you_mean
-from gptlab.interop.table import Architecture, Field, Row, Values, get, put
+from gptlab.interop.table import Architecture, Field, Row, Values, get, set_key
 
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _BOTH = ("weight", "bias")
@@ -115,7 +115,7 @@ def gpt2_config(
     section = GPT2.model_section({"n_embd": dim, "n_layer": layers, "n_head": heads, "n_positions": context_length}, "")
     changed = {"norm.bias": bias, "block.attention.bias": bias, "block.mlp.bias": bias, "dropout": dropout}
     for key, value in (changed | {"block.mlp.approximate": approximate}).items():
-        put(section, key, value)
+        set_key(section, key, value)
     train = {"sequence_length": context_length, "batch_tokens": context_length}
     return config_from({"name": "gpt2", "model": section, "train": train})
 
@@ -129,7 +129,7 @@ def from_gpt2(tensors: Mapping[str, Tensor], *, conv1d: bool) -> dict[str, Tenso
     table = {theirs[0]: (ours, row) for ours, theirs, row, _ in GPT2.names({"layers": blocks, "tied": True})}
     found = {}
     for name, tensor in tensors.items():
-        full = GPT2.short(name)
+        full = GPT2.canonical_name(name)
         if full == "lm_head.weight" or GPT2.ignored.fullmatch(full):
             continue
         if full not in table:

@@ -15,17 +15,17 @@ from gptlab.errors import CheckpointError, did_you_mean
 from gptlab.interop.gpt2 import GPT2
 from gptlab.interop.llama import LLAMA, OLMO2, QWEN3
 from gptlab.interop.runs import (
-    Named,
-    convert,
-    match,
+    NamedTensors,
+    check_tensors,
+    convert_tensors,
+    import_record,
     new_folder,
-    record,
     row_counts,
     run_config,
     save_tensors,
     write_run,
 )
-from gptlab.interop.table import Architecture, Values, filling, spelled_out
+from gptlab.interop.table import Architecture, Values, neutral_tensor, with_computed_sizes
 from gptlab.interop.tensors import TensorFiles
 from gptlab.model import build_model
 from gptlab.run import Run
@@ -72,12 +72,12 @@ def import_huggingface(
     found = _tokenizer(folder, theirs, name, tokenizer, end_of_text)
     config = run_config(name, section, rows, found, where)
     model = build_model(config, found.vocab_size, device="meta")
-    tensors = Named(architecture, files, files.shapes, tied=section["tied"])
-    match(architecture, model, section, tensors.shapes, str(folder))
+    tensors = NamedTensors(architecture, files, files.shapes, tied=section["tied"])
+    check_tensors(architecture, model, section, tensors.shapes, str(folder))
     revision = folder.name if folder != Path(source) else None  # the hub's snapshots are folders named by their commit
     used = [folder / "config.json", *files.files]
-    origin = record(source, used, architecture=architecture.name, revision=revision)
-    return write_run(name, config, convert(architecture, section, tensors), found, origin, runs)
+    origin = import_record(source, used, architecture=architecture.name, revision=revision)
+    return write_run(name, config, convert_tensors(architecture, section, tensors), found, origin, runs)
 
 
 def _folder(source: str | Path) -> Path:
@@ -180,8 +180,8 @@ def fitting_architecture(
     """
     if run.config.model.use != "GPT":
         raise CheckpointError(f"{run.folder} cannot be exported: model is {run.config.model.use}, a class of your own")
-    section = spelled_out(run.config.model.plain(), run.config.train.sequence_length)
-    found = [(architecture.obstacle(section), architecture) for architecture in among]
+    section = with_computed_sizes(run.config.model.plain(), run.config.train.sequence_length)
+    found = [(architecture.mismatches(section), architecture) for architecture in among]
     obstacles, closest = min(found, key=lambda pair: len(pair[0]))
     if not obstacles:
         return closest, section
@@ -197,7 +197,7 @@ def huggingface_config(run: Run, architecture: Architecture, section: Values) ->
     rows = run.model.embedding.weight.shape[0]
     separator = run.tokenizer.end_of_text
     tokens = {"bos_token_id": separator, "eos_token_id": separator}
-    return architecture.theirs(section, rows) | tokens | {"torch_dtype": "float32"}
+    return architecture.to_config_json(section, rows) | tokens | {"torch_dtype": "float32"}
 
 
 def huggingface_tensors(run: Run, architecture: Architecture, section: Values) -> dict[str, Tensor]:
@@ -207,7 +207,7 @@ def huggingface_tensors(run: Run, architecture: Architecture, section: Values) -
     for ours, theirs, row, kind in architecture.names(section):
         tensor = own.pop(ours, None)
         if tensor is None:
-            tensor = filling(ours, _like(run, ours, kind))
+            tensor = neutral_tensor(ours, _like(run, ours, kind))
         pieces = tensor.split(row_counts(tensor.shape[0], len(theirs), run.model))
         for name, piece in zip(theirs, pieces, strict=True):
             found[name] = piece.t() if row.turned and piece.ndim == 2 else piece

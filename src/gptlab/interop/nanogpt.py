@@ -15,7 +15,15 @@ from gptlab.console import say
 from gptlab.errors import CheckpointError
 from gptlab.interop.gpt2 import gpt2_config, model_arguments, nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors
-from gptlab.interop.runs import Named, convert, match, new_folder, record, run_config, write_run
+from gptlab.interop.runs import (
+    NamedTensors,
+    check_tensors,
+    convert_tensors,
+    import_record,
+    new_folder,
+    run_config,
+    write_run,
+)
 from gptlab.interop.table import Architecture, Values, get
 from gptlab.interop.tensors import read_pickle
 from gptlab.model import build_model
@@ -42,7 +50,7 @@ def load_nanogpt(path: Path) -> tuple[RunConfig, nn.Module, Tokenizer]:
 def import_nanogpt(path: Path, *, name: str, tokenizer: str | None = None, runs: Path = Path("runs")) -> Path:
     """Make a run folder `runs`/NAME-HASH of a nanoGPT checkpoint, and return it. See `load_nanogpt`."""
     config, tensors, found = _read(path, name, tokenizer)
-    return write_run(name, config, tensors, found, record(path, [path], architecture="nanogpt"), runs)
+    return write_run(name, config, tensors, found, import_record(path, [path], architecture="nanogpt"), runs)
 
 
 def export_nanogpt(run: Run, folder: Path) -> Path:
@@ -86,9 +94,9 @@ def _read(path: Path, name: str, chosen: str | None) -> tuple[RunConfig, dict[st
     tokenizer = load_tokenizer(chosen if chosen is not None else beside if beside.is_dir() else "gpt2")
     config = run_config(name, section, rows, tokenizer, str(path))
     layout = _layout(section)
-    named = Named(layout, tensors, shapes, tied=True)
-    match(layout, build_model(config, tokenizer.vocab_size, device="meta"), section, named.shapes, str(path))
-    return config, convert(layout, section, named), tokenizer
+    named = NamedTensors(layout, tensors, shapes, tied=True)
+    check_tensors(layout, build_model(config, tokenizer.vocab_size, device="meta"), section, named.shapes, str(path))
+    return config, convert_tensors(layout, section, named), tokenizer
 
 
 def _section(sizes: Values, where: str) -> Values:

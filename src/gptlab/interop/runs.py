@@ -47,7 +47,7 @@ def padding(vocab_size: int, rows: int) -> int:
     return next((n for n in powers if -(-vocab_size // n) * n == rows), rows)
 
 
-def match(
+def check_tensors(
     architecture: Architecture, model: nn.Module, section: Values, shapes: Mapping[str, Shape], where: str
 ) -> None:
     """Account for every tensor. `shapes`: what there is, by the architecture's full names.
@@ -97,7 +97,7 @@ def row_counts(rows: int, parts: int, model: nn.Module) -> tuple[int, ...]:
     return attention.heads * width, attention.kv_heads * width, attention.kv_heads * width
 
 
-def convert(architecture: Architecture, section: Values, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_tensors(architecture: Architecture, section: Values, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under our names in float32, from ones under the architecture's full names (read one at a time)."""
     found = {}
     for ours, theirs, row, _ in architecture.names(section):
@@ -110,7 +110,7 @@ def convert(architecture: Architecture, section: Values, tensors: Mapping[str, T
     return found
 
 
-class Named(Mapping[str, Tensor]):
+class NamedTensors(Mapping[str, Tensor]):
     """Tensors of others under an architecture's full names, without what is no parameter.
 
     `shapes` are theirs, by their names. Raises CheckpointError where two have one name, or where a head is dropped as
@@ -120,7 +120,7 @@ class Named(Mapping[str, Tensor]):
     def __init__(self, architecture: Architecture, tensors: Any, shapes: Mapping[str, Shape], *, tied: bool) -> None:
         self._tensors, self._names = tensors, dict[str, str]()
         for name in shapes:
-            full = architecture.short(name)
+            full = architecture.canonical_name(name)
             if not architecture.ignored.fullmatch(full):
                 if full in self._names:
                     raise CheckpointError(f"tensors {name} and {self._names[full]} are one by name; remove one")
@@ -212,7 +212,7 @@ def _shape(shape: Shape | None) -> str:
     return "—" if shape is None else "×".join(map(str, shape))
 
 
-def record(source: Path | str, files: list[Path], **more: Any) -> Values:
+def import_record(source: Path | str, files: list[Path], **more: Any) -> Values:
     """What env.json keeps of an import."""
     from gptlab.files import sha256_file
 

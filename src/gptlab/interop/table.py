@@ -2,7 +2,7 @@
 
 An `Architecture` pairs the fields of a `config.json` with keys of our `model` section, and the names of tensors with
 ours. Whether a model can be exported at all follows from the table too: its `model` section is written as the other
-config, read back, and must be what it was (`Architecture.obstacle`).
+config, read back, and must be what it was (`Architecture.mismatches`).
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ class Architecture:
             )
         section: Values = {}
         for key, value in self.constant.items():
-            put(section, key, value)
+            set_key(section, key, value)
         for entry in self.fields:
             value = self._read(entry, theirs, where)
             for key in entry.ours:
-                put(section, key, value)
+                set_key(section, key, value)
         for key, value in self.read_extra(theirs).items():
-            put(section, key, value)
+            set_key(section, key, value)
         return section
 
     def _read(self, entry: Field, theirs: Values, where: str) -> Any:
@@ -137,8 +137,8 @@ class Architecture:
             raise CheckpointError(f"{where}: {entry.theirs} is {value!r}, which gptlab does not have; known: {choices}")
         return entry.words[value]
 
-    def theirs(self, model: Mapping[str, Any], rows: int) -> Values:
-        """config.json for a `model` section as `spelled_out` gives it, with `rows` token ids."""
+    def to_config_json(self, model: Mapping[str, Any], rows: int) -> Values:
+        """config.json for a `model` section as `with_computed_sizes` gives it, with `rows` token ids."""
         values: Values = {"architectures": [self.class_name], "model_type": self.name, "vocab_size": rows}
         for entry in self.fields:
             value = get(model, entry.ours[0])
@@ -147,17 +147,17 @@ class Architecture:
             values[entry.theirs] = value
         return values | dict(self.must_be) | self.write_extra(dict(model))
 
-    def obstacle(self, model: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Where `model` (as `spelled_out` gives it) is not of this architecture: (key, here, there) each."""
+    def mismatches(self, model: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Where `model` (as `with_computed_sizes` gives it) is not of this architecture: (key, here, there) each."""
         try:
-            back = self.model_section(self.theirs(model, 1), "config.json")
+            back = self.model_section(self.to_config_json(model, 1), "config.json")
         except CheckpointError:
             # Written as theirs it is not even readable: compare with what the architecture always is.
             found = [
                 (key, get(model, key), wanted) for key, wanted in self.constant.items() if get(model, key) != wanted
             ]
             return found or [("use", model.get("use"), self.name)]
-        there = spelled_out(config_from({"model": back}).model.plain(), 1)
+        there = with_computed_sizes(config_from({"model": back}).model.plain(), 1)
         differences = difference(dict(model), there)
         free = (*self.fillable, *_NO_MATTER)
         return [d for d in differences if not any(f"{d[0]}.".startswith(f"{key}.") for key in free)]
@@ -176,7 +176,7 @@ class Architecture:
     def _full(self, name: str) -> str:
         return name if name.startswith("lm_head") else self.prefix + name
 
-    def short(self, name: str) -> str:
+    def canonical_name(self, name: str) -> str:
         """One of their names with the prefix that this architecture's files may leave out or add to."""
         name = name.removeprefix("_orig_mod.").removeprefix(self.prefix)
         return self._full(name)
@@ -253,7 +253,7 @@ _NO_MATTER = (
 """Keys of `model` that change training alone, or only how the same thing is stored."""
 
 
-def put(section: Values, dotted: str, value: Any) -> None:
+def set_key(section: Values, dotted: str, value: Any) -> None:
     """Set a dotted key of nested dictionaries."""
     *parents, last = dotted.split(".")
     for parent in parents:
@@ -269,7 +269,7 @@ def get(section: Mapping[str, Any], dotted: str) -> Any:
     return value
 
 
-def spelled_out(model: Mapping[str, Any], sequence_length: int) -> Values:
+def with_computed_sizes(model: Mapping[str, Any], sequence_length: int) -> Values:
     """A resolved `model` section with what it leaves to be computed written out, so that two can be compared.
 
     Heads, widths and the context get their numbers; the arguments from which the MLP's width follows are dropped.
@@ -290,6 +290,6 @@ def spelled_out(model: Mapping[str, Any], sequence_length: int) -> Values:
     return values
 
 
-def filling(name: str, like: Tensor) -> Tensor:
+def neutral_tensor(name: str, like: Tensor) -> Tensor:
     """What a part does that is not there: a bias of zeros, a gain of ones."""
     return torch.zeros_like(like) if name.endswith("bias") else torch.ones_like(like)

@@ -1,1 +1,1 @@
-"""What a run will cost, before it is run; and afterwards, how good the prediction was."""
+"""Plans: memory, time and dollars of a run before it is trained, and how good the prediction was."""

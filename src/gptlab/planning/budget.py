@@ -11,7 +11,7 @@ from gptlab.planning.plan import Plan
 
 @dataclass(frozen=True)
 class Budget:
-    """What an amount of money trains: hours of computing, FLOPs, and the model and tokens that use them best."""
+    """What an amount of money buys: hours of training, FLOPs, and the compute-optimal parameters and tokens."""
 
     dollars: float
     hours: float  # after the overhead

@@ -1,4 +1,4 @@
-"""What a config costs, counted without touching memory: parameters, FLOPs, and bytes by kind.
+"""The footprint of a config: parameters, FLOPs, and bytes by kind, counted without allocating memory.
 
 One step (forward, loss, backward, optimizer) of the real model is taken on fake tensors, which have shapes and no
 content, and every storage that would live is counted. A model of 1.5B parameters takes seconds on a laptop.
@@ -39,7 +39,7 @@ def footprint(
     dtype: torch.dtype = torch.bfloat16,
     compiled: bool = False,
 ) -> Footprint:
-    """What one process of a run needs, with `micro_batch` sequences at once and matrix products in `dtype`.
+    """The footprint of one process of a run, with `micro_batch` sequences at once and matrix products in `dtype`.
 
     `accelerator`: count what a GPU would keep, where attention is one fused kernel (it keeps queries, keys, values,
     output and a float32 a query and head; Dao 2023, arXiv:2307.08691, section 3.1) and logits are whole. `compiled`:
@@ -150,7 +150,7 @@ class _Step:
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that are made while it is on, until they die."""
+    """Counts the bytes of live storages that were allocated while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _FusedAttention(torch.autograd.Function):
-    """In the place of a fused attention kernel: makes and keeps what such a one does, and computes nothing."""
+    """A stand-in for a fused attention kernel: allocates and keeps what one does, and computes nothing."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -218,7 +218,7 @@ def _materialize(model: nn.Module) -> None:
 
 
 def _reset_device_choices(model: nn.Module, loss: Any) -> None:
-    """Undo what the code chooses because these tensors say that they are on a CPU."""
+    """Reset what was chosen because fake tensors claim to be on a CPU."""
     for module in modules_with(model, "backend"):
         module.backend = "auto"
     if getattr(loss, "chunk", None) == "auto":

@@ -15,15 +15,15 @@ from gptlab.hardware.gpus import Gpu
 
 OVERHEAD_MINUTES = 60.0
 """What GPT-Lab's table of costs adds to the training itself: renting, installing, fetching data, looking at results."""
-USABLE = 0.9
+USABLE_MEMORY = 0.9
 """Of a card's memory: the rest goes to the driver's context, to libraries and to fragmentation."""
 MATMUL_EFFICIENCY = 0.5
 """Of a card's data-sheet FLOP/s that matrix products of these sizes reach, compiled, in bfloat16."""
 BANDWIDTH_EFFICIENCY = 0.7
 """Of a card's data-sheet bandwidth."""
-SCALING = 0.9
+SCALING_EFFICIENCY = 0.9
 """Of the speed of so many cards, where gradients are averaged over several."""
-UNCERTAINTY = 1.5
+TIME_UNCERTAINTY = 1.5
 """A table's time is given as this factor either way: cards differ in clocks, cooling, drivers and neighbours."""
 _TABLE_STARTUP = 60.0  # seconds: imports, building, compiling
 _ACTIVATION_PASSES, _LOGIT_PASSES = 3, 4  # times that they travel: written, read again, and so their gradients
@@ -31,7 +31,7 @@ _ACTIVATION_PASSES, _LOGIT_PASSES = 3, 4  # times that they travel: written, rea
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one process of a run holds with `micro_batch` sequences at once, in bytes by kind, and what it computes.
+    """The memory of one process with `micro_batch` sequences at once, in bytes by kind, and the FLOPs of a token.
 
     `flops_per_token`: training FLOPs. `activations`: kept by the model for its backward pass. `logits`: what head and
     loss need beyond that at their peak, working memory included. `compiled`: estimated for torch.compile.
@@ -78,7 +78,7 @@ def largest_fit(one: Footprint, two: Footprint, rows: int, limit: int) -> Footpr
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few real steps on this machine showed. Seconds; the steps' `low` and `high` are their quartiles."""
+    """The measurements of a few real steps on this machine, in seconds; `step_low` and `step_high` are quartiles."""
 
     hardware: str
     accelerator: bool
@@ -101,7 +101,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Price:
-    """Of one device: dollars an hour, when that was seen and where."""
+    """The price of one device: dollars an hour, the date it was seen, and the source."""
 
     dollars_per_hour: float
     priced: str = "given"
@@ -110,7 +110,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was expected of a run before it was trained. `seconds`: by the run's own clock, as facts.json has them in
+    """What a plan predicts of a run. `seconds`: by the run's own clock, as facts.json has them in
     `wall_seconds`: all but imports and pictures."""
 
     hardware: str
@@ -123,7 +123,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take. Seconds and dollars are None where neither a probe nor a card says how fast it goes."""
+    """The plan of a run. Seconds and dollars are None where neither a probe nor a card tells the speed."""
 
     name: str
     hardware: str
@@ -228,7 +228,7 @@ def plan_run(
     if probe is not None:
         basis, times, spread, peak = "probe", _times_from_probe(config, probe), _spread(probe), probe.peak_memory
     elif gpu is not None:
-        basis, spread = "table", UNCERTAINTY
+        basis, spread = "table", TIME_UNCERTAINTY
         times = _times_from_data_sheet(config, footprint, gpu, devices, validation_tokens)
         assumptions = _assumptions(footprint, devices, validation_tokens)
     return Plan(
@@ -240,7 +240,7 @@ def plan_run(
         tokens=config.total_steps * config.train.batch_tokens,
         steps=config.total_steps,
         sequences_per_step=config.sequences_per_step,
-        validations=validations(config),
+        validations=count_validations(config),
         peak_memory=peak,
         memory_limit=memory_limit,
         startup_seconds=times[0],
@@ -256,13 +256,13 @@ def plan_run(
     )
 
 
-def validations(config: RunConfig) -> int:
+def count_validations(config: RunConfig) -> int:
     """How often the run validates: every `eval.every` steps, and at its end."""
     every = config.eval.every
     return 1 + ((config.total_steps - 1) // every if every else 0)
 
 
-def checkpoints(config: RunConfig) -> int:
+def count_checkpoints(config: RunConfig) -> int:
     """How often the run saves, at most: every `checkpoint.every` steps, with `checkpoint.best` at each validation, and
     at its end."""
     last, every = config.total_steps, config.checkpoint.every
@@ -276,8 +276,8 @@ def _times_from_probe(config: RunConfig, probe: Probe) -> Times:
     return (
         probe.launch_seconds + probe.startup_seconds,
         probe.warmup_seconds + config.total_steps * probe.step_seconds,
-        validations(config) * probe.validation_seconds,
-        checkpoints(config) * probe.saving_seconds + probe.weights_seconds + probe.closing_seconds,
+        count_validations(config) * probe.validation_seconds,
+        count_checkpoints(config) * probe.saving_seconds + probe.weights_seconds + probe.closing_seconds,
     )
 
 
@@ -300,21 +300,21 @@ def _times_from_data_sheet(
     compute = rows * length * footprint.flops_per_token / (gpu.peak * MATMUL_EFFICIENCY)
     moved = pieces * (_ACTIVATION_PASSES * footprint.activations + _LOGIT_PASSES * footprint.logits)
     moved += 2 * footprint.static  # the step reads weights, gradients and state, and writes them
-    step = (compute + moved / (gpu.bandwidth * BANDWIDTH_EFFICIENCY)) / (SCALING if devices > 1 else 1.0)
+    step = (compute + moved / (gpu.bandwidth * BANDWIDTH_EFFICIENCY)) / (SCALING_EFFICIENCY if devices > 1 else 1.0)
     forward = step / config.train.batch_tokens / 3  # the backward pass costs twice the forward's
     once = None if validation_tokens is None else validation_tokens * forward
-    return _TABLE_STARTUP, config.total_steps * step, None if once is None else validations(config) * once, 0.0
+    return _TABLE_STARTUP, config.total_steps * step, None if once is None else count_validations(config) * once, 0.0
 
 
 def _assumptions(footprint: Footprint, devices: int, validation_tokens: int | None) -> list[str]:
     said = [
         f"matrix products at {MATMUL_EFFICIENCY:.0%} of the data sheet, memory at {BANDWIDTH_EFFICIENCY:.0%}; "
-        f"the range is a factor of {UNCERTAINTY:g} either way"
+        f"the range is a factor of {TIME_UNCERTAINTY:g} either way"
     ]
     if footprint.compiled:
         said.append("compiled: what matrix products and attention put out is kept, the rest is computed again")
     if devices > 1:
-        said.append(f"{SCALING:.0%} of {devices} times the speed; every card holds the whole model")
+        said.append(f"{SCALING_EFFICIENCY:.0%} of {devices} times the speed; every card holds the whole model")
     if validation_tokens is None:
         said.append("without validation: eval.tokens is null and the data set is not here to count")
     return said

@@ -18,7 +18,7 @@ from pathlib import Path
 from gptlab.config import RunConfig, load_config
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
-from gptlab.hardware.allocator import keep_memory
+from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import describe, pick_device
 from gptlab.hardware.memory import peak_memory
 from gptlab.model.component import before_step
@@ -45,7 +45,7 @@ def probe(config: RunConfig, folder: Path, *, seconds: float, launched: float) -
     started = time.monotonic()
     device = pick_device(config.system.device)
     if device.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     job = build_job(config, World(), device, folder=folder / "run")
     startup = time.monotonic() - started
     times = _time_steps(job, _WARMUP + _FEWEST // 2, seconds / 2)

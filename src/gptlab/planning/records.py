@@ -49,7 +49,7 @@ def write_prediction(folder: Path, prediction: Prediction) -> None:
 
 
 def read_prediction(folder: Path) -> Prediction:
-    """What RUN/plan.json says. Raises GptlabError where it is missing or damaged."""
+    """Read RUN/plan.json. Raises GptlabError where it is missing or damaged."""
     path = folder / "plan.json"
     try:
         return Prediction(**json.loads(path.read_text(encoding="utf-8")))
@@ -60,7 +60,7 @@ def read_prediction(folder: Path) -> Prediction:
 
 
 def compare_prediction(folder: Path) -> PredictionRatios:
-    """How good the prediction for a finished run was. Raises GptlabError where it has no prediction or no facts."""
+    """Compare the prediction for a finished run with its facts. Raises GptlabError where it lacks either."""
     prediction, facts = read_prediction(folder), read_facts(folder)
     return PredictionRatios(
         run=folder.name,
@@ -87,7 +87,7 @@ def compare_kept_plan(folder: Path, digest: str) -> PredictionRatios | None:
 
 
 def past_predictions(runs: Path) -> list[PredictionRatios]:
-    """Of every finished run in `runs` for which something was predicted."""
+    """The ratios of every finished run in `runs` that has a prediction."""
     folders = sorted(path.parent for path in runs.glob("*/plan.json"))
     return [compare_prediction(folder) for folder in folders if (folder / "facts.json").is_file()]
 

@@ -68,7 +68,7 @@ class Checkpoints:
             _write_tensors(aside, {**model_tensors(model), **optimizer_tensors(model, optimizer)}, self.world)
             if self.world.is_main:
                 write_atomic(aside / "state.json", json.dumps(state, indent=1))
-                _seal(aside)
+                _write_manifest(aside)
         except (Exception, CheckpointException) as problem:  # DCP's wrapper around what failed is no Exception
             error = _reason(problem)
         if self.world.broadcast(error) or error:
@@ -138,7 +138,7 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def checked_state(path: Path, identity: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+def read_matching_state(path: Path, identity: dict[str, Any], config: RunConfig) -> dict[str, Any]:
     """What a checkpoint says of itself, where it is one of this config's: `identity` is what must not have changed.
 
     Raises CheckpointError where it is another's, or lies beyond the run's end.
@@ -229,7 +229,7 @@ def _write_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> No
         dcp.save(tensors, storage_writer=writer, no_dist=world.size == 1)
 
 
-def _seal(folder: Path) -> None:
+def _write_manifest(folder: Path) -> None:
     """Sync every file and write their checksums."""
     digests = {}
     for file in sorted(folder.iterdir()):

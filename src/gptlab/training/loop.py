@@ -21,7 +21,7 @@ from gptlab.console import say
 from gptlab.data import micro_batches, validation_batches
 from gptlab.data.permutation import hash64
 from gptlab.errors import BusyError, DivergedError, GptlabError
-from gptlab.hardware.allocator import keep_memory
+from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
 from gptlab.inference.scoring import evaluate_loss
@@ -53,7 +53,7 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
     device = pick_device(config.system.device, world.local_rank)
     joined = init_distributed(world, device)
     if device.type == "cpu":
-        keep_memory()
+        keep_freed_memory()
     try:
         with contextlib.ExitStack() as exit_stack:
             job = build_job(config, world, device, resume=resume, folder=folder, exit_stack=exit_stack)

@@ -24,8 +24,8 @@ from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, choose_layout
 from gptlab.record import runfolder
 from gptlab.record.metrics import read_metrics
-from gptlab.run import start_from
-from gptlab.systems.checkpoint import Checkpoints, checked_state, load_tensors
+from gptlab.run import load_initial_weights
+from gptlab.systems.checkpoint import Checkpoints, load_tensors, read_matching_state
 from gptlab.systems.metrics import MetricsLog, require_sinks
 from gptlab.systems.signals import StopRequest
 from gptlab.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def build_job(
     checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume)
     job = _build(config, folder, world, device, checkpoints, identity, (tokenizer, train_sets, validation))
     if checkpoint is None:
-        start_from(job.model, tokenizer)
+        load_initial_weights(job.model, tokenizer)
     smoke_test_components(job.model, job.loss, to_device(job.stream.batch(0).rows(0, 1), device))
     job.micro_batch = _choose_micro_batch(job, state)
     if config.system.compile is True or (config.system.compile == "auto" and device.type == "cuda"):
@@ -158,7 +158,7 @@ def _find_resume_checkpoint(
         raise CheckpointError(
             f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
         )
-    return newest, checked_state(newest, identity, config) if newest is not None else {}
+    return newest, read_matching_state(newest, identity, config) if newest is not None else {}
 
 
 def _choose_micro_batch(job: Job, state: Mapping[str, Any]) -> int:

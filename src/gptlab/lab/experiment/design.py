@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gptlab.config.load import override
-from gptlab.lab.experiment.spec import Arm, Experiment, hash_of, tuned, with_seed
+from gptlab.lab.experiment.spec import Arm, Experiment, apply_tuning, hash_of, with_seed
 from gptlab.lab.runs.store import RunSpec
 
 
@@ -22,7 +22,7 @@ def tuning_runs(experiment: Experiment) -> Iterator[tuple[str, int, RunSpec]]:
         for seed in experiment.statement.tune_seeds:
             for arm in experiment.all_arms:
                 setting = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
-                run = comparison_run(experiment, tuned(arm, point), seed)
+                run = comparison_run(experiment, apply_tuning(arm, point), seed)
                 yield arm.name, number, replace(run, label=f"tune {arm.name} {setting} seed {seed}")
 
 

@@ -125,7 +125,7 @@ def decision_rule(experiment: Experiment) -> Rule:
     """The decision rule as the statement fixes it. The number of arms is that of the statement, however few are run."""
     decision = experiment.statement.decision
     return Rule.planned(
-        seeds=experiment.statement.most_seeds,
+        seeds=experiment.statement.max_seeds,
         smallest_effect=decision.smallest_effect,
         alpha=decision.alpha,
         lower_is_better=experiment.statement.metric.lower_is_better,

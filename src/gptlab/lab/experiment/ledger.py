@@ -13,7 +13,7 @@ from pathlib import Path
 from gptlab.errors import GptlabError
 from gptlab.hardware.gpus import gpu_of_driver, read_gpus
 from gptlab.lab.experiment.design import comparison_run, curve_runs, tuning_runs
-from gptlab.lab.experiment.spec import Arm, Experiment, tuned
+from gptlab.lab.experiment.spec import Arm, Experiment, apply_tuning
 from gptlab.lab.experiment.tuning import TuningChoice, select_tuning
 from gptlab.lab.runs.store import RunSpec, Store, is_evaluated
 from gptlab.record.facts import Facts, read_facts
@@ -101,19 +101,21 @@ class Ledger:
             for (arm, number, _), record in zip(specs, tuning, strict=True):
                 values.setdefault((arm, number), []).append(record.value)
             choices = select_tuning(experiment, values)
-        baseline, *arms = [tuned(arm, choices[arm.name].point) if choices else arm for arm in experiment.all_arms]
+        arms = experiment.all_arms
+        if choices:
+            arms = [apply_tuning(arm, choices[arm.name].point) for arm in arms]
         seeds = experiment.statement.all_seeds if choices or not experiment.grid else []
         return cls(
             experiment=experiment,
             choices=choices,
-            baseline=baseline,
-            arms=arms,
+            baseline=arms[0],
+            arms=arms[1:],
             comparison={
                 arm.name: {seed: reader.read(COMPARISON, comparison_run(experiment, arm, seed)) for seed in seeds}
-                for arm in (baseline, *arms)
+                for arm in arms
             },
             tuning=tuning,
-            curve=[reader.read(CURVE, spec) for spec in curve_runs(experiment, baseline)],
+            curve=[reader.read(CURVE, spec) for spec in curve_runs(experiment, arms[0])],
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Whether two runs may be compared: what the experiment says is equal, and what nobody may change unsaid."""
+"""Matching and provenance: whether the runs of an arm may be compared with those of the baseline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gptlab.config import format_count
-from gptlab.lab.experiment.spec import Matched
+from gptlab.lab.experiment.spec import Quantity
 from gptlab.record.facts import Facts
 
 
@@ -40,8 +40,8 @@ def mean_quantity(what: str, runs: Sequence[Facts]) -> float:
     return sum(QUANTITIES[what](facts) for facts in runs) / len(runs)
 
 
-def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[Matched, float]) -> list[Mismatch]:
-    """What is not matched as promised, over the runs of an arm and of the baseline with the same seeds.
+def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[Quantity, float]) -> list[Mismatch]:
+    """The matched quantities outside their tolerance, as means over the runs of an arm and of the baseline.
 
     `match`: quantity → allowed deviation as a share of the baseline's.
     """
@@ -50,12 +50,12 @@ def mismatches(arm: Sequence[Facts], baseline: Sequence[Facts], match: Mapping[M
 
 
 def exceeds_tolerance(arm: float, baseline: float, tolerance: float) -> bool:
-    """Whether two numbers are further apart than a share of the baseline's (and rounding) allows."""
+    """Whether the arm's number deviates by more than `tolerance`, a share of the baseline's (and rounding)."""
     return abs(arm - baseline) > (tolerance + 1e-9) * baseline
 
 
 def provenance_differences(arm: Facts, baseline: Facts) -> list[str]:
-    """In what two runs differ that no config says: code, libraries, hardware. Empty where they may be paired."""
+    """Differences between two runs that no config shows: code, libraries, hardware. Empty where they may be paired."""
     pairs = {
         "code": (arm.code, baseline.code),
         "hardware": (arm.hardware, baseline.hardware),

@@ -1,4 +1,4 @@
-"""What an experiment measures: one number of a run, and which way is better."""
+"""The metric of an experiment: one number of a run, and which direction is better."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Metric(Section):
 
     @property
     def key(self) -> str:
-        """The key of metrics.jsonl that it is read from; that of the validation loss where it is derived from that."""
+        """The key of metrics.jsonl that it is read from; `val/loss` where it is derived from the validation loss."""
         return self.logged or "val/loss"
 
     @property
@@ -58,7 +58,7 @@ class Metric(Section):
 
     @property
     def label(self) -> str:
-        """What it is called in a table, with its unit."""
+        """Its name in tables, with the unit."""
         if self.accuracy is not None:
             return f"{self.accuracy} accuracy"
         if self.tokens_to is not None:
@@ -71,7 +71,7 @@ class Metric(Section):
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether less is better."""
+        """Whether a lower value is better."""
         return self.accuracy is None and self.better != "higher"
 
     def value(self, run: Path, rows: Sequence[Row] | None = None) -> float:

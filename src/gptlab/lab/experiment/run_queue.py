@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gptlab.lab.experiment.evidence import Evidence
 from gptlab.lab.experiment.ledger import Ledger
 from gptlab.lab.experiment.matching import Mismatch, exceeds_tolerance
-from gptlab.lab.experiment.spec import BASELINE, Experiment, Matched
+from gptlab.lab.experiment.spec import BASELINE, Experiment, Quantity
 from gptlab.lab.runs.store import RunSpec
 from gptlab.planning.plan import Plan, Prediction
 
@@ -82,7 +82,7 @@ def predict_mismatches(experiment: Experiment, plans: Mapping[str, Plan]) -> dic
     return {name: wrong for name, wrong in found.items() if wrong}
 
 
-def _quantities(plan: Plan | None) -> dict[Matched, float]:
+def _quantities(plan: Plan | None) -> dict[Quantity, float]:
     """Parameters, FLOPs and tokens of a run by its plan; empty where there is none."""
     if plan is None:
         return {}

@@ -1,4 +1,4 @@
-"""experiment.yaml: what is asked, of which arms, measured how and decided by which rule; all said before any run.
+"""The specification of an experiment: hypothesis, arms, seeds, metric and decision rule, fixed before any run.
 
 hypothesis: ReLU² gives a lower loss than SwiGLU at equal FLOPs.
 baseline: ../../configs/demo.yaml          # relative to this file
@@ -38,8 +38,8 @@ BASELINE = "baseline"
 REPEAT_OFFSET = 1000
 """An A/A arm starts from the weights of seed + 1000: other luck, and nothing else."""
 
-Matched = Literal["tokens", "flops", "parameters", "time"]
-TOLERANCES: dict[Matched, float] = {"tokens": 0.0, "flops": 0.01, "parameters": 0.01, "time": 0.05}
+Quantity = Literal["tokens", "flops", "parameters", "time"]
+TOLERANCES: dict[Quantity, float] = {"tokens": 0.0, "flops": 0.01, "parameters": 0.01, "time": 0.05}
 """By how much, as a share of the baseline's, an arm may differ where the experiment names no tolerance."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -69,7 +69,7 @@ Share = Annotated[Number, BeforeValidator(_share), Field(ge=0, lt=1)]
 
 
 class DecisionRule(Section):
-    """When a difference counts, fixed before the first run."""
+    """The decision rule, fixed before the first run."""
 
     alpha: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
         0.05, description="chance of a wrong better or worse, over all arms and however often one looks"
@@ -101,7 +101,7 @@ class Statement(Section):
         description="a list, or how many; used in this order"
     )
     metric: Metric = Field(default=Metric(), description="what is measured: loss, bits_per_byte, or one of `metric.…`")
-    match: Annotated[dict[Matched, Share], BeforeValidator(_match)] = Field(
+    match: Annotated[dict[Quantity, Share], BeforeValidator(_match)] = Field(
         default={"tokens": 0.0}, description="what must be equal for a verdict, and within which tolerance"
     )
     decision: DecisionRule = Field(description="the rule, see `decision.…`")
@@ -129,13 +129,13 @@ class Statement(Section):
             raise broken_rule(
                 f"{min(shared)} is one of `seeds`; what was tuned on must not be the evidence", key="tune_seeds"
             )
-        if self.most_seeds < self.decision.minimum_seeds:
-            raise broken_rule(f"{self.most_seeds} are fewer than decision.minimum_seeds", key="seeds")
+        if self.max_seeds < self.decision.minimum_seeds:
+            raise broken_rule(f"{self.max_seeds} are fewer than decision.minimum_seeds", key="seeds")
         return self
 
     @property
-    def most_seeds(self) -> int:
-        """The most pairs that a verdict may rest on."""
+    def max_seeds(self) -> int:
+        """The maximum number of pairs of a verdict."""
         return self.decision.maximum_seeds or len(self.seeds)
 
     @property
@@ -143,12 +143,12 @@ class Statement(Section):
         """The seeds in the order in which they are used; after those that are listed, the next free numbers."""
         taken = {*self.seeds, *self.tune_seeds}
         free = (number for number in itertools.count(1) if number not in taken)
-        return [*self.seeds, *itertools.islice(free, max(0, self.most_seeds - len(self.seeds)))][: self.most_seeds]
+        return [*self.seeds, *itertools.islice(free, max(0, self.max_seeds - len(self.seeds)))][: self.max_seeds]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of training: a resolved config but for its seed."""
+    """One condition of an experiment: a resolved config without its seed."""
 
     name: str
     config: RunConfig
@@ -164,7 +164,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, resolved: every arm is a config that has been checked."""
+    """A resolved experiment: every arm is a config that has been validated."""
 
     folder: Path
     statement: Statement
@@ -183,7 +183,7 @@ class Experiment:
         return [self.baseline, *self.arms]
 
     def only(self, names: Sequence[str]) -> Experiment:
-        """The same experiment with fewer arms. Raises ConfigError for one that it has not."""
+        """The same experiment with a subset of its arms. Raises ConfigError for an unknown name."""
         known = {arm.name: arm for arm in self.arms}
         for name in names:
             if name not in known:
@@ -235,11 +235,11 @@ def load_experiment(folder: str | Path) -> Experiment:
     experiment = Experiment(path.parent, statement, baseline, arms, grid if statement.tune else [])
     for arm in experiment.all_arms:
         for point in experiment.grid:
-            tuned(arm, point)  # a key that an arm has not is found out now
+            apply_tuning(arm, point)  # a key that an arm has not is found out now
     return experiment
 
 
-def tuned(arm: Arm, point: Mapping[str, Any]) -> Arm:
+def apply_tuning(arm: Arm, point: Mapping[str, Any]) -> Arm:
     """`arm` with a point of the grid: `{"optimizer.lr": 3e-4}`, or `x0.5`, half of what the arm has.
 
     Raises ConfigError where the arm has no such key.
@@ -263,7 +263,7 @@ def tuned(arm: Arm, point: Mapping[str, Any]) -> Arm:
 
 
 def hash_of(config: RunConfig) -> str:
-    """The hash of a run of `config`: over all that changes results, the data's content among it."""
+    """The hash that names a run of `config`: over everything that changes results, the content of its data included."""
     _, train_sets, _ = open_splits(config.data)
     return config_hash(config, {name: dataset.fingerprint for name, dataset in train_sets.items()})
 

@@ -1,4 +1,4 @@
-"""A verdict in words: what is concluded of an arm, by how much, from how many seeds, and what would settle the rest."""
+"""Verdicts as text: the conclusion on an arm, the effect size, the number of seeds, and what would settle the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gptlab.lab.experiment.evidence import ArmEvidence, Evidence
 from gptlab.planning.formatting import format_dollars
 
 
-def line(evidence: Evidence, found: ArmEvidence) -> str:
+def verdict_line(evidence: Evidence, found: ArmEvidence) -> str:
     """The verdict on an arm in a line."""
     name = found.arm.name
     if found.refusal is not None:
@@ -14,11 +14,11 @@ def line(evidence: Evidence, found: ArmEvidence) -> str:
     if not found.pairs:
         return f"{name}: inconclusive, no seed is finished yet"
     text = f"{name}: {found.verdict} after {_count(len(found.pairs), 'seed')}"
-    text += f", {amount(evidence, found)}"
+    text += f", {format_effect(evidence, found)}"
     return text + (f"; {seeds_needed(evidence, found)}" if not found.is_decided else "")
 
 
-def amount(evidence: Evidence, found: ArmEvidence) -> str:
+def format_effect(evidence: Evidence, found: ArmEvidence) -> str:
     """The difference in the metric's units with its interval, in percent, and in units of seed noise."""
     assert found.effect is not None
     low, high = found.decision.interval
@@ -32,7 +32,7 @@ def amount(evidence: Evidence, found: ArmEvidence) -> str:
 
 
 def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
-    """What it would take to come to a verdict, if further seeds were like those so far."""
+    """The number and price of further seeds until a verdict, if they were like those so far."""
     if found.decision.n < evidence.rule.minimum:
         return f"no verdict before {evidence.rule.minimum} seeds"
     if found.more_seeds is None:
@@ -42,8 +42,8 @@ def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
     return f"about {_count(found.more_seeds, 'more seed')}{price} would settle it"
 
 
-def notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
-    """What a careful reader wants to know beside the verdict."""
+def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
+    """Remarks beside the verdict: its reasons, tuning, and warnings."""
     said = [found.decision.sentence] if found.refusal is None and found.pairs else []
     if evidence.ledger.choices:
         point = evidence.ledger.choices[found.arm.name].point

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is Markdown or HTML: the two say the same because they render the same blocks."""
+"""The blocks of a report, from which both Markdown and HTML are rendered, so that the two say the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any runs beside each other: what they came to, what they cost, in what their configs differ, their curves.
+"""A comparison of any runs: losses, cost, differences of their configs, learning curves.
 
 Nothing is assumed of the runs. One that is not finished is compared as far as it went.
 """
@@ -53,18 +53,18 @@ CURVE_POINTS = 400
 PICTURE_POINTS = 8_000
 """Of all runs together: a page of a hundred runs stays small, and its lines are a pixel apart all the same."""
 
-_TOLD_APART = 8
+_MAX_LABELLED = 8
 """Runs that a legend names, and whose validations are dots."""
 
-MOST_VALUES = 12
+MAX_VALUES = 12
 """Of a key of the configs; where runs have more, a line says how many."""
 
 NONE = "–"
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A run, as far as it went. What it does not say is None.
+class RunSummary:
+    """A run as far as it went. What is not known is None.
 
     Attributes:
         config: the resolved config, as plain values.
@@ -106,8 +106,8 @@ class Compared:
         return "finished" if self.finished else f"unfinished, step {self.step:,} of {self.steps:,}"
 
 
-def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[Compared]:
-    """What each of the run folders says. `metric`: a key of METRICS or of metrics.jsonl.
+def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]:
+    """Read run folders. `metric`: a key of METRICS or of metrics.jsonl.
 
     Raises GptlabError for a folder that is no run, or whose files are damaged or of another schema; for the same run
     named twice; and where no run logs the metric.
@@ -132,7 +132,7 @@ def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[Compared]:
     return runs
 
 
-def _read(folder: Path, key: str) -> Compared:
+def _read(folder: Path, key: str) -> RunSummary:
     config = read_plain_config(folder / "config.yaml")
     facts = read_facts(folder) if (folder / "facts.json").is_file() else None
     row = read_columns(
@@ -142,7 +142,7 @@ def _read(folder: Path, key: str) -> Compared:
     values, bytes_ = curve[2], _series(row, "val/bits_per_byte")[2]
     training = config["train"]
     seconds = row["seconds"][~np.isnan(row["seconds"])]
-    return Compared(
+    return RunSummary(
         folder=folder,
         config=config,
         finished=state(folder) in (State.FINISHED, State.EXTENDED),
@@ -155,7 +155,7 @@ def _read(folder: Path, key: str) -> Compared:
         best=float(values.min()) if len(values) else None,
         bits_per_byte=float(bytes_[-1]) if len(bytes_) else None,
         curve=curve,
-        train=_thinned(train),
+        train=_smooth_and_thin(train),
         top_k=_read_top_k(folder),
     )
 
@@ -165,7 +165,7 @@ def _series(row: Mapping[str, Array], key: str) -> tuple[Array, Array, Array]:
     return row["tokens"][there], row["seconds"][there], row[key][there]
 
 
-def _thinned(series: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+def _smooth_and_thin(series: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
     """Smoothed, and no more points than a picture shows."""
     if not len(series[2]):
         return series
@@ -218,7 +218,7 @@ def _read_top_k(folder: Path) -> dict[int, float]:
 
 
 def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
-    """See to it that every run has evals/topk.json, by `gptlab eval` in a process of its own where it has not.
+    """Evaluate top-k accuracy (evals/topk.json) where a run has none, by `gptlab eval` in a process of its own.
 
     Raises GptlabError for a k that is not measured, and with its last line where the evaluation fails.
     """
@@ -237,14 +237,14 @@ def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
 # ---------------------------------------------------------------- what is said
 
 
-def table(runs: Sequence[Compared], metric: str = "loss", ks: Sequence[int] = ()) -> Table:
+def table(runs: Sequence[RunSummary], metric: str = "loss", ks: Sequence[int] = ()) -> Table:
     """A row a run; they are numbered in the order given."""
     header = ["", "run", "state", "parameters", "tokens", "FLOPs", metric, "best", "bits/byte"]
     header += ["time", "tokens/s", "memory", *(f"top-{k}" for k in ks)]
     return Table(header, [[str(number), *_row(run, ks)] for number, run in enumerate(runs, start=1)], left=3)
 
 
-def _row(run: Compared, ks: Sequence[int]) -> list[str]:
+def _row(run: RunSummary, ks: Sequence[int]) -> list[str]:
     facts = run.facts
     speed = run.tokens / run.seconds if run.seconds else None
     return [
@@ -261,7 +261,7 @@ def _row(run: Compared, ks: Sequence[int]) -> list[str]:
     ]
 
 
-def config_differences(runs: Sequence[Compared]) -> list[tuple[str, list[tuple[str, list[int]]]]]:
+def config_differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[tuple[str, list[int]]]]]:
     """(key, [(value, numbers of the runs that have it)]) for every key of the configs that is not equal in all."""
     first = runs[0].config
     keys: dict[str, None] = {}
@@ -273,7 +273,7 @@ def config_differences(runs: Sequence[Compared]) -> list[tuple[str, list[tuple[s
     for key in whole:
         values: dict[str, list[int]] = {}
         for number, run in enumerate(runs, start=1):
-            values.setdefault(_shown(_lookup(run.config, key)), []).append(number)
+            values.setdefault(_format_value(_lookup(run.config, key)), []).append(number)
         found.append((key, list(values.items())))
     return found
 
@@ -285,9 +285,9 @@ def _lookup(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
-        inner = ", ".join(f"{key}: {_shown(item)}" for key, item in value.items() if key != "use")
+        inner = ", ".join(f"{key}: {_format_value(item)}" for key, item in value.items() if key != "use")
         name = str(value.get("use", ""))
         return f"{name}({inner})" if name and inner else name or f"{{{inner}}}"
     if isinstance(value, float):
@@ -295,16 +295,16 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def config_lines(runs: Sequence[Compared]) -> Iterator[str]:
+def config_lines(runs: Sequence[RunSummary]) -> Iterator[str]:
     """The differences, a line a key: `optimizer.lr: 0.02 (1-3), 0.04 (4)`."""
     for key, values in config_differences(runs):
-        if len(values) > MOST_VALUES:
+        if len(values) > MAX_VALUES:
             yield f"{key}: {len(values)} different values, from {values[0][0]} (1) to {values[-1][0]}"
         else:
-            yield f"{key}: " + ", ".join(f"{value} ({ranges(numbers)})" for value, numbers in values)
+            yield f"{key}: " + ", ".join(f"{value} ({format_ranges(numbers)})" for value, numbers in values)
 
 
-def ranges(numbers: Sequence[int]) -> str:
+def format_ranges(numbers: Sequence[int]) -> str:
     """1-3, 7 for 1, 2, 3, 7."""
     groups: list[list[int]] = []
     for number in numbers:
@@ -318,16 +318,16 @@ def ranges(numbers: Sequence[int]) -> str:
 # ---------------------------------------------------------------- pictures and files
 
 
-def curves(runs: Sequence[Compared], kind: str, metric: str = "loss", *, dark: bool = False) -> bytes:
+def curves(runs: Sequence[RunSummary], kind: str, metric: str = "loss", *, dark: bool = False) -> bytes:
     """The metric (and the training loss, thin, where the metric is a loss) against tokens and seconds of training."""
     return image(lambda figure, _: _draw_curves(runs, metric, figure), kind, dark=dark)
 
 
-def _draw_curves(runs: Sequence[Compared], metric: str, figure: Figure) -> None:
+def _draw_curves(runs: Sequence[RunSummary], metric: str, figure: Figure) -> None:
     figure.set_size_inches(9.5, 3.6)
     axes: list[Axes] = list(figure.subplots(1, 2, sharey=True))
     with_train = METRICS.get(metric, metric) == "val/loss"
-    shades, few = _shades(len(runs)), len(runs) <= _TOLD_APART
+    shades, few = _shades(len(runs)), len(runs) <= _MAX_LABELLED
     for place, (ax, label) in enumerate(zip(axes, ("tokens", "seconds of training"), strict=True)):
         if with_train:
             _add_lines(ax, [_few_points(run.train, place, len(runs)) for run in runs], shades, lw=0.7, alpha=0.6)
@@ -359,7 +359,7 @@ def _add_lines(ax: Axes, lines: Sequence[Array], shades: Sequence[Any], *, lw: f
     ax.add_collection(LineCollection(lines, colors=shades, linewidths=lw, alpha=alpha))
 
 
-def _name_runs(ax: Axes, runs: Sequence[Compared], shades: Sequence[Any]) -> None:
+def _name_runs(ax: Axes, runs: Sequence[RunSummary], shades: Sequence[Any]) -> None:
     from matplotlib.lines import Line2D
 
     keys = [
@@ -377,11 +377,12 @@ def _shades(count: int) -> list[Any]:
     return [mpl.colormaps["viridis"](0.9 * number / (count - 1)) for number in range(count)]
 
 
-def write_comparison(runs: Sequence[Compared], folder: Path, metric: str = "loss", ks: Sequence[int] = ()) -> None:
+def write_comparison(runs: Sequence[RunSummary], folder: Path, metric: str = "loss", ks: Sequence[int] = ()) -> None:
     """Write comparison.html, comparison.csv and curves.png into `folder`."""
     shown = table(runs, metric, ks)
     rows = [
-        (key, *(f"{value} ({ranges(numbers)})" for value, numbers in found)) for key, found in config_differences(runs)
+        (key, *(f"{value} ({format_ranges(numbers)})" for value, numbers in found))
+        for key, found in config_differences(runs)
     ]
     width = max((len(row) for row in rows), default=1)
     blocks: list[Block] = [

@@ -1,4 +1,4 @@
-"""What a report says, in which order: the answer on the first screen, then what it rests on, then every run."""
+"""The content of a report, in order: verdicts on the first screen, then the evidence, then every run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptlab.lab.experiment.evidence import ArmEvidence
 from gptlab.lab.experiment.ledger import CURVE, TUNING, RunRecord
 from gptlab.lab.experiment.matching import QUANTITIES, mean_quantity
 from gptlab.lab.experiment.spec import BASELINE
-from gptlab.lab.experiment.verdict import line, notes
+from gptlab.lab.experiment.verdict import verdict_line, verdict_notes
 from gptlab.lab.report.blocks import Block, Bullets, Code, Heading, Paragraph, Picture, Table, Verdicts
 from gptlab.lab.report.findings import Findings
 from gptlab.lab.stats.paired import Interval
@@ -42,7 +42,7 @@ def _answer(findings: Findings) -> Iterator[Block]:
     evidence, statement = findings.evidence, findings.experiment.statement
     yield Heading(findings.experiment.name, 1)
     yield Paragraph(f"Hypothesis: {statement.hypothesis}")
-    yield Verdicts([(found.verdict, line(evidence, found)) for found in evidence.arms])
+    yield Verdicts([(found.verdict, verdict_line(evidence, found)) for found in evidence.arms])
     warnings = list(_warnings(findings))
     if warnings:
         yield Bullets(warnings)
@@ -128,7 +128,7 @@ def _statement(findings: Findings, first_hash: str | None) -> Iterator[Block]:
 def _evidence(findings: Findings) -> Iterator[Block]:
     evidence = findings.evidence
     yield Heading("Evidence")
-    said = [f"{found.arm.name}: {note}" for found in evidence.arms for note in notes(evidence, found)]
+    said = [f"{found.arm.name}: {note}" for found in evidence.arms for note in verdict_notes(evidence, found)]
     if said:
         yield Bullets(said)
     yield Picture(

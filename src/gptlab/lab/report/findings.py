@@ -42,7 +42,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of an experiment.
+    """The findings of an experiment.
 
     Attributes:
         evidence: pairs, statistics and verdicts.
@@ -65,7 +65,7 @@ class Findings:
 
     @functools.cached_property
     def equivalents(self) -> dict[str, ComputeEquivalent | str]:
-        """By arm, what its difference is worth in compute, or why nobody can say; empty without a compute curve."""
+        """By arm, its difference as compute, or why it cannot be converted; empty without a compute curve."""
         return _equivalents(self.evidence, self.runs)
 
     @property
@@ -85,7 +85,7 @@ class Findings:
 
     @property
     def dollars(self) -> float | None:
-        """What all runs have cost; None where a price is not known."""
+        """The cost of all finished runs; None where a price is not known."""
         finished = [run for run in self.runs if run.facts is not None]
         known = [run.dollars for run in finished if run.dollars is not None]
         return sum(known) if known and len(known) == len(finished) else None
@@ -121,7 +121,7 @@ def used_runs(ledger: Ledger) -> list[RunRecord]:
 
 
 def _equivalents(evidence: Evidence, runs: Sequence[RunRecord]) -> dict[str, ComputeEquivalent | str]:
-    """What each arm's difference in loss is worth in compute."""
+    """Each arm's difference in loss as compute on the baseline's power law."""
     statement = evidence.experiment.statement
     metric = statement.metric
     if statement.compute_curve is None or metric.key != "val/loss" or not metric.is_logged:

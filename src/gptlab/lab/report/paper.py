@@ -24,7 +24,7 @@ from gptlab.lab.experiment.evidence import ArmEvidence
 from gptlab.lab.experiment.ledger import COMPARISON, RunRecord
 from gptlab.lab.experiment.matching import QUANTITIES, mean_quantity
 from gptlab.lab.experiment.spec import BASELINE, Experiment
-from gptlab.lab.report.compare import ranges
+from gptlab.lab.report.compare import format_ranges
 from gptlab.lab.report.figures import save_figures
 from gptlab.lab.report.findings import Findings, read_findings
 from gptlab.lab.report.latex import Numbers, Source, code, escape, longtable, tabular
@@ -123,7 +123,7 @@ def _source_table(findings: Findings, numbers: Numbers) -> str:
     for name, (says, _, sources) in numbers.values.items():
         read = ", ".join(dict.fromkeys(code(f"{source.file}:{source.key}") for source in sources))
         runs = sorted({places[source.run] for source in sources})
-        rows.append([escape(says), rf"\result{{{name}}}", read, escape(ranges(runs))])
+        rows.append([escape(says), rf"\result{{{name}}}", read, escape(format_ranges(runs))])
     return longtable(["number", "value", "read from", "runs"], rows, _SOURCE_COLUMNS)
 
 
@@ -248,7 +248,7 @@ def _rule(findings: Findings) -> str:
     text = (
         f"The metric is the {statement.metric.label}. A difference below {decision.smallest_effect:g} was declared too "
         f"small to matter, the error rate over all arms is {decision.alpha:g}, no verdict was to be given before "
-        f"{decision.minimum_seeds} pairs, and at most {statement.most_seeds} pairs were to be trained. To be equal, or "
+        f"{decision.minimum_seeds} pairs, and at most {statement.max_seeds} pairs were to be trained. To be equal, or "
         f"no verdict is given: {match}."
     )
     if statement.tune:

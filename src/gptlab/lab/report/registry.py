@@ -24,7 +24,7 @@ from gptlab.record.runfolder import State, read_sessions, state
 
 
 @dataclass(frozen=True)
-class Entry:
+class ExperimentEntry:
     """An experiment, as far as it is known.
 
     Attributes:
@@ -47,7 +47,7 @@ class Entry:
     error: str
 
 
-def experiments(root: Path, store: Store) -> list[Entry]:
+def list_experiments(root: Path, store: Store) -> list[ExperimentEntry]:
     """Every experiment in the folders of `root`, the youngest runs last, those without runs first.
 
     One that is broken is an entry that says so. Raises GptlabError where there is no folder `root`.
@@ -58,7 +58,7 @@ def experiments(root: Path, store: Store) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.last_run, entry.name))
 
 
-def _entry(folder: Path, store: Store) -> Entry:
+def _entry(folder: Path, store: Store) -> ExperimentEntry:
     try:
         entry = _from_runs(load_experiment(folder), store)
         if entry.seconds is not None:
@@ -66,22 +66,22 @@ def _entry(folder: Path, store: Store) -> Entry:
         return _from_report(folder) or entry
     except GptlabError as error:
         # The data or the runs may simply not be on this machine; then what was reported still stands.
-        return _from_report(folder) or Entry(
+        return _from_report(folder) or ExperimentEntry(
             folder.name, _hypothesis(folder), "cannot be read", [], None, None, "", str(error)
         )
 
 
-def _from_runs(experiment: Experiment, store: Store) -> Entry:
-    from gptlab.lab.experiment.verdict import line
+def _from_runs(experiment: Experiment, store: Store) -> ExperimentEntry:
+    from gptlab.lab.experiment.verdict import verdict_line
     from gptlab.lab.report.findings import read_findings
 
     findings = read_findings(experiment, store)
     count = len(findings.runs)
-    return Entry(
+    return ExperimentEntry(
         name=experiment.name,
         hypothesis=experiment.statement.hypothesis,
         state=f"{count} run{'' if count == 1 else 's'}" if count else "no runs yet",
-        arms=[line(findings.evidence, found) for found in findings.evidence.arms] if count else [],
+        arms=[verdict_line(findings.evidence, found) for found in findings.evidence.arms] if count else [],
         seconds=findings.seconds if count else None,
         dollars=findings.dollars,
         last_run=findings.last_run,
@@ -89,13 +89,13 @@ def _from_runs(experiment: Experiment, store: Store) -> Entry:
     )
 
 
-def _from_report(folder: Path) -> Entry | None:
+def _from_report(folder: Path) -> ExperimentEntry | None:
     """What the last report says; None where there is none that can be read."""
     try:
         content: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             return None
-        return Entry(
+        return ExperimentEntry(
             name=folder.name,
             hypothesis=str(content["hypothesis"]),
             state=f"{content['runs']} runs, by its report",
@@ -130,7 +130,7 @@ class RunEntry:
     started: str
 
 
-def run_entries(store: Store) -> Iterator[RunEntry]:
+def list_runs(store: Store) -> Iterator[RunEntry]:
     """Every run in the store, by when it began. Only the end of each metrics.jsonl is read."""
     folders = [path.parent for path in store.root.glob("*/config.yaml") if not path.parent.name.startswith(".")]
     yield from sorted((_run_entry(folder, store) for folder in folders), key=lambda run: (run.started, run.name))

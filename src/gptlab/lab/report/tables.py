@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gptlab.lab.experiment.evidence import ArmEvidence
-from gptlab.lab.experiment.verdict import line
+from gptlab.lab.experiment.verdict import verdict_line
 from gptlab.lab.report.findings import Findings
 from gptlab.lab.stats.power_law import ComputeEquivalent
 
@@ -85,7 +85,7 @@ def _arm(findings: Findings, found: ArmEvidence) -> dict[str, Any]:
     return {
         "name": found.arm.name,
         "verdict": found.verdict,
-        "line": line(findings.evidence, found),
+        "line": verdict_line(findings.evidence, found),
         "seeds": len(found.pairs),
         "difference": found.effect.raw if found.effect else None,
         "interval": [bound if math.isfinite(bound) else None for bound in found.decision.interval],

@@ -99,20 +99,20 @@ class ParametricFit:
     parameters: tuple[float, float]
     tokens: tuple[float, float]
     resampled: Resampled
-    freedom: int
+    degrees_of_freedom: int
 
     def predict(self, parameters: float, tokens: float, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
         """The loss of one new run, with the uncertainty of the surface and the noise of a run."""
         draws = np.array([law.loss(parameters, tokens) for law in self.draws])
         return prediction_interval(
-            float(self.law.loss(parameters, tokens)), draws, self.residuals, self.freedom, confidence, seed
+            float(self.law.loss(parameters, tokens)), draws, self.residuals, self.degrees_of_freedom, confidence, seed
         )
 
     def optimal(self, flops: float, *, confidence: float = 0.95) -> tuple[Estimate, Estimate]:
         """The parameters and tokens of the least loss for a budget of C = 6 N D FLOPs."""
         drawn = np.array([law.optimal(flops) for law in self.draws])
         n, d = (
-            estimate_interval(value, column, self.freedom, confidence)
+            estimate_interval(value, column, self.degrees_of_freedom, confidence)
             for value, column in zip(self.law.optimal(flops), drawn.T, strict=True)
         )
         return n, d
@@ -120,7 +120,7 @@ class ParametricFit:
     def interval(self, name: Literal["E", "A", "B", "alpha", "beta"], *, confidence: float = 0.95) -> Estimate:
         """One of the law's numbers."""
         drawn = np.array([getattr(law, name) for law in self.draws])
-        return estimate_interval(float(getattr(self.law, name)), drawn, self.freedom, confidence)
+        return estimate_interval(float(getattr(self.law, name)), drawn, self.degrees_of_freedom, confidence)
 
 
 def fit_parametric(
@@ -167,7 +167,7 @@ def fit_parametric(
         parameters=(float(n.min()), float(n.max())),
         tokens=(float(d.min()), float(d.max())),
         resampled=resampled,
-        freedom=problem.freedom(group.reshape(-1), resampled),
+        degrees_of_freedom=problem.degrees_of_freedom(group.reshape(-1), resampled),
     )
 
 

@@ -107,7 +107,7 @@ class FitProblem:
         first, last = (np.diagonal(end) for end in ends)
         return bool((first - last > _FLAT * np.exp(self.y.min())).all())
 
-    def freedom(self, group: NDArray[np.intp], resampled: Resampled) -> int:
+    def degrees_of_freedom(self, group: NDArray[np.intp], resampled: Resampled) -> int:
         """Degrees of freedom of the noise: within groups of runs, or around the curve."""
         return len(self.y) - (int(group.max()) + 1 if resampled == "runs" else self.n_parameters)
 
@@ -202,13 +202,14 @@ def _resample_within(y: Array, group: NDArray[np.intp], rng: np.random.Generator
 
 
 def prediction_interval(
-    value: float, draws: Array, residuals: Array, freedom: int, confidence: float, seed: int
+    value: float, draws: Array, residuals: Array, degrees_of_freedom: int, confidence: float, seed: int
 ) -> Estimate:
+    """A loss with the interval of one new run: `draws` of the curve times the noise of `residuals` (in logs)."""
     noise = np.random.default_rng(seed).choice(residuals, (64, len(draws)))
-    return estimate_interval(value, (draws * np.exp(noise)).ravel(), freedom, confidence)
+    return estimate_interval(value, (draws * np.exp(noise)).ravel(), degrees_of_freedom, confidence)
 
 
-def estimate_interval(value: float, draws: Array, freedom: int, confidence: float) -> Estimate:
+def estimate_interval(value: float, draws: Array, degrees_of_freedom: int, confidence: float) -> Estimate:
     """A positive number with its interval: wider than the draws, as Student's t is than the normal distribution.
 
     A bootstrap's quantiles are those of noise of a known size. Here the size is known from few runs, and for that the
@@ -217,18 +218,20 @@ def estimate_interval(value: float, draws: Array, freedom: int, confidence: floa
     from scipy import stats
 
     tail = (1 - confidence) / 2
-    wider = float(stats.t.isf(tail, freedom) / stats.norm.isf(tail)) if freedom > 0 else 1.0
+    wider = float(stats.t.isf(tail, degrees_of_freedom) / stats.norm.isf(tail)) if degrees_of_freedom > 0 else 1.0
     low, high = (value + wider * (end - value) for end in quantile_interval(draws, confidence))
     return Estimate(value, max(0.0, low), high)
 
 
 def quantile_interval(values: Array, confidence: float) -> tuple[float, float]:
+    """The central interval that holds a share `confidence` of `values`."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def positive(values: ArrayLike, what: str) -> Array:
+    """`values` as a row of numbers. Raises GptlabError, naming `what`, unless all are finite and above 0."""
     row = np.atleast_1d(np.asarray(values, dtype=np.float64))
     if row.ndim != 1 or not len(row) or not (np.isfinite(row) & (row > 0)).all():
         raise GptlabError(f"{what} must be positive numbers, a row of one or more, got {values!r}; check the runs")

@@ -57,7 +57,7 @@ class PowerLawFit:
         residuals: log residuals of the runs, scaled by sqrt(n / (n - parameters)): the noise of a single run.
         budgets: the smallest and the largest compute that was fitted.
         resampled: "runs" within their budgets, where every budget has two or more; else "residuals" of the curve.
-        freedom: degrees of freedom that the noise is known from.
+        degrees_of_freedom: degrees of freedom that the noise is known from.
     """
 
     law: PowerLaw
@@ -65,12 +65,14 @@ class PowerLawFit:
     residuals: Array
     budgets: tuple[float, float]
     resampled: Resampled
-    freedom: int
+    degrees_of_freedom: int
 
     def predict(self, compute: float, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
         """The loss of one new run, with the uncertainty of the curve and the noise of a run."""
         draws = np.array([law.loss(compute) for law in self.draws])
-        return prediction_interval(float(self.law.loss(compute)), draws, self.residuals, self.freedom, confidence, seed)
+        return prediction_interval(
+            float(self.law.loss(compute)), draws, self.residuals, self.degrees_of_freedom, confidence, seed
+        )
 
 
 def fit_power_law(
@@ -119,7 +121,7 @@ def fit_power_law(
         residuals=problem.residuals(fit),
         budgets=(float(budgets[0]), float(budgets[-1])),
         resampled=resampled,
-        freedom=problem.freedom(group, resampled),
+        degrees_of_freedom=problem.degrees_of_freedom(group, resampled),
     )
 
 
@@ -212,5 +214,5 @@ def _pooled_sd(y: Array, group: NDArray[np.intp]) -> float:
     """The standard deviation within groups, 0 where no group has two."""
     counts = np.bincount(group)
     means = np.bincount(group, weights=y) / counts
-    freedom = int((counts - 1).sum())
-    return math.sqrt(float(np.square(y - means[group]).sum()) / freedom) if freedom else 0.0
+    degrees_of_freedom = int((counts - 1).sum())
+    return math.sqrt(float(np.square(y - means[group]).sum()) / degrees_of_freedom) if degrees_of_freedom else 0.0

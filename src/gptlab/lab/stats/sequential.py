@@ -160,5 +160,6 @@ def _side_of_strongest(log_e: Array, strongest: Array, mean: Array) -> Array:
 
 
 def check_alpha(alpha: float) -> None:
+    """Raise GptlabError unless `alpha` is between 0 and 1."""
     if not 0 < alpha < 1:
         raise GptlabError(f"alpha is {alpha}; give a probability of error between 0 and 1, such as 0.05")

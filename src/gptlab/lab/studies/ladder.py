@@ -1,4 +1,4 @@
-"""A ladder: one config at several sizes and lengths, the scaling law through them, and the next rung foretold.
+"""A ladder: one config at several sizes and lengths, the scaling law through them, and a prediction of the next rung.
 
 N is the number of parameters without embeddings, as Kaplan et al. 2020 (arXiv:2001.08361) count: at the sizes of a
 small budget embeddings are most of a model, and what they add to the loss follows the vocabulary and not the size.
@@ -116,7 +116,7 @@ def rungs(configs: Mapping[str, RunConfig], sizes: Sequence[Size], tokens: Seque
     todo = [(first, size, length) for size in sizes for length in tokens]
     todo += [(arm, size, tokens[-1]) for arm in others for size in sizes]
     every = [(arm, size, length, at_size(configs[arm], size, length)) for arm, size, length in todo]
-    counted = _count(sizes, configs[first], tokens[0])
+    counted = _count_parameters(sizes, configs[first], tokens[0])
     found = []
     for arm, size, length, config in every:
         digest = hash_of(config)
@@ -129,7 +129,7 @@ def rungs(configs: Mapping[str, RunConfig], sizes: Sequence[Size], tokens: Seque
     return found
 
 
-def _count(sizes: Sequence[Size], config: RunConfig, tokens: int) -> dict[Size, Size]:
+def _count_parameters(sizes: Sequence[Size], config: RunConfig, tokens: int) -> dict[Size, Size]:
     """Each size with its parameters, counted on the real model by a process that may import torch."""
     found = {}
     with tempfile.TemporaryDirectory(prefix="gptlab-ladder-") as folder, progress(unit="sizes", transient=True) as bar:
@@ -143,7 +143,7 @@ def _count(sizes: Sequence[Size], config: RunConfig, tokens: int) -> dict[Size, 
     return found
 
 
-def configs_of(arms: Sequence[Arm]) -> dict[str, RunConfig]:
+def arm_configs(arms: Sequence[Arm]) -> dict[str, RunConfig]:
     """The configs of an experiment's arms by name, the baseline first; A/A arms are left out."""
     return {arm.name: arm.config for arm in arms if not arm.repeats_baseline}
 
@@ -162,8 +162,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Held:
-    """The largest rung, foretold by all others: an honest look at how far the law can be trusted."""
+class HeldOut:
+    """The largest rung, predicted from all others: how far the law can be trusted."""
 
     size: Size
     tokens: int
@@ -173,15 +173,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Ladder:
-    """A ladder and what it shows; `orders` are the rank correlations of arms between one size and the largest."""
+    """A ladder and its fit; `rank_correlations` of arms are between each size and the largest, by size."""
 
     name: str
     points: list[Point]
     fit: ParametricFit
-    held: Held | None
+    held_out: HeldOut | None
     target: tuple[float, float]
     predicted: Estimate
-    orders: dict[str, RankCorrelation]
+    rank_correlations: dict[str, RankCorrelation]
 
 
 def read_points(found: Sequence[Rung], store: Store) -> list[Point]:
@@ -194,10 +194,10 @@ def read_points(found: Sequence[Rung], store: Store) -> list[Point]:
     ]
 
 
-def climb(
+def fit_ladder(
     name: str, points: Sequence[Point], *, target: tuple[float, float] | None = None, hold_out: bool = True
 ) -> Ladder:
-    """Fit the law to the first arm's points, foretell `target` (N, D), and compare the order of arms between sizes.
+    """Fit the law to the first arm's points, predict `target` (N, D), and correlate the ranks of arms between sizes.
 
     `target` is by default a rung further: N and D grow as they did from the second largest to the largest.
     Raises GptlabError where the points show no law.
@@ -208,8 +208,8 @@ def climb(
     lengths = sorted({point.tokens for point in own})
     if target is None:
         target = (sizes[-1] ** 2 / sizes[-2], lengths[-1] ** 2 / lengths[-2])
-    held = _hold_out(own) if hold_out else None
-    return Ladder(name, list(points), fit, held, target, fit.predict(*target), _orders(points))
+    held_out = _predict_held_out(own) if hold_out else None
+    return Ladder(name, list(points), fit, held_out, target, fit.predict(*target), _rank_correlations(points))
 
 
 def _fit(points: Sequence[Point]) -> ParametricFit:
@@ -220,15 +220,15 @@ def _fit(points: Sequence[Point]) -> ParametricFit:
     )
 
 
-def _hold_out(points: Sequence[Point]) -> Held:
+def _predict_held_out(points: Sequence[Point]) -> HeldOut:
     size = max((point.size for point in points), key=lambda size: size.parameters)
     tokens = max(point.tokens for point in points)
     out = [point for point in points if (point.size, point.tokens) == (size, tokens)]
     fit = _fit([point for point in points if point not in out])
-    return Held(size, tokens, fit.predict(size.parameters, tokens), float(np.mean([point.loss for point in out])))
+    return HeldOut(size, tokens, fit.predict(size.parameters, tokens), float(np.mean([point.loss for point in out])))
 
 
-def _orders(points: Sequence[Point]) -> dict[str, RankCorrelation]:
+def _rank_correlations(points: Sequence[Point]) -> dict[str, RankCorrelation]:
     """By size: how the arms' order there agrees with that at the largest, at the greatest length."""
     arms = list(dict.fromkeys(point.arm for point in points))
     if len(arms) < 2:
@@ -263,22 +263,22 @@ def lines(ladder: Ladder) -> list[str]:
     """What the ladder shows, a sentence each."""
     found = [
         "L = E + A N^-alpha + B D^-beta with "
-        + ", ".join(_interval(name, ladder.fit.interval(name)) for name in _NUMBERS)
+        + ", ".join(_format_interval(name, ladder.fit.interval(name)) for name in _NUMBERS)
     ]
-    if (held := ladder.held) is not None:
-        off = held.predicted.value - held.measured
-        inside = held.predicted.low <= held.measured <= held.predicted.high
+    if (held_out := ladder.held_out) is not None:
+        off = held_out.predicted.value - held_out.measured
+        inside = held_out.predicted.low <= held_out.measured <= held_out.predicted.high
         found.append(
-            f"held out: {held.size} with {format_count(held.tokens)} tokens was foretold by the others as "
-            f"{_loss(held.predicted)} and came to {held.measured:.4f}: {off:+.4f} off, "
+            f"held out: {held_out.size} with {format_count(held_out.tokens)} tokens was predicted from the others as "
+            f"{_format_loss(held_out.predicted)} and came to {held_out.measured:.4f}: {off:+.4f} off, "
             f"{'inside' if inside else 'OUTSIDE'} the interval"
         )
     n, d = ladder.target
     found.append(
         f"predicted: {format_count(round(n))} parameters without embeddings and {format_count(round(d))} tokens "
-        f"come to {_loss(ladder.predicted)}"
+        f"come to {_format_loss(ladder.predicted)}"
     )
-    for size, order in ladder.orders.items():
+    for size, order in ladder.rank_correlations.items():
         found.append(
             f"order of {order.arms} arms at {size} against the largest size: Spearman {order.spearman:+.2f} "
             f"(p {order.spearman_p:.2f}), Kendall {order.kendall:+.2f} (p {order.kendall_p:.2f})"
@@ -286,11 +286,11 @@ def lines(ladder: Ladder) -> list[str]:
     return found
 
 
-def _interval(name: str, found: Estimate) -> str:
+def _format_interval(name: str, found: Estimate) -> str:
     return f"{name} {found.value:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
-def _loss(found: Estimate) -> str:
+def _format_loss(found: Estimate) -> str:
     return f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
@@ -302,10 +302,10 @@ def write_ladder(ladder: Ladder, folder: Path) -> list[Path]:
         "name": ladder.name,
         "points": [asdict(point) for point in ladder.points],
         "law": law,
-        "held_out": None if ladder.held is None else asdict(ladder.held),
+        "held_out": None if ladder.held_out is None else asdict(ladder.held_out),
         "target": {"parameters": ladder.target[0], "tokens": ladder.target[1]},
         "predicted": asdict(ladder.predicted),
-        "orders": {size: asdict(order) for size, order in ladder.orders.items()},
+        "orders": {size: asdict(order) for size, order in ladder.rank_correlations.items()},
     }
     rows = ["| arm | size | N | tokens | loss | law |", "|---|---|---:|---:|---:|---:|"]
     rows += [f"| {' | '.join(row)} |" for row in table(ladder)]

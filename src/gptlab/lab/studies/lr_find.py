@@ -1,4 +1,4 @@
-"""The learning-rate range test: one short run whose rate grows until the loss blows up (Smith 2017, arXiv:1506.01186).
+"""The learning-rate range test: a short run whose rate grows until it diverges (Smith 2017, arXiv:1506.01186).
 
 It is an ordinary run with the schedule `gptlab.lab.studies.lr_range:Exponential`, which multiplies the rate of every
 group of parameters, so that Muon's and AdamW's grow together. All is said in multiples of what the config has.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 SCHEDULE = "gptlab.lab.studies.lr_range:Exponential"
-_MARGIN = 10.0  # how far below the rate that diverges the cautious one lies
+_SAFETY_FACTOR = 10.0  # how far below the rate that diverges the cautious one lies
 _LEAST_STEPS = 10
 _FLAT = 1e-6  # of the loss, a decade: less is rounding
 _MEDIAN = 20  # a running median over a twentieth of the steps
@@ -36,14 +36,14 @@ _LINE = 7  # a straight line over a seventh of them
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test saw; rates are multiples of the config's.
+    """The result of a range test; learning rates are multiples of the config's.
 
     Attributes:
         multipliers, losses: of every step that was taken.
         smoothed: their running median, without the noise of batches; infinite where they are not numbers.
         steepest: where the smoothed loss falls fastest per decade; None where it never falls.
         diverged: where it first rises beyond the limit; None where it never does.
-        bound: the loss that counts as divergence, the limit times the lowest before it.
+        divergence_loss: the loss that counts as divergence, the limit times the lowest before it.
     """
 
     multipliers: Array
@@ -51,12 +51,12 @@ class RangeTest:
     smoothed: Array
     steepest: float | None
     diverged: float | None
-    bound: float
+    divergence_loss: float
 
     @property
     def cautious(self) -> float | None:
         """A tenth of the rate that diverges."""
-        return None if self.diverged is None else self.diverged / _MARGIN
+        return None if self.diverged is None else self.diverged / _SAFETY_FACTOR
 
 
 def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> RunSpec:
@@ -81,7 +81,7 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Run
 
 
 def run_range_test(run: RunSpec, store: Store, device: Device, *, limit: float) -> RangeTest:
-    """Train it, as far as the loss does not exceed `limit` times the best, and say what it shows.
+    """Train the run of a range test until its loss exceeds `limit` times the lowest, and analyse it.
 
     Raises GptlabError for a limit of 1 or less.
     """
@@ -124,21 +124,21 @@ def _read(folder: Path) -> tuple[Array, Array]:
 
 
 def analyse(multipliers: Array, losses: Array, limit: float = 1.5, steps: int | None = None) -> RangeTest:
-    """Read a range test. A loss that is not finite counts as divergence. `steps`: how many there were to be.
+    """Analyse a range test. A loss that is not finite counts as divergence. `steps`: as planned; else those taken.
 
     The curve is complete when it is read, so that what smooths it may look ahead, and does not lag: a running median,
     which is true to whatever only rises or only falls within its window, and blind to a single bad batch. Its slope is
     that of a straight line fitted around each step. Multipliers must grow by one factor, as those of the schedule do.
     """
     steps = steps or len(losses)
-    smoothed = _medians(np.where(np.isfinite(losses), losses, np.inf), _window(steps, _MEDIAN))
+    smoothed = _running_median(np.where(np.isfinite(losses), losses, np.inf), _window(steps, _MEDIAN))
     lowest = np.minimum.accumulate(smoothed)
     gone = np.flatnonzero(~np.isfinite(smoothed) | (smoothed > limit * lowest))
     end = int(gone[0]) if len(gone) else len(losses)
     diverged = float(multipliers[end]) if len(gone) else None
-    bound = limit * float(lowest[end - 1]) if end else np.inf
+    divergence_loss = limit * float(lowest[end - 1]) if end else np.inf
     return RangeTest(
-        multipliers, losses, smoothed, _steepest(multipliers[:end], smoothed[:end], steps), diverged, bound
+        multipliers, losses, smoothed, _steepest(multipliers[:end], smoothed[:end], steps), diverged, divergence_loss
     )
 
 
@@ -147,7 +147,7 @@ def _window(steps: int, share: int) -> int:
     return max(3, steps // share) | 1
 
 
-def _medians(values: Array, width: int) -> Array:
+def _running_median(values: Array, width: int) -> Array:
     """The median around each value; towards the ends over less, but over as much to the left as to the right."""
     from scipy.ndimage import median_filter
 
@@ -170,7 +170,7 @@ def _steepest(multipliers: Array, smoothed: Array, steps: int) -> float | None:
     return float(multipliers[fastest + half]) if slopes[fastest] < -_FLAT * smoothed[0] else None
 
 
-def rates(config: RunConfig) -> dict[str, float]:
+def learning_rates(config: RunConfig) -> dict[str, float]:
     """The learning rates of the config's optimizer, by key: what a multiplier applies to."""
     found = config.optimizer.plain()
     return {
@@ -196,13 +196,15 @@ def _draw(found: RangeTest, title: str, figure: Figure) -> None:
     for name, where, colour, line in [*marks, ("diverged", found.diverged, COLOURS[1], ":")]:
         if where is not None:
             axes.axvline(where, color=colour, linestyle=line, linewidth=1.4, label=f"{name}: {where:.3g}×")
-    if found.diverged is not None and np.isfinite(found.bound):
-        axes.axhline(found.bound, color=COLOURS[1], linewidth=0.6, label=f"too much: {found.bound:.3g} nats")
+    if found.diverged is not None and np.isfinite(found.divergence_loss):
+        axes.axhline(
+            found.divergence_loss, color=COLOURS[1], linewidth=0.6, label=f"too much: {found.divergence_loss:.3g} nats"
+        )
     finite = found.smoothed[np.isfinite(found.smoothed)]
     low, high = float(finite.min()), float(finite[: max(2, len(finite) // 4)].max())
     margin = max(high - low, 1e-3)
-    if found.diverged is not None and np.isfinite(found.bound):
-        high = max(high, found.bound)
+    if found.diverged is not None and np.isfinite(found.divergence_loss):
+        high = max(high, found.divergence_loss)
     axes.set_ylim(low - 0.08 * margin, high + 0.5 * margin)
     axes.set_xlabel("learning rate, as a multiple of the config's")
     axes.set_ylabel("training loss (nats a token)")

@@ -1,4 +1,4 @@
-"""The noise ledger: how far runs of one config lie apart, and why.
+"""Seed noise: the variance between runs of one config, by its source.
 
 Three groups of runs, which share one: `initialization` varies only seed.init (and the seed of dropout with it), `data
 order` varies only seed.data, `hardware` repeats one and the same seed. A fourth, `together`, costs nothing: the runs of
@@ -44,7 +44,7 @@ _CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Component:
+class VarianceComponent:
     """A variance, in squared units of the metric, with its 95% interval.
 
     `freedom`: the degrees of freedom of the group that it was taken from; the least of its parts' for a sum.
@@ -67,8 +67,8 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """What is known of a config's noise.
+class NoiseEstimate:
+    """The seed noise of a config.
 
     Attributes:
         name, hash: of the config.
@@ -81,10 +81,10 @@ class Noise:
     hash: str
     metric: str
     groups: dict[str, list[float]]
-    components: dict[str, Component]
+    components: dict[str, VarianceComponent]
 
     @property
-    def total(self) -> Component:
+    def total(self) -> VarianceComponent:
         """The variance of a run whose seeds all differ from another's."""
         return self.components["total"]
 
@@ -99,8 +99,8 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Design:
-    """The runs that a ledger needs: those in the store by group, and the repeats, each in a store of its own."""
+class NoiseDesign:
+    """The runs that an estimate needs: those in the store by group, and the repeats, each in a store of its own."""
 
     config: RunConfig
     hash: str
@@ -113,7 +113,7 @@ class Design:
         return list({run.suffix: run for group in self.groups.values() for run in group}.values())
 
 
-def design(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> Design:
+def design_noise_runs(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> NoiseDesign:
     """Which runs to train: `seeds` a group with one of them shared, and one run `repeats` times in all.
 
     Raises GptlabError for fewer than two of either.
@@ -128,7 +128,7 @@ def design(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> Desi
 
     base = run("the shared run", BASE_SEED, BASE_SEED)
     others = range(BASE_SEED + 1, BASE_SEED + seeds)
-    return Design(
+    return NoiseDesign(
         config=config,
         hash=digest,
         groups={
@@ -143,18 +143,18 @@ def design(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> Desi
     )
 
 
-def measure(plan: Design, store: Store, metric: Metric) -> Noise:
-    """The ledger of runs that are finished. Raises GptlabError where one is missing or lacks the metric."""
+def estimate_noise(plan: NoiseDesign, store: Store, metric: Metric) -> NoiseEstimate:
+    """The noise of finished runs. Raises GptlabError where one is missing or lacks the metric."""
     groups = {name: [_value(run, store, metric) for run in runs] for name, runs in plan.groups.items()}
     base = groups[INITIALIZATION][0]
     groups[HARDWARE] = [base, *(_value(run, where, metric) for run, where in plan.repeats)]
-    together = [base, *_found_together(plan, store, metric)]
+    together = [base, *_fully_reseeded_values(plan, store, metric)]
     if len(together) > 1:
         groups[TOGETHER] = together
-    return Noise(plan.config.name, plan.hash, metric.label, groups, components_of(groups))
+    return NoiseEstimate(plan.config.name, plan.hash, metric.label, groups, variance_components(groups))
 
 
-def components_of(groups: Mapping[str, Sequence[float]]) -> dict[str, Component]:
+def variance_components(groups: Mapping[str, Sequence[float]]) -> dict[str, VarianceComponent]:
     """The components of variance of three groups of runs (see the module's text). Raises GptlabError for one run."""
     variance, draws, freedom = {}, {}, {}
     rng = np.random.default_rng(0)
@@ -174,7 +174,7 @@ def components_of(groups: Mapping[str, Sequence[float]]) -> dict[str, Component]
     found = {}
     for name, value in variance.items():
         low, high = np.quantile(draws[name], [tail, 1 - tail])
-        found[name] = Component(value, float(low), float(high), freedom[name])
+        found[name] = VarianceComponent(value, float(low), float(high), freedom[name])
     return found
 
 
@@ -185,8 +185,8 @@ def _value(run: RunSpec, store: Store, metric: Metric) -> float:
     return metric.value(folder)
 
 
-def _found_together(plan: Design, store: Store, metric: Metric) -> list[float]:
-    """The metric of finished runs whose seeds are 2, 3, … all through."""
+def _fully_reseeded_values(plan: NoiseDesign, store: Store, metric: Metric) -> list[float]:
+    """The metric of finished runs that differ from the shared one in all seeds."""
     found = []
     for folder in sorted(store.root.glob(f"*-{plan.hash}-seed*")):
         seed = folder.name.rpartition("-seed")[2]
@@ -195,36 +195,36 @@ def _found_together(plan: Design, store: Store, metric: Metric) -> list[float]:
     return found
 
 
-# ---------------------------------------------------------------- the ledger on disk
+# ---------------------------------------------------------------- the estimate on disk
 
 
 def _folder(store: Store) -> Path:
     return store.root / ".noise"
 
 
-def ledger_path(store: Store, digest: str) -> Path:
-    """Where the ledger of a config is kept, by its hash."""
+def noise_path(store: Store, digest: str) -> Path:
+    """Where the estimate of a config is kept, by its hash."""
     return _folder(store) / f"{digest}.json"
 
 
-def write_noise(store: Store, noise: Noise) -> list[Path]:
-    """Write the ledger and its picture; their paths."""
-    path = ledger_path(store, noise.hash)
+def write_noise(store: Store, noise: NoiseEstimate) -> list[Path]:
+    """Write the estimate and its picture; returns their paths."""
+    path = noise_path(store, noise.hash)
     write_atomic(path, json.dumps({"schema": 1, **asdict(noise)}, indent=1) + "\n")
     picture = path.with_suffix(".png")
     write_atomic(picture, image(lambda figure, paint: _draw(noise, figure, paint), "png"))
     return [path, picture]
 
 
-def read_noise(store: Store, digest: str) -> Noise | None:
-    """The ledger of a config, None where there is none. Raises GptlabError where it is damaged."""
-    path = ledger_path(store, digest)
+def read_noise(store: Store, digest: str) -> NoiseEstimate | None:
+    """The noise estimate of a config, None where there is none. Raises GptlabError where it is damaged."""
+    path = noise_path(store, digest)
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if values.pop("schema") != 1:
             raise ValueError
-        components = {name: Component(**each) for name, each in values.pop("components").items()}
-        return Noise(**values, components=components)
+        components = {name: VarianceComponent(**each) for name, each in values.pop("components").items()}
+        return NoiseEstimate(**values, components=components)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -234,7 +234,7 @@ def read_noise(store: Store, digest: str) -> Noise | None:
 # ---------------------------------------------------------------- for people
 
 
-def table(noise: Noise) -> list[tuple[str, str, str, str, str]]:
+def table(noise: NoiseEstimate) -> list[tuple[str, str, str, str, str]]:
     """Source, runs, standard deviation, its 95% interval, and the share of the total variance."""
     rows = []
     for name, part in noise.components.items():
@@ -248,8 +248,8 @@ def table(noise: Noise) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
-def remarks(noise: Noise) -> list[str]:
-    """What to read beside the table."""
+def remarks(noise: NoiseEstimate) -> list[str]:
+    """Remarks beside the table."""
     found = [
         f"a paired difference is expected to vary by {noise.paired_sd:.3g} (1.41 × total), less if arms share luck"
     ]
@@ -264,7 +264,7 @@ def remarks(noise: Noise) -> list[str]:
     return found
 
 
-def _draw(noise: Noise, figure: Figure, paint: dict[str, str]) -> None:
+def _draw(noise: NoiseEstimate, figure: Figure, paint: dict[str, str]) -> None:
     """A dot a run, a row a group; the shared run is the grey line."""
     names = list(noise.groups)
     figure.set_size_inches(7, 0.9 + 0.55 * len(names))

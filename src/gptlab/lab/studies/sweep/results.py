@@ -1,4 +1,4 @@
-"""What a sweep has found: the table, what mattered, the files, and the experiment that would confirm it."""
+"""The results of a sweep: table, importances, files, and an experiment that would confirm the best trial."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from gptlab.config.yamlfile import parse_yaml
 from gptlab.errors import GptlabError
 from gptlab.files import atomic_folder, write_atomic
 from gptlab.lab.experiment.spec import hash_of
-from gptlab.lab.studies.sweep.space import Range, configured, extremes, in_words, short
+from gptlab.lab.studies.sweep.space import Range, apply_parameters, extremes, format_parameters, format_value
 from gptlab.lab.studies.sweep.study import REASON, Sweep, states, value_of
 from gptlab.plotting import COLOURS, GREY, image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ENOUGH = 20
+MIN_TRIALS = 20
 """Different trials with a value before importances are shown. In made-up studies of two to four things of which one
 matters, that one came out first in 95 of 100 with this many, and in 85 with half of them."""
 
-_FRESH_SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]  # of the experiment that a sweep suggests: none of its own
+_CONFIRMATION_SEEDS = [1, 2, 3, 4, 5, 6, 7, 8]  # of the experiment that a sweep suggests: none of its own
 
 
 def table(sweep: Sweep, most: int = 10) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the best trials: number, value, and what was set."""
     keys = list(sweep.space)
     rows = [
-        [str(trial.number), f"{value_of(trial):.4f}", *(short(trial.params[key]) for key in keys)]
+        [str(trial.number), f"{value_of(trial):.4f}", *(format_value(trial.params[key]) for key in keys)]
         for trial in sweep.ranked[:most]
     ]
     return ["trial", sweep.metric.label, *keys], rows
 
 
-def best_diff(sweep: Sweep) -> dict[str, Any]:
-    """What the best trial sets, as a nested dictionary for a YAML file. Raises GptlabError where none has a value."""
+def best_settings(sweep: Sweep) -> dict[str, Any]:
+    """The settings of the best trial, nested as in a YAML file. Raises GptlabError where none has a value."""
     if not sweep.ranked:
         raise GptlabError("no trial came to its end; widen the space, or see what the trials said")
     found: dict[str, Any] = {}
@@ -56,14 +56,14 @@ def importances(sweep: Sweep) -> dict[str, float]:
     """The share of each thing that was varied in whether a trial comes into the better half, the largest first.
 
     By PED-ANOVA (Watanabe, Bansal and Hutter 2023, arXiv:2304.10255), which compares where the better half lies with
-    where all trials lie, one thing at a time. Empty with fewer than `ENOUGH` different trials, or than two things that
-    vary.
+    where all trials lie, one thing at a time. Empty with fewer than `MIN_TRIALS` distinct trials, or than two things
+    that vary.
     """
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     values = [value_of(trial) for trial in sweep.ranked]
     varied = [key for key, choices in sweep.space.items() if len(set(map(str, extremes(choices)))) > 1]
-    if sweep.different < ENOUGH or len(varied) < 2 or len(set(values)) < 2:
+    if sweep.n_distinct < MIN_TRIALS or len(varied) < 2 or len(set(values)) < 2:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # older versions call it experimental
@@ -74,8 +74,8 @@ def importances(sweep: Sweep) -> dict[str, float]:
 
 
 def remarks(sweep: Sweep) -> list[str]:
-    """What a careful reader wants to know beside the table of trials."""
-    finished, said = sweep.different, []
+    """Remarks beside the table of trials."""
+    finished, said = sweep.n_distinct, []
     if finished < len(sweep.ranked):
         said.append(
             f"{len(sweep.ranked) - finished} of {len(sweep.ranked)} trials drew what another had drawn, and are its "
@@ -86,9 +86,9 @@ def remarks(sweep: Sweep) -> list[str]:
             f"importance: the share in whether a trial is in the better half of {finished}, among what was varied and "
             "where; of few trials it is rough"
         )
-    elif len(sweep.space) > 1 and finished < ENOUGH:
+    elif len(sweep.space) > 1 and finished < MIN_TRIALS:
         said.append(
-            f"no importances: they need {ENOUGH} trials with a value, and there are {finished}; of fewer, the "
+            f"no importances: they need {MIN_TRIALS} trials with a value, and there are {finished}; of fewer, the "
             "order is too often chance"
         )
     if finished > 1:
@@ -99,22 +99,22 @@ def remarks(sweep: Sweep) -> list[str]:
     return said
 
 
-def confirmation(sweep: Sweep) -> Path | None:
-    """The folder of an experiment, of the best trial against the config on other seeds, written where it is not there.
+def write_confirmation(sweep: Sweep) -> Path | None:
+    """Write an experiment of the best trial against the config on fresh seeds, unless it exists; its folder.
 
     None where the best trial is the config itself. Raises GptlabError where no trial has a value.
     """
-    diff, best = best_diff(sweep), sweep.ranked[0]
-    if hash_of(configured(sweep.config, best.params)) == hash_of(sweep.config):
+    diff, best = best_settings(sweep), sweep.ranked[0]
+    if hash_of(apply_parameters(sweep.config, best.params)) == hash_of(sweep.config):
         return None
     folder = sweep.store.root / ".sweeps" / f"{sweep.study.study_name}-trial{best.number}"
     if (folder / "experiment.yaml").exists():
         return folder
     statement = {
-        "hypothesis": f"The best trial of a sweep ({in_words(best.params)}) is better than the config.",
+        "hypothesis": f"The best trial of a sweep ({format_parameters(best.params)}) is better than the config.",
         "baseline": "baseline.yaml",
         "arms": {"best": diff},
-        "seeds": _FRESH_SEEDS,
+        "seeds": _CONFIRMATION_SEEDS,
         "metric": sweep.metric.model_dump(exclude_none=True),
         "decision": {"smallest_effect": 0.01},
     }
@@ -147,7 +147,7 @@ def write_sweep(sweep: Sweep, picture: Path | None = None) -> list[Path]:
         "config": sweep.config.name,
         "metric": sweep.metric.label,
         "seeds": sweep.seeds,
-        "best": {"trial": best.number, "value": best.value, "settings": best_diff(sweep)},
+        "best": {"trial": best.number, "value": best.value, "settings": best_settings(sweep)},
         "importances": importances(sweep) or None,
         "remarks": remarks(sweep),
         "trials": trials,

@@ -1,4 +1,4 @@
-"""What a sweep varies: ranges and choices by dotted key, and what they make of a config."""
+"""The search space of a sweep: ranges and choices by dotted key, and how a trial's values are set in a config."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_RESULT = tuple(key for key in UNHASHED if key not in ("data.path", "data.sou
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, whole where both are; drawn in the logarithm, or in steps."""
+    """An interval of numbers, of integers where both ends are; sampled uniformly, log-uniformly (`log`) or in steps."""
 
     low: float
     high: float
@@ -103,13 +103,13 @@ def _setting(key: str, value: Value) -> str:
     return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
 
 
-def configured(config: RunConfig, parameters: Mapping[str, Any]) -> RunConfig:
+def apply_parameters(config: RunConfig, parameters: Mapping[str, Any]) -> RunConfig:
     """`config` with a trial's values. Raises ConfigError where they do not go together."""
     return override(config, [_setting(key, value) for key, value in parameters.items()], {})
 
 
-def require_one_length(config: RunConfig, space: Space) -> None:
-    """A rung is a step: at the same one, a short run has come further in its schedule than a long one."""
+def require_equal_lengths(config: RunConfig, space: Space) -> None:
+    """Refuse a space whose trials differ in length: at one step they are at different places of their schedules."""
     for key, values in space.items():
         for value in extremes(values):
             steps = override(config, [_setting(key, value)], {}).total_steps
@@ -121,7 +121,7 @@ def require_one_length(config: RunConfig, space: Space) -> None:
                 )
 
 
-def points_of(space: Space) -> list[dict[str, Value]]:
+def grid_points(space: Space) -> list[dict[str, Value]]:
     """Every combination of choices."""
     for key, values in space.items():
         if isinstance(values, Range):
@@ -131,7 +131,7 @@ def points_of(space: Space) -> list[dict[str, Value]]:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """What Optuna draws from."""
+    """The space as Optuna's distributions."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     found: dict[str, BaseDistribution] = {}
@@ -149,11 +149,11 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return found
 
 
-def in_words(values: Mapping[str, Any]) -> str:
+def format_parameters(values: Mapping[str, Any]) -> str:
     """`optimizer.lr=0.01, model.dim=64`."""
-    return ", ".join(f"{key}={short(value)}" for key, value in values.items())
+    return ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
 
 
-def short(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

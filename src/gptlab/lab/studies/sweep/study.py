@@ -28,7 +28,14 @@ from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, with_seed
 from gptlab.lab.runs.execution import Device, RunError, train_all
 from gptlab.lab.runs.store import RunSpec, Store
-from gptlab.lab.studies.sweep.space import Space, configured, distributions, in_words, points_of, require_one_length
+from gptlab.lab.studies.sweep.space import (
+    Space,
+    apply_parameters,
+    distributions,
+    format_parameters,
+    grid_points,
+    require_equal_lengths,
+)
 from gptlab.record.metrics import read_columns
 
 if TYPE_CHECKING:
@@ -42,9 +49,9 @@ FIRST_SEED = 101
 REASON = "reason"
 _OWNER = "owner"
 _RUNGS = 16  # a run may be stopped after 1/16, 1/8, 1/4 and 1/2 of its steps
-_TURN = 60.0  # seconds to wait for others who look for a trial
-_BEAT = 60.0  # seconds between signs of life, for those who cannot see the lock: other machines
-_SILENT = 600.0  # seconds without one after which a process elsewhere is taken for dead
+_ACCESS_TIMEOUT = 60.0  # seconds to wait for others who look for a trial
+_HEARTBEAT = 60.0  # seconds between heartbeats, for processes on other machines, which cannot see the lock
+_HEARTBEAT_TIMEOUT = 600.0  # seconds without one after which a process elsewhere is taken for dead
 
 
 @dataclass
@@ -64,7 +71,7 @@ class Sweep:
     store: Store
     study: optuna.Study
     locks: Path
-    active: list[_Active] = field(default_factory=list)
+    active: list[_ActiveTrial] = field(default_factory=list)
     name: str = field(default_factory=lambda: f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}")
     seen: float = -np.inf
 
@@ -77,10 +84,10 @@ class Sweep:
             while True:
                 try:
                     train_all(
-                        lambda: self._queue(len(devices)), self.store, devices=devices, should_stop=self._falls_behind
+                        lambda: self._queue(len(devices)), self.store, devices=devices, should_stop=self._should_prune
                     )
                 except RunError as error:
-                    if not self._is_of_a_trial(error):
+                    if not self._fail_trial_of(error):
                         raise
                     continue
                 if self.active:  # another process was faster; its run is as good, and is told of now
@@ -96,13 +103,13 @@ class Sweep:
         return self.locks / f".{self.name}.lock"
 
     def _running(self) -> list[int]:
-        """Trials that a living process has in hand."""
+        """Numbers of the trials that a living process is training."""
         running = self.study.get_trials(deepcopy=False, states=(states().RUNNING,))
         return [trial.number for trial in running if _is_alive(trial)]
 
     @property
     def done(self) -> list[FrozenTrial]:
-        """Trials with an outcome: a value, pruned, or stopped by themselves."""
+        """Trials with an outcome: a value, pruned, or failed."""
         known = states()
         return [
             trial
@@ -112,8 +119,8 @@ class Sweep:
         ]
 
     @property
-    def different(self) -> int:
-        """How many of the trials with a value were of different values: a sampler may draw the same again."""
+    def n_distinct(self) -> int:
+        """How many distinct points the trials with a value have: a sampler may draw the same again."""
         return len({json.dumps(trial.params, sort_keys=True) for trial in self.ranked})
 
     @property
@@ -124,19 +131,19 @@ class Sweep:
 
     def _queue(self, workers: int) -> list[RunSpec]:
         """The next run of every trial in progress; new trials are begun where a worker is free."""
-        self._give_sign_of_life()
-        self._settle()
-        with _turn(self.locks):
-            while len(self.active) < workers and (trial := self._next()) is not None:
+        self._send_heartbeat()
+        self._conclude_trials()
+        with _exclusive_access(self.locks):
+            while len(self.active) < workers and (trial := self._claim_trial()) is not None:
                 if runs := self._runs(trial):
                     trial.set_user_attr("runs", [self.store.folder(run).name for run in runs])
                     reported = self.study.trials[trial.number].intermediate_values
-                    self.active.append(_Active(trial, runs, {*map(float, reported)}))
-                    self._settle()
+                    self.active.append(_ActiveTrial(trial, runs, {*map(float, reported)}))
+                    self._conclude_trials()
         missing = ([run for run in each.runs if self.store.finished(run) is None] for each in self.active)
         return [runs[0] for runs in missing if runs]
 
-    def _next(self) -> Trial | None:
+    def _claim_trial(self) -> Trial | None:
         """A trial for this process, within the number asked for; one that a dead process left comes before a new one.
 
         To be called in turn only: between counting and taking, no other process may take one.
@@ -150,12 +157,12 @@ class Sweep:
             self.study.tell(trial.number, state=states().FAIL, skip_if_finished=True)
         if room <= 0:
             return None
-        taken = self._take_up(left[0]) if left else self.study.ask(distributions(self.space))
+        taken = self._adopt_trial(left[0]) if left else self.study.ask(distributions(self.space))
         taken.set_user_attr(_OWNER, self._owner())
         return taken
 
-    def _take_up(self, left: FrozenTrial) -> Trial:
-        """Go on with a trial whose process is gone."""
+    def _adopt_trial(self, left: FrozenTrial) -> Trial:
+        """Continue a trial whose process is gone."""
         from optuna.trial import Trial
 
         trial = Trial(self.study, left._trial_id)
@@ -169,8 +176,8 @@ class Sweep:
     def _owner(self) -> dict[str, Any]:
         return {"host": platform.node(), "lock": str(self._lock.resolve()), "seen": time.time()}
 
-    def _give_sign_of_life(self) -> None:
-        if time.monotonic() - self.seen > _BEAT:
+    def _send_heartbeat(self) -> None:
+        if time.monotonic() - self.seen > _HEARTBEAT:
             self.seen = time.monotonic()
             for each in self.active:
                 each.trial.set_user_attr(_OWNER, self._owner())
@@ -178,7 +185,7 @@ class Sweep:
     def _runs(self, trial: Trial) -> list[RunSpec]:
         """The runs of a trial; none where its values do not go together, which is said and is its outcome."""
         try:
-            config = configured(self.config, trial.params)
+            config = apply_parameters(self.config, trial.params)
         except ConfigError as error:
             self._fail(trial, str(error))
             return []
@@ -192,14 +199,14 @@ class Sweep:
             for seed in range(FIRST_SEED, FIRST_SEED + self.seeds)
         ]
 
-    def _settle(self) -> None:
-        """Tell the study of every trial that has come to its end."""
+    def _conclude_trials(self) -> None:
+        """Report every trial that has ended to the study."""
         for each in list(self.active):
             failures = [found for run in each.runs if (found := self.store.failure(self.store.folder(run)))]
             if all(self.store.finished(run) is not None for run in each.runs):
                 values = [self.metric.value(self.store.folder(run)) for run in each.runs]
                 self.study.tell(each.trial, float(np.mean(values)), skip_if_finished=True)
-                say(f"trial {each.trial.number}: {np.mean(values):.4f} with {in_words(each.trial.params)}")
+                say(f"trial {each.trial.number}: {np.mean(values):.4f} with {format_parameters(each.trial.params)}")
             elif failures:
                 self._fail(each.trial, failures[0].message)
             else:
@@ -209,10 +216,10 @@ class Sweep:
     def _fail(self, trial: Trial, reason: str) -> None:
         trial.set_user_attr(REASON, reason)
         self.study.tell(trial, state=states().FAIL, skip_if_finished=True)
-        say(f"trial {trial.number} with {in_words(trial.params)}: {reason}")
+        say(f"trial {trial.number} with {format_parameters(trial.params)}: {reason}")
 
-    def _is_of_a_trial(self, error: RunError) -> bool:
-        """Whether a run could not be trained because of its trial's values, which is that trial's outcome.
+    def _fail_trial_of(self, error: RunError) -> bool:
+        """Whether a run failed because of its trial's values; that is then the outcome of the trial.
 
         Three heads for a width of 64 are found out where the model is built, and the failure names the key. One of a
         section that is not searched, such as a device that is not there, would stop every other trial, too.
@@ -225,9 +232,9 @@ class Sweep:
         self._fail(each.trial, error.failure.message)
         return True
 
-    def _falls_behind(self, run: RunSpec, folder: Path) -> bool:
-        """Report new validations of a run, the first of its trial, and say whether it is to be stopped."""
-        self._give_sign_of_life()
+    def _should_prune(self, run: RunSpec, folder: Path) -> bool:
+        """Report new validations of the first run of a trial, and return whether ASHA prunes it."""
+        self._send_heartbeat()
         each = next((each for each in self.active if self.prune and each.runs[0].suffix == run.suffix), None)
         if each is None:
             return False
@@ -246,7 +253,7 @@ class Sweep:
 
 
 @dataclass
-class _Active:
+class _ActiveTrial:
     trial: Trial
     runs: list[RunSpec]
     reported: set[float] = field(default_factory=set)
@@ -258,20 +265,20 @@ def _section(key: str) -> str:
 
 
 def _is_alive(trial: FrozenTrial) -> bool:
-    """Whether the process that has a trial is there. Where its lock cannot be seen, its last sign of life says so."""
+    """Whether the process that has a trial is there. Where its lock is on another machine, by its last heartbeat."""
     owner = trial.user_attrs.get(_OWNER)
     if owner is None:  # killed before it could put its name down
         return False
     if owner["host"] != platform.node() or os.name == "nt":
-        return bool(time.time() - owner["seen"] < _SILENT)
+        return bool(time.time() - owner["seen"] < _HEARTBEAT_TIMEOUT)
     return is_held(Path(owner["lock"]))
 
 
 @contextlib.contextmanager
-def _turn(locks: Path) -> Iterator[None]:
-    """Hold what only one process at a time may: to create a study, and to take a trial of one."""
+def _exclusive_access(locks: Path) -> Iterator[None]:
+    """Exclusive access to the study among processes, to create it or to claim a trial."""
     busy = GptlabError(f"{locks}: other processes keep this study busy; try again")
-    until = time.monotonic() + _TURN
+    until = time.monotonic() + _ACCESS_TIMEOUT
     with contextlib.ExitStack() as stack:
         while True:
             try:
@@ -305,16 +312,16 @@ def open_sweep(
     optuna = _optuna()
     _check_numbers(trials, seeds)
     name = study_name(config, space, metric, seeds)
-    points = points_of(space) if sampler == "grid" else []
+    points = grid_points(space) if sampler == "grid" else []
     pruner = optuna.pruners.NopPruner()
     if prune:
-        require_one_length(config, space)
+        require_equal_lengths(config, space)
         rung = max(1, config.total_steps // _RUNGS)
         pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=rung, reduction_factor=2)
     direction = "minimize" if metric.lower_is_better else "maximize"
-    url, locks = _place(storage, store)
+    url, locks = _storage_and_locks(storage, store)
     try:
-        with _turn(locks):
+        with _exclusive_access(locks):
             opened = _connect(url)
             try:
                 study = optuna.create_study(study_name=name, storage=opened, direction=direction, pruner=pruner)
@@ -333,7 +340,7 @@ def open_sweep(
     return Sweep(config, space, metric, len(points) or trials, sampler, prune, seeds, store, study, locks)
 
 
-def _place(storage: str | None, store: Store) -> tuple[str, Path]:
+def _storage_and_locks(storage: str | None, store: Store) -> tuple[str, Path]:
     """The study's URL, and the folder for the locks of those who share it.
 
     Raises GptlabError for a file that is no study; nothing is made then, and nothing is written into it.
@@ -367,16 +374,16 @@ def _holds_studies(path: Path) -> bool:
 
 
 def _connect(url: str) -> Any:
-    """What Optuna takes for a storage; SQLite waits for other writers for as long as a turn may last."""
+    """What Optuna takes for a storage; SQLite waits for other writers as long as for exclusive access."""
     from optuna.storages import RDBStorage
 
     if not url.startswith("sqlite"):
         return url
-    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _TURN}})
+    return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _ACCESS_TIMEOUT}})
 
 
 def study_name(config: RunConfig, space: Space, metric: Metric, seeds: int) -> str:
-    """Unlike for whatever makes another search of it."""
+    """The name of the study, with a hash over everything that makes it another search."""
     what = json.dumps([hash_of(config), {k: str(v) for k, v in sorted(space.items())}, metric.label, seeds])
     return f"{config.name}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 

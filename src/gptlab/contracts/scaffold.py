@@ -19,7 +19,7 @@ _CLASS = "MyIdea"  # what the class is called in every template
 
 
 @dataclass(frozen=True)
-class Begun:
+class WrittenComponent:
     """What was written: the component's file, the config that uses it, its test, and how `use` names it."""
 
     code: Path
@@ -28,7 +28,7 @@ class Begun:
     use: str
 
 
-def write_component(kind: str, name: str, *, base: Path, folder: Path) -> Begun:
+def write_component(kind: str, name: str, *, base: Path, folder: Path) -> WrittenComponent:
     """Write `folder` with a component for slot `kind` that works, a config that is a diff against `base`, and a test.
 
     Raises ConfigError for a kind that does not exist, a name that is no name, a base that is no config, and a folder
@@ -52,7 +52,7 @@ def write_component(kind: str, name: str, *, base: Path, folder: Path) -> Begun:
         for key, value in {"MODULE": module, "CLASS": class_name, "NAME": name, "KIND": kind}.items():
             test = test.replace(f"@{key}@", value)
         (aside / f"test_{module}").write_text(test, encoding="utf-8")
-    return Begun(
+    return WrittenComponent(
         folder / module, folder / f"{name}.yaml", folder / f"test_{module}", f"{_shown(folder / module)}:{class_name}"
     )
 
