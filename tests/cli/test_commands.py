@@ -204,5 +204,29 @@ def test_help_is_instant_because_it_imports_nothing_heavy() -> None:
     assert "eval" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "gptlab.cli" in imported
-    heavy = {"torch", "numpy", "pydantic", "tiktoken", "tokenizers", "pyarrow", "matplotlib", "yaml", "safetensors"}
+    heavy = {
+        "torch",
+        "numpy",
+        "pydantic",
+        "tiktoken",
+        "tokenizers",
+        "pyarrow",
+        "matplotlib",
+        "yaml",
+        "safetensors",
+        "scipy",
+    }
     assert not imported & heavy
+
+
+def test_help_shows_every_command_by_the_work_it_is_for(call: Call) -> None:
+    from gptlab.cli import COMMANDS
+
+    code, shown, _ = call()
+    assert shown.rstrip() == call("--help")[1].rstrip()
+    assert code in (0, 2)
+    places = [shown.index(f"─ {panel} ─") for panel in COMMANDS]
+    assert places == sorted(places)
+    for (panel, commands), end in zip(COMMANDS.items(), [*places[1:], len(shown)], strict=True):
+        part = shown[shown.index(f"─ {panel} ─") : end]
+        assert [name for name in commands if f"│ {name} " in part] == list(commands), panel

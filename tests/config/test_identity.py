@@ -219,3 +219,10 @@ def test_what_is_given_out_may_be_changed_without_changing_the_config() -> None:
     plain = CONFIG.plain()
     plain["data"]["sources"]["a"] = "changed"
     assert json.dumps(CONFIG.plain()) == before
+
+
+def test_a_key_that_came_later_leaves_older_hashes_as_they_were() -> None:
+    """Runs of 0.3 were hashed without `data.stream`."""
+    spelled_out = config_from({**START, "data": {**START["data"], "stream": "BatchStream"}})
+    assert "stream" not in hashed_values(CONFIG, DATA)["data"]
+    assert config_hash(spelled_out, DATA) == config_hash(CONFIG, DATA)

@@ -18,7 +18,6 @@ from gptlab.config import (
     dump_yaml,
     json_schema,
     load_config,
-    require_range,
 )
 from gptlab.errors import ConfigError
 
@@ -402,33 +401,3 @@ def test_the_schema_describes_every_field(schema: dict[str, Any]) -> None:
             definition = schema["$defs"][section.__name__]  # type: ignore[union-attr]
             definition = definition.get("anyOf", [{}, definition])[1]
             assert field in definition["properties"], f"{name}.{field}"
-
-
-@pytest.mark.parametrize(
-    ("text", "key"),
-    [
-        ("train: {tokns: 3}\n", "train.tokns"),
-        ("train: {tokens: many, batch_tokens: many}\n", "train.tokens"),
-        ("train: {tokens: 0, batch_tokens: 0}\n", "train.tokens"),
-        ("train: {batch_tokens: 1000}\n", "train.batch_tokens"),
-        ("system: {micro_batch: 0}\n", "system.micro_batch"),
-        ("seed: x\n", "seed"),
-        ("data: {path: x, sources: {a: y}}\n", "data"),
-        ("optimizer: {betas: [0.9, x]}\n", "optimizer.betas.1"),
-        ("optimizer: {betas: [0.9, 0.9, 0.9]}\n", "optimizer.betas"),
-        ("model: {block: {mlp: {hiden: 3}}}\n", "model.block.mlp.hiden"),
-        ("model: {block: {mlp: SwiGlu}}\n", "model.block.mlp.use"),
-        ("train: {tokens: 3, tokens: 4}\n", "train.tokens"),
-        ("base: nowhere.yaml\n", "base"),
-    ],
-)
-def test_an_error_carries_the_key_it_is_about(write: Write, text: str, key: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_config(write("wrong.yaml", text))
-    assert caught.value.key == key
-
-
-def test_a_number_out_of_range_carries_its_key() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer\.lr: -1 is out of range; make it at least 0") as caught:
-        require_range("optimizer", "at least 0", lr=-1.0)
-    assert caught.value.key == "optimizer.lr"

@@ -45,7 +45,7 @@ def test_it_keeps_every_contract(case: tuple[str, str, dict[str, Any]]) -> None:
     known = {contract for k, n, contract in KNOWN if (k, n) == (kind, name)}
     assert set(broken) == known, broken
     skipped = {o.contract.name for o in outcomes if o.status == "skipped" and "not what the slot" not in o.detail}
-    assert skipped <= {"off switch", "documents", "window"}
+    assert skipped <= {"off switch", "documents", "window", "sharded"}
     assert any(o.status == "holds" for o in outcomes)
 
 

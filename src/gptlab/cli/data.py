@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptlab.cli.options import check_errors, parse_count
 from gptlab.console import output, say
-from gptlab.errors import DataError, did_you_mean
+from gptlab.errors import DataError
 
 if TYPE_CHECKING:
     from gptlab.data.preset import Preset
@@ -56,7 +57,7 @@ def prepare(
     if out is None and preset is None:
         raise DataError("where to? give a folder with --out")
     inputs = list(input or (known.inputs if known else []))
-    tokens = _count(validation_tokens, "--validation-tokens")
+    tokens = parse_count(validation_tokens, "--validation-tokens")
     fraction = validation_fraction
     if known is not None and not validation and fraction is None and tokens is None:
         if input and known.validation:
@@ -72,9 +73,9 @@ def prepare(
         validation_fraction=fraction,
         validation_tokens=tokens,
         reading=reading,
-        shard_size=_count(shard_size, "--shard-size") or 0,
+        shard_size=parse_count(shard_size, "--shard-size") or 0,
         num_shards=num_shards,
-        limit_bytes=_count(limit_bytes, "--limit-bytes"),
+        limit_bytes=parse_count(limit_bytes, "--limit-bytes"),
         workers=workers,
         force=force,
     )
@@ -95,8 +96,7 @@ def _reading(
 
     from gptlab.data.sources import Reading
 
-    if errors not in ("strict", "replace"):
-        raise DataError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
+    check_errors(errors)
     if separator == "":
         raise DataError("--separator: must not be empty; leave it out to take each text file as one document")
     try:
@@ -129,20 +129,6 @@ def _tokenizer(
         )
         return train_char((document.text for document in documents), name=preset)
     raise DataError("no tokenizer; name one with --tokenizer, like byte or gpt2, or train one: gptlab tokenizer train")
-
-
-def _count(text: str | None, option: str) -> int | None:
-    from gptlab.config.numbers import parse_number
-
-    if text is None:
-        return None
-    try:
-        value = parse_number(text)
-    except ValueError as error:
-        raise DataError(f"{option}: {error}") from None
-    if not isinstance(value, int):
-        raise DataError(f"{option} {text}: must be a whole number")
-    return value
 
 
 @app.command()

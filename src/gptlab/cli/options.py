@@ -67,3 +67,26 @@ def check_picture(path: Path | None) -> None:
     for parent in path.parents:
         if parent.exists() and not parent.is_dir():
             raise GptlabError(f"--out {path}: {parent} is a file, not a folder; name another place")
+
+
+def parse_count(text: str | None, option: str, *, least: int | None = None) -> int | None:
+    """A count such as 100M, given to `option`. Raises ConfigError for what is no whole number, or below `least`."""
+    from gptlab.config.numbers import parse_number
+
+    if text is None:
+        return None
+    try:
+        value = parse_number(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from None
+    if not isinstance(value, int):
+        raise ConfigError(f"{option} {text}: must be a whole number")
+    if least is not None and value < least:
+        raise ConfigError(f"{option} {text}: must be at least {least}")
+    return value
+
+
+def check_errors(given: str) -> None:
+    """Raise ConfigError where `--errors` is neither strict nor replace."""
+    if given not in ("strict", "replace"):
+        raise ConfigError(f"--errors {given}: {did_you_mean(given, ['strict', 'replace'])}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gptlab.cli.options import check_errors, parse_count
 from gptlab.console import output, progress, say
 from gptlab.errors import ConfigError, DataError, did_you_mean
 
@@ -322,20 +323,6 @@ def _sizes(text: str | None) -> list[int]:
     return sorted(set(sizes))
 
 
-def _bytes(text: str | None) -> int | None:
-    from gptlab.config.numbers import parse_number
-
-    if text is None:
-        return None
-    try:
-        value = parse_number(text)
-    except ValueError as error:
-        raise ConfigError(f"--limit-bytes: {error}") from None
-    if value < 1:
-        raise ConfigError(f"--limit-bytes {text}: must be at least 1")
-    return int(value)
-
-
 @dataclass(frozen=True)
 class _Source:
     """Text as the options describe it."""
@@ -364,8 +351,7 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
     from gptlab.data.preset import load_preset, preset_names
     from gptlab.data.sources import Reading
 
-    if errors not in ("strict", "replace"):
-        raise ConfigError(f"--errors {errors}: {did_you_mean(errors, ['strict', 'replace'])}")
+    check_errors(errors)
     named = [each for each in inputs if each in preset_names() and not Path(each).exists()]
     if named and len(inputs) > 1:
         raise ConfigError(f"--input {named[0]} is a preset; give it alone, presets are read in ways of their own")
@@ -373,7 +359,9 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
     invalid: Literal["strict", "replace"] = "replace" if errors == "replace" else "strict"
     reading = preset.reading(invalid) if preset else Reading(errors=invalid)
     reading = dataclasses.replace(reading, text_column=text_column or reading.text_column)
-    return _Source(preset.inputs if preset else list(inputs), reading, _bytes(limit_bytes))
+    return _Source(
+        preset.inputs if preset else list(inputs), reading, parse_count(limit_bytes, "--limit-bytes", least=1)
+    )
 
 
 @contextmanager

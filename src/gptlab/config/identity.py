@@ -31,8 +31,8 @@ UNHASHED = (
 )
 """Dotted keys outside the hash. `data.sources` and `data.tokenizer` enter as fingerprints of what they lead to."""
 
-ADDED = {"data.stream": None}
-"""Keys that came after runs had been hashed: only where they are not this default do they enter the hash."""
+ADDED: dict[str, tuple[Any, ...]] = {"data.stream": (None, {"use": "BatchStream"})}
+"""Keys that came after runs had been hashed, and what means the same as before they came: that is left out."""
 
 
 def component_files(config: RunConfig) -> dict[str, Path]:
@@ -53,7 +53,7 @@ def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
         section = values
         for parent in parents:
             section = section[parent]
-        if dotted in UNHASHED or section.get(last) == ADDED[dotted]:
+        if dotted in UNHASHED or section.get(last) in ADDED[dotted]:
             section.pop(last, None)
     values["data"]["fingerprints"] = dict(sorted(data.items()))
     if (start := starting_run(values["model"].get("init_from"))) is not None:
