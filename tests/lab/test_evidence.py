@@ -281,14 +281,26 @@ DAMAGE = [
 @pytest.mark.parametrize(("file", "content", "cause"), DAMAGE)
 def test_damaged_runs_are_named_and_left_as_they_are(place: Path, file: str, content: str, cause: str) -> None:
     e, store = experiment(), Store()
-    finish_seeds(e, store, range(1, 9), gated=-0.1, relu=-0.1)
+    finish_seeds(e, store, range(1, 3), gated=-0.1, relu=-0.1)
     path = store.folder(comparison_run(e, e.baseline, 2)) / file
     path.write_text(content)
+    with pytest.raises(GptlabError) as refusal:
+        Ledger.read(e, store)
+    assert cause in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert path.read_text() == content
+
+
+def test_the_command_refuses_a_damaged_run_before_it_trains(place: Path) -> None:
+    e, store = experiment(), Store()
+    finish_seeds(e, store, range(1, 8), gated=-0.1, relu=-0.1)
+    (store.folder(comparison_run(e, e.baseline, 2)) / "facts.json").write_text("{")
+    before = sorted(Path("runs").iterdir())
     done = gptlab("run", "experiments/e", "--yes", "--no-probe", cwd=place, check=False)
     assert done.returncode == 2
-    assert cause in done.stderr.splitlines()[-1]
+    assert "facts.json: damaged" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert path.read_text() == content
+    assert sorted(Path("runs").iterdir()) == before
 
 
 def test_a_torn_last_line_is_tolerated_and_said(place: Path) -> None:

@@ -21,13 +21,13 @@ def missing_runs(evidence: Evidence, *, seeds: int | None = None) -> list[RunSpe
     """
     ledger = evidence.ledger
     if any(record.is_missing for record in ledger.tuning):  # the arms of the comparison are not known before
-        wanted = ledger.tuning
+        candidates = ledger.tuning
     else:
-        open_arms = [found.arm.name for found in evidence.arms if not found.is_decided]
-        order = ledger.experiment.statement.all_seeds[:seeds] if open_arms else []
-        wanted = [ledger.comparison[name][seed] for seed in order for name in (BASELINE, *open_arms)] + ledger.curve
+        undecided = [found.arm.name for found in evidence.arms if not found.is_decided]
+        order = ledger.experiment.statement.all_seeds[:seeds] if undecided else []
+        candidates = [ledger.comparison[name][seed] for seed in order for name in (BASELINE, *undecided)] + ledger.curve
     missing: dict[str, RunSpec] = {}
-    for record in wanted:
+    for record in candidates:
         if record.is_missing:
             missing.setdefault(record.spec.suffix, record.spec)
     return list(missing.values())
