@@ -189,6 +189,7 @@ def partial(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills a process group")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_run_goes_on_without_repeating_shards(tmp_path: Path, workers: int) -> None:

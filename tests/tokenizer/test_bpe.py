@@ -233,6 +233,7 @@ def test_special_tokens_must_be_distinct() -> None:
         train_bpe(["abc"], [300], name="t", special_tokens=[" "])
 
 
+@pytest.mark.slow
 def test_real_text_trains_as_the_reference_does(test_data: Path) -> None:
     text = (test_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     pieces = [text[start : start + 10_000] for start in range(0, 200_000, 10_000)]

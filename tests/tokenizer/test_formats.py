@@ -74,6 +74,7 @@ def test_transformers_reads_the_same_ids(awkward: list[str], tmp_path: Path) -> 
             assert theirs.decode(each.encode(text)) == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["gpt4", "gpt2"])
 def test_hugging_face_agrees_on_every_assigned_character(pattern: str, tmp_path: Path) -> None:
     known = [chr(c) for c in range(0x20000) if unicodedata.category(chr(c)) not in ("Cn", "Cs")]
