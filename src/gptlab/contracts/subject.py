@@ -40,7 +40,7 @@ SEED = 1234
 """Of what dropout draws in a step."""
 
 _SIZES = {"dim": 32, "layers": 3, "heads": 4}
-_MOST_LAYERS = 6  # of a config made small
+_MOST_LAYERS, _MOST_HEADS = 6, 4  # of a config made small
 _WINDOW = 8  # of a config made small
 _LONGEST = 1024  # no check takes a longer sequence, however wide a window is
 _PERTURBATION = 0.2  # standard deviation of the noise that makes no weight small
@@ -245,18 +245,21 @@ def component_subject(
 
 
 def config_subject(path: str | Path, *, stage: str | None = None, backend: str = "inductor") -> Subject:
-    """A whole config with its sizes made small: at most six layers, D = 8 · H, windows of 8, T = 32, V = 97.
+    """A whole config with its sizes made small: at most six layers and four heads (as many queries a key as it has),
+    D = 8 · H, windows of 8, T = 32, V = 97.
 
-    An MLP's `hidden` shrinks with D; numbers and widths of heads, ratios and all else stay as they are. Of a config of
+    An MLP's `hidden` shrinks with D; the width of heads, ratios and all else stay as they are. Of a config of
     stages it is the one called `stage` (None: the first). Raises ConfigError as `load_stage` does.
     """
     config = load_stage(path, name=stage)
     values = config.plain()
     model = values["model"]
     if {"dim", "heads", "head_dim"} <= model.keys():
-        heads, dim = model["heads"], model["dim"]
-        model |= {"head_dim": model["head_dim"] or dim // heads, "dim": 8 * heads}
-        mlp = (model.get("block") or {}).get("mlp") or {}
+        dim, head_dim = model["dim"], model["head_dim"] or model["dim"] // model["heads"]
+        block = model.get("block") or {}
+        heads = _fewer_heads(model, block.get("attention") or {})
+        model |= {"head_dim": head_dim, "heads": heads, "dim": 8 * heads}
+        mlp = block.get("mlp") or {}
         if isinstance(hidden := mlp.get("hidden"), int):
             mlp["hidden"] = max(1, hidden * 8 * heads // dim)
     if "layers" in model:
@@ -275,6 +278,22 @@ def config_subject(path: str | Path, *, stage: str | None = None, backend: str =
         backend=backend,
     )
     return _long_enough(subject)
+
+
+def _fewer_heads(model: Mapping[str, Any], attention: dict[str, Any]) -> int:
+    """The number of query heads of a config made small; its key-value heads become fewer in `attention`.
+
+    Under muP the number is part of the parametrization, and stays.
+    """
+    heads: int = model["heads"]
+    kv_heads: int = attention.get("kv_heads") or heads
+    if model.get("mup") or heads <= _MOST_HEADS:
+        return heads
+    group = heads // kv_heads
+    kept = max(1, _MOST_HEADS // group)
+    if attention.get("kv_heads"):
+        attention["kv_heads"] = min(kept, kv_heads)
+    return group * min(kept, kv_heads)
 
 
 def _narrow_window(attention: dict[str, Any]) -> None:
