@@ -97,7 +97,9 @@ class CrossEntropy:
         Raises ConfigError for a model with
         blocks for tokens further ahead, which this loss would leave untrained."""
         if len(declared(model, "ahead")):
-            raise ConfigError("loss: a model with `ahead` needs the loss MultiToken; use it, or set model.ahead to 0")
+            raise ConfigError(
+                "loss: a model with `ahead` needs the loss MultiToken; use it, or set model.ahead to 0", key="loss"
+            )
         hidden = model(batch.inputs, batch.documents)
         terms = self._terms(model, hidden.flatten(0, -2), batch.targets.flatten()[:, None], self.spec)
         count = (batch.targets != IGNORE).sum()
@@ -142,7 +144,10 @@ class MultiToken(CrossEntropy):
     ) -> None:
         super().__init__(chunk=chunk, label_smoothing=label_smoothing, z_loss=z_loss)
         if not weights or min(weights) < 0 or max(weights) == 0:
-            raise ConfigError(f"loss.weights: {weights} must be one number or more, each 0 or more and one above 0")
+            raise ConfigError(
+                f"loss.weights: {weights} must be one number or more, each 0 or more and one above 0",
+                key="loss.weights",
+            )
         self.spec = _LossSpec(tuple(weights), label_smoothing, z_loss, parts=True)
 
     def __call__(self, model: nn.Module, batch: TokenBatch) -> LossSum:
@@ -162,7 +167,8 @@ class MultiToken(CrossEntropy):
         else:
             raise ConfigError(
                 f"loss.weights: {len(weights)} weights for a model of {blocks} `ahead` blocks; "
-                f"give {blocks + 1}, or set model.ahead to {len(weights) - 1} (or 0: the same logits for all)"
+                f"give {blocks + 1}, or set model.ahead to {len(weights) - 1} (or 0: the same logits for all)",
+                key="loss.weights",
             )
         names = ["cross_entropy", *(f"cross_entropy_{i + 2}" for i in range(len(weights) - 1)), "z_loss"]
         parts = dict(zip(names, terms[1:].detach(), strict=True))

@@ -168,7 +168,9 @@ class Muon(torch.optim.Optimizer):
         wrong = [p for group in matrices for p in group["params"] if p.ndim != 2]
         if wrong:
             raise ConfigError(
-                f"optimizer: Muon orthogonalizes matrices, but a parameter has shape {tuple(wrong[0].shape)}; use AdamW"
+                "optimizer: Muon orthogonalizes matrices, but a parameter has shape "
+                f"{tuple(wrong[0].shape)}; use AdamW",
+                key="optimizer",
             )
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.adjust_lr, self.unstack = adjust_lr, unstack

@@ -164,7 +164,8 @@ def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
         if here != there:
             raise ConfigError(
                 f"model.init_from: {name} is {here} here and {there} in {folder}; leave what shapes the model as it is "
-                "there"
+                "there",
+                key="model.init_from",
             )
     with torch.no_grad():
         for name, parameter in own.items():

@@ -59,7 +59,8 @@ class WSD(_Schedule):
         if warmup + decay > 1 + 1e-9:
             raise ConfigError(
                 f"schedule.decay: the last {decay:g} of the run and a warmup over its first {warmup:g} overlap; make "
-                "them at most 1 together"
+                "them at most 1 together",
+                key="schedule.decay",
             )
         self.decay_steps = max(1, round(decay * total_steps))
 

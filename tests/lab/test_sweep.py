@@ -20,7 +20,7 @@ import pytest
 from helpers import TINY, gptlab, make_data
 
 from gptlab.config import RunConfig, config_from
-from gptlab.errors import GptlabError
+from gptlab.errors import ConfigError, GptlabError
 from gptlab.files import exclusive
 from gptlab.lab.experiment.metric import Metric
 from gptlab.lab.experiment.spec import hash_of, load_experiment
@@ -29,6 +29,7 @@ from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.lab.studies.sweep.results import MIN_TRIALS, importances, remarks, write_confirmation, write_sweep
 from gptlab.lab.studies.sweep.space import Range, distributions, parse_space
 from gptlab.lab.studies.sweep.study import Sweep, open_sweep
+from gptlab.model import build_model
 from gptlab.record.runfolder import Failure
 
 SHORT = TINY.replace("5120", "1280")
@@ -312,7 +313,9 @@ def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_n
         (run,) = queue()
         heads = run.config.plain()["model"]["heads"]
         if heads == 3:
-            raise RunError(run, Failure("ConfigError", "3 heads do not divide the width", key="model.heads"))
+            with pytest.raises(ConfigError) as error:
+                build_model(run.config, 300, device="meta")
+            raise RunError(run, Failure("ConfigError", "3 heads do not divide the width", key=error.value.key))
         raise RunError(run, Failure("ConfigError", "model.heads is fine, there is no 'cuda:99'", key="system.device"))
 
     monkeypatch.setattr("gptlab.lab.studies.sweep.study.train_all", cannot)

@@ -24,18 +24,27 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"system.device: {name!r} is no device; use auto, cpu, cuda, cuda:0 or mps") from None
+        raise ConfigError(
+            f"system.device: {name!r} is no device; use auto, cpu, cuda, cuda:0 or mps", key="system.device"
+        ) from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"system.device: {name!r}, but torch sees no CUDA device here; use auto or cpu")
+            raise ConfigError(
+                f"system.device: {name!r}, but torch sees no CUDA device here; use auto or cpu", key="system.device"
+            )
         index = local_rank if device.index is None else device.index
         if index >= torch.cuda.device_count():
-            raise ConfigError(f"system.device: {name!r}, but only {torch.cuda.device_count()} CUDA devices are here")
+            raise ConfigError(
+                f"system.device: {name!r}, but only {torch.cuda.device_count()} CUDA devices are here",
+                key="system.device",
+            )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("system.device: 'mps', but this is not an Apple GPU (or torch was built without it)")
+        raise ConfigError(
+            "system.device: 'mps', but this is not an Apple GPU (or torch was built without it)", key="system.device"
+        )
     if device.type not in ("cpu", "mps"):
-        raise ConfigError(f"system.device: {name!r} is not supported; use auto, cpu, cuda or mps")
+        raise ConfigError(f"system.device: {name!r} is not supported; use auto, cpu, cuda or mps", key="system.device")
     return device
 
 

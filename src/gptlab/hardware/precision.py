@@ -30,7 +30,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16
         return torch.float16 if device.type == "cuda" else torch.float32
     if name == "float16" and device.type != "cuda":
-        raise ConfigError(f"train.dtype: float16 needs a CUDA device, this is {device.type}; use auto or float32")
+        raise ConfigError(
+            f"train.dtype: float16 needs a CUDA device, this is {device.type}; use auto or float32", key="train.dtype"
+        )
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 

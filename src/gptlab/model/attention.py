@@ -35,20 +35,26 @@ class Window:
         if not pattern or set(pattern) - set("FLS"):
             raise ConfigError(
                 f"model.block.attention.pattern: {pattern!r} has other letters than F (full), L (window) and "
-                "S (half a window)"
+                "S (half a window)",
+                key="model.block.attention.pattern",
             )
         sizes = {"window": width, "window_start": start, "window_step": step}
         require_range("model.block.attention", "at least 1", **sizes)
         if width is None and (pattern != "L" or start is not None):
-            raise ConfigError("model.block.attention: pattern and window_start say where and when; set window as well")
+            raise ConfigError(
+                "model.block.attention: pattern and window_start say where and when; set window as well",
+                key="model.block.attention",
+            )
         if start is None and step != _STEP:  # written out, the default cannot be told from one left out
             raise ConfigError(
                 f"model.block.attention.window_step: {step} is how a window grows, and this one does not; set "
-                "window_start as well, or leave it out"
+                "window_start as well, or leave it out",
+                key="model.block.attention.window_step",
             )
         if start is not None and width is not None and start > width:
             raise ConfigError(
-                f"model.block.attention.window_start: {start} is wider than the window, {width}, that it grows to"
+                f"model.block.attention.window_start: {start} is wider than the window, {width}, that it grows to",
+                key="model.block.attention.window_start",
             )
         letter = pattern[(layer_index - layers) % len(pattern)]
         self.share = {"F": None, "L": 1, "S": 2}[letter] if width is not None else None
@@ -129,7 +135,8 @@ class Attention(nn.Module):
         if heads % kv_heads:
             raise ConfigError(
                 f"model.block.attention.kv_heads: {kv_heads} does not divide the {heads} heads; "
-                f"choose one of {', '.join(str(k) for k in range(1, heads + 1) if heads % k == 0)}"
+                f"choose one of {', '.join(str(k) for k in range(1, heads + 1) if heads % k == 0)}",
+                key="model.block.attention.kv_heads",
             )
         self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
@@ -166,7 +173,8 @@ class Attention(nn.Module):
         if gate_width is not None and (gate == "none" or not 0 < gate_width <= dim):
             raise ConfigError(
                 f"model.block.attention.gate_width: {gate_width} of {dim} dimensions for gate {gate}; "
-                f"make it from 1 to {dim}, and gate head or element"
+                f"make it from 1 to {dim}, and gate head or element",
+                key="model.block.attention.gate_width",
             )
         if gate != "none":
             self.gate = nn.Linear(gate_width or dim, heads if gate == "head" else heads * head_dim, bias=False)
@@ -237,7 +245,10 @@ class Attention(nn.Module):
 def _value_table(layer_index: int, layers: int, tables: int) -> int | None:
     """Which value embedding a layer uses: the first layers one each, and the last layers the same again."""
     if not 0 <= tables <= layers:
-        raise ConfigError(f"model.block.attention.value_embeddings: {tables} tables for {layers} layers; lower it")
+        raise ConfigError(
+            f"model.block.attention.value_embeddings: {tables} tables for {layers} layers; lower it",
+            key="model.block.attention.value_embeddings",
+        )
     if layer_index < tables:
         return layer_index
     again = layer_index - (layers - tables)
@@ -329,7 +340,8 @@ class MLA(nn.Module):
             raise ConfigError(
                 f"model.block.attention.rope_dim: MLA has {self.rope_dim} dimensions to turn, and the position "
                 f"component turns {turning}; set rope_dim to {turning}, or model.position to "
-                f"{{use: RoPE, fraction: {self.rope_dim / self.head_dim:g}}}"
+                f"{{use: RoPE, fraction: {self.rope_dim / self.head_dim:g}}}",
+                key="model.block.attention.rope_dim",
             )
 
     def score_flops(self, length: int) -> float:

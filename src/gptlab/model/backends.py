@@ -213,7 +213,10 @@ def _require(backend: Backend, q: Tensor, v: Tensor, view: View, scores: Scores,
     }
     for problem, present in problems.get(backend, {}).items():
         if present:
-            raise ConfigError(f"model.block.attention.backend: {backend} cannot {problem}; use auto")
+            raise ConfigError(
+                f"model.block.attention.backend: {backend} cannot {problem}; use auto",
+                key="model.block.attention.backend",
+            )
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, view: View, scores: Scores, dropout: float) -> Tensor:

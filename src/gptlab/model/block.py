@@ -88,13 +88,15 @@ def _check_without(without: list[int], layer: LayerArgs, attention: Slot) -> Non
     wrong = [index for index in without if not 0 <= index < layer.layers]
     if wrong:
         raise ConfigError(
-            f"model.block.without_attention: there is no layer {wrong[0]}; {layer.layers} layers are counted from 0"
+            f"model.block.without_attention: there is no layer {wrong[0]}; {layer.layers} layers are counted from 0",
+            key="model.block.without_attention",
         )
     holds = attention.get("value_embeddings", 0) + bool(attention.get("value_residual", False))
     if layer.layer_index in without and layer.layer_index < holds:
         raise ConfigError(
             f"model.block.without_attention: the attention of layer {layer.layer_index} holds values that later layers "
-            "use; leave it in, or take fewer value_embeddings or no value_residual"
+            "use; leave it in, or take fewer value_embeddings or no value_residual",
+            key="model.block.without_attention",
         )
 
 
@@ -155,7 +157,10 @@ class LatentAttentionBlock(nn.Module):
         super().__init__()
         require_range("model.block", "at least 1", expand=expand, qk_divisor=qk_divisor)
         if dim % qk_divisor:
-            raise ConfigError(f"model.block.qk_divisor: {qk_divisor} must divide the width {dim}; choose another")
+            raise ConfigError(
+                f"model.block.qk_divisor: {qk_divisor} must divide the width {dim}; choose another",
+                key="model.block.qk_divisor",
+            )
         self.layer_index, self.dim, self.qk_dim, self.hidden = layer_index, dim, dim // qk_divisor, expand * dim
         self.score_width, self.scale = self.qk_dim, self.qk_dim**-0.5
         self.norm = build("norm", norm, dim=dim)

@@ -79,12 +79,14 @@ class GPT2Init:
         if self.head_std is not None and "head" not in (name for name, _ in layers):
             raise ConfigError(
                 "model.initialization.head_std: a tied head is the embedding, which has one std; set model.tied to "
-                "false, or embedding_std instead"
+                "false, or embedding_std instead",
+                key="model.initialization.head_std",
             )
         if self.position_std is not None and not any(name.startswith("position.") for name, _ in layers):
             raise ConfigError(
                 "model.initialization.position_std: the position component learns no vectors that could start so; set "
-                "it to null, or model.position to Learned"
+                "it to null, or model.position to Learned",
+                key="model.initialization.position_std",
             )
         for name, module in layers:
             std = self._std(name, module) * width_scaling(module.weight).std

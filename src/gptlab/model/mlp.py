@@ -273,13 +273,15 @@ class MoE(nn.Module):
         require_range("model.block.mlp", "at least 0", shared=shared, balance_rate=balance_rate)
         if not 0 < top_k <= experts:
             raise ConfigError(
-                f"model.block.mlp.top_k: {top_k} of {experts} experts cannot be chosen; make it from 1 to {experts}"
+                f"model.block.mlp.top_k: {top_k} of {experts} experts cannot be chosen; make it from 1 to {experts}",
+                key="model.block.mlp.top_k",
             )
         self.experts = nn.ModuleList(build("mlp", expert, dim=dim) for _ in range(experts))
         self.shared = nn.ModuleList(build("mlp", expert, dim=dim) for _ in range(shared))
         if not isinstance(self.experts[0], _Plain | _Gated):
             raise ConfigError(
-                f"model.block.mlp.expert: {expert.use} cannot be an expert, which is one of the plain or gated MLPs"
+                f"model.block.mlp.expert: {expert.use} cannot be an expert, which is one of the plain or gated MLPs",
+                key="model.block.mlp.expert",
             )
         self.router = nn.Linear(dim, experts, bias=False)
         self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)  # a parameter, so that it is saved

@@ -46,7 +46,9 @@ _UNSCALED = WidthScaling()
 def check_base(mup: dict[str, int] | None) -> None:
     """Raise ConfigError for a base that says nothing, or has a width that cannot be."""
     if mup is not None and not mup:
-        raise ConfigError("model.mup: {} says nothing of the base; name its widths, as {dim: 128, heads: 2}, or null")
+        raise ConfigError(
+            "model.mup: {} says nothing of the base; name its widths, as {dim: 128, heads: 2}, or null", key="model.mup"
+        )
     require_range("model.mup", "at least 1", **(mup or {}))
 
 
@@ -58,7 +60,9 @@ def apply_mup(model: nn.Module, base: nn.Module) -> None:
     own, other = dict(model.named_parameters()), dict(base.named_parameters())
     odd = sorted(set(own) ^ set(other)) or [name for name in own if own[name].ndim != other[name].ndim]
     if odd:
-        raise ConfigError(f"model.mup: the base model has another set of parameters ({odd[0]}); change widths only")
+        raise ConfigError(
+            f"model.mup: the base model has another set of parameters ({odd[0]}); change widths only", key="model.mup"
+        )
     for name, parameter in own.items():
         parameter.width_scaling = _scaling_of(parameter, other[name], model)
     model.logit_scale *= base.head.in_features / model.head.in_features

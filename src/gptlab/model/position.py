@@ -163,7 +163,8 @@ class Llama3RoPE(RoPE):
         if high_frequency <= low_frequency:
             raise ConfigError(
                 f"model.position.high_frequency: {high_frequency:g} is not above low_frequency ({low_frequency:g}), so "
-                "there is no ramp between the two; raise it"
+                "there is no ramp between the two; raise it",
+                key="model.position.high_frequency",
             )
         frequency = _frequencies(head_dim, theta, 1.0, angles)
         turns = original_length * frequency / (2 * math.pi)  # full turns within the original context
@@ -200,7 +201,8 @@ class YaRN(RoPE):
         if fast <= slow:
             raise ConfigError(
                 f"model.position.fast: {fast:g} is not above slow ({slow:g}), so there is no ramp between the two; "
-                "raise it"
+                "raise it",
+                key="model.position.fast",
             )
         frequency = _frequencies(head_dim, theta, 1.0, angles)
 
@@ -223,7 +225,8 @@ def _frequencies(head_dim: int, theta: float, fraction: float, angles: str) -> T
     if width % 2 or not 0 < width <= head_dim:
         raise ConfigError(
             f"model.position: RoPE turns pairs, but {width} of a head's {head_dim} dimensions were to turn; "
-            "make that even and no more than the head (model.head_dim, and position.fraction if given)"
+            "make that even and no more than the head (model.head_dim, and position.fraction if given)",
+            key="model.position",
         )
     dtype = torch.float32 if angles == "float32" else torch.float64
     return 1.0 / theta ** (torch.arange(0, width, 2, dtype=dtype, device="cpu") / width)
@@ -253,5 +256,6 @@ def check_position(position: nn.Module, blocks: nn.ModuleList) -> None:
     if says and any(declared(block, "own_distance") for block in blocks):
         raise ConfigError(
             f"model.position: {type(position).__name__} would do nothing in blocks that have a distance of their own; "
-            "set it to NoPosition"
+            "set it to NoPosition",
+            key="model.position",
         )

@@ -172,10 +172,12 @@ def _check_shapes(
     if head_dim is None and dim % heads:
         near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
         raise ConfigError(
-            f"model.heads: {heads} heads do not divide the width {dim}; use {near}, or set model.head_dim"
+            f"model.heads: {heads} heads do not divide the width {dim}; use {near}, or set model.head_dim",
+            key="model.heads",
         )
     if sequence_length > context_length:
         raise ConfigError(
             f"train.sequence_length: {sequence_length} is longer than model.context_length {context_length}; "
-            "shorten the first or raise the second"
+            "shorten the first or raise the second",
+            key="train.sequence_length",
         )

@@ -13,7 +13,9 @@ class Exponential:
 
     def __init__(self, total_steps: int, *, low: float = 1e-3, high: float = 100.0) -> None:
         if not 0 < low < high:
-            raise ConfigError(f"schedule: from {low} to {high} is no range; low must be above 0 and below high")
+            raise ConfigError(
+                f"schedule: from {low} to {high} is no range; low must be above 0 and below high", key="schedule"
+            )
         self.low, self.high, self.last = low, high, max(1, total_steps - 1)
 
     def __call__(self, step: int) -> float:
