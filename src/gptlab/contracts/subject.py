@@ -261,7 +261,7 @@ def config_subject(path: str | Path, *, stage: str | None = None, backend: str =
         model |= {"head_dim": head_dim, "heads": heads, "dim": 8 * heads}
         mlp = block.get("mlp") or {}
         if isinstance(hidden := mlp.get("hidden"), int):
-            mlp["hidden"] = max(1, hidden * 8 * heads // dim)
+            mlp["hidden"] = 8 * max(1, hidden * heads // dim)
     if "layers" in model:
         model["layers"] = min(_MOST_LAYERS, model["layers"])
         block = model.get("block") or {}

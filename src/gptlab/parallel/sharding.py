@@ -47,7 +47,15 @@ def _plan(module: nn.Module, path: str) -> Iterator[tuple[str, str]]:
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Cut the weights of `model` over the processes of the one-dimensional `mesh`, in place, by its sharding plan.
 
-    Every process calls it with the same weights. What goes in and comes out is whole on each.
+    Every process calls it with the same weights. What goes in and comes out is whole on each. Raises ConfigError where
+    what is to be cut is no multiple of the processes.
     """
-    plan = {name: STYLES[style]() for name, style in sharding_plan(model).items()}
-    return parallelize_module(model, mesh, plan) if plan else model
+    plan = sharding_plan(model)
+    for name, style in plan.items():
+        layer = model.get_submodule(name)
+        width = layer.out_features if style == "column" else layer.in_features
+        if width % mesh.size():
+            raise ConfigError(
+                f"{name}: {width} {style}s cannot be shared by {mesh.size()} processes; make it a multiple"
+            )
+    return parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan.items()}) if plan else model
