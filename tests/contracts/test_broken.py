@@ -103,7 +103,7 @@ REASONS = [
         r"^output of blocks.0.attention: .*never shows at t \+ 7",
     ),
     ("Counts", "multiplier", "no function of the step", r"a run of 1 steps"),
-    ("CutWrongly", "sharded", "does not run when cut", r"^blocks.0.mlp.gate"),
+    ("CutWrongly", "sharded", "does not run when cut", r"^gate, up, down"),
     ("Hurries", "addressed", "no function of its step", r"^step 5, asked alone"),
 ]
 

@@ -110,10 +110,13 @@ def ranks(subject: Subject) -> None:
 
 @contract("sharded", "cut over two processes by its sharding plan it computes the same", "model")
 def sharded(subject: Subject) -> None:
-    """Hidden states and all gradients, tensor parallel over gloo. Skipped where no component has a plan."""
-    plan = sharding_plan(subject.model())
+    """Hidden states and all gradients, tensor parallel over gloo. Skipped where the component (of a config: every one)
+    has no plan."""
+    model = subject.model()
+    own = [model] if subject.component is None else [m for m in model.modules() if type(m) is subject.component]
+    plan = {name: style for module in own for name, style in sharding_plan(module).items()}
     if not plan:
-        raise Skipped("no component says how to cut its weights; a class attribute `sharding` would")
+        raise Skipped("it does not say how to cut its weights; a class attribute `sharding` would")
     found = rank_pool().run(subject, "sharded")
     fix = "cut the layers that read the input by column and those that write the output by row, nothing else between"
     if isinstance(found, str):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from gptlab.config import config_from
@@ -94,12 +94,17 @@ def _sharded(subject: Subject, world: World, perturbed: bool) -> Groups:
     for name in ("whole", "sharded"):
         model = subject.model(perturbed=perturbed)
         if name == "sharded":
-            shard(model, init_device_mesh("cpu", (world.size,)))
+            shard(model, _mesh(world.size))
         hidden = seeded_hidden(model, ids, documents)
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(5))
         (hidden * weights).sum().backward()
         groups[name] = {"hidden": hidden.detach(), **{k: _full(g) for k, g in gradients(model).items()}}
     return groups
+
+
+@functools.cache
+def _mesh(size: int) -> DeviceMesh:
+    return init_device_mesh("cpu", (size,))
 
 
 def _full(tensor: Tensor) -> Tensor:

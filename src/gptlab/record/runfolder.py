@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config
-from gptlab.errors import BusyError
+from gptlab.errors import BusyError, GptlabError
 from gptlab.files import exclusive, write_atomic
 from gptlab.version import __version__
 
@@ -151,6 +151,13 @@ def _is_json(path: Path) -> bool:
 def write_failure(folder: Path, failure: Failure) -> None:
     """Keep in RUN/failed.json why a run could not be trained; the next attempt removes it."""
     write_atomic(folder / FAILED, json.dumps(dataclasses.asdict(failure), indent=1) + "\n")
+
+
+def note_error(folder: Path, error: GptlabError) -> None:
+    """Keep in failed.json with what an attempt to train in `folder` ended: where there is a folder, and no finished run
+    in it, which an attempt to go on does not make a failure."""
+    if folder.is_dir() and state(folder) not in (State.FINISHED, State.EXTENDED):
+        write_failure(folder, Failure(type(error).__name__, str(error), key=getattr(error, "key", None)))
 
 
 def read_failure(folder: Path) -> Failure | None:

@@ -64,9 +64,8 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
     except DivergedError:
         raise  # the loop has written down all that it knew
     except GptlabError as error:
-        if folder is not None and Path(folder).is_dir() and world.is_main and not isinstance(error, BusyError):
-            failure = runfolder.Failure(type(error).__name__, str(error), key=getattr(error, "key", None))
-            runfolder.write_failure(Path(folder), failure)
+        if folder is not None and world.is_main and not isinstance(error, BusyError):
+            runfolder.note_error(Path(folder), error)
         raise
     finally:
         destroy_distributed(joined)
