@@ -330,7 +330,7 @@ def test_a_run_that_diverges_says_where(place: Path, mistake: Mistake) -> None:
     (place / "diverging.yaml").write_text("base: config.yaml\nmodel: {block: {mlp: {use: './idea.py:Exploding'}}}\n")
     arguments = [*settings("system.micro_batch=8", "checkpoint.every=2")]
     done = gptlab("train", "diverging.yaml", *arguments, cwd=place, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 3
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "step 6: the loss is nan" in error  # two layers, each with a count of its own
     run = next(path for path in (place / "runs").iterdir() if path.name.startswith("diverging"))

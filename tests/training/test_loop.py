@@ -220,7 +220,7 @@ def test_a_crash_while_validating_costs_no_step(train: Train, tmp_path: Path, mo
 
     every = {"eval": {"every": 5}, "checkpoint": {"every": 5}}
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise OSError("lost")
 
     monkeypatch.setattr(training, "evaluate", crash)

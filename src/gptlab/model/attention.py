@@ -169,15 +169,7 @@ class Attention(nn.Module):
         self.value_residual = value_residual
         if value_residual and layer_index > 0:
             self.residual_mix = nn.Parameter(torch.full((2,), 0.5))
-        self.gate = None
-        if gate_width is not None and (gate == "none" or not 0 < gate_width <= dim):
-            raise ConfigError(
-                f"model.block.attention.gate_width: {gate_width} of {dim} dimensions for gate {gate}; "
-                f"make it from 1 to {dim}, and gate head or element",
-                key="model.block.attention.gate_width",
-            )
-        if gate != "none":
-            self.gate = nn.Linear(gate_width or dim, heads if gate == "head" else heads * head_dim, bias=False)
+        self.gate = _build_gate(gate, gate_width, dim, heads, head_dim)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """(B, T, D) → (B, T, D)"""
@@ -240,6 +232,19 @@ class Attention(nn.Module):
         """Training FLOPs of q·k and of weights·v, a token: 12·H·C for each of the keys that a query reads."""
         window = self.window.at(1.0)
         return 12.0 * self.heads * self.head_dim * (length if window is None else min(window, length))
+
+
+def _build_gate(gate: str, width: int | None, dim: int, heads: int, head_dim: int) -> nn.Linear | None:
+    """The layer that a sigmoid makes the output's gate of, from `width` of the input's dimensions; None for no gate."""
+    if width is not None and (gate == "none" or not 0 < width <= dim):
+        raise ConfigError(
+            f"model.block.attention.gate_width: {width} of {dim} dimensions for gate {gate}; "
+            f"make it from 1 to {dim}, and gate head or element",
+            key="model.block.attention.gate_width",
+        )
+    if gate == "none":
+        return None
+    return nn.Linear(width or dim, heads if gate == "head" else heads * head_dim, bias=False)
 
 
 def _value_table(layer_index: int, layers: int, tables: int) -> int | None:

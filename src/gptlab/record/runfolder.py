@@ -154,9 +154,9 @@ def write_failure(folder: Path, failure: Failure) -> None:
 
 
 def note_error(folder: Path, error: GptlabError) -> None:
-    """Keep in failed.json with what an attempt to train in `folder` ended: where there is a folder, and no finished run
-    in it, which an attempt to go on does not make a failure."""
-    if folder.is_dir() and state(folder) not in (State.FINISHED, State.EXTENDED):
+    """Keep in failed.json with what an attempt to train in `folder` ended, where there is a folder and nothing in it to
+    go on from: a run that is there is not made a failure by a command that asks the wrong thing of it."""
+    if folder.is_dir() and state(folder) in (State.ABSENT, State.STARTED):
         write_failure(folder, Failure(type(error).__name__, str(error), key=getattr(error, "key", None)))
 
 
