@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # torch first and pinned: a bare range would take the newest build, and on Linux gigabytes of CUDA with it
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
-.PHONY: demo test lint format docs bench install clean
+.PHONY: demo test test-fast lint format docs bench install clean
 
 demo: $(VENV)/.installed ## five minutes, no GPU, no network: corpus, tokenizer, training, samples, picture
 	@bash scripts/demo.sh
 
-test: $(VENV)/.installed-dev ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: $(VENV)/.installed-dev ## the whole test suite; prints the 20 slowest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+
+test-fast: $(VENV)/.installed-dev ## what is not slow (tests/slow.txt): a minute or so, while you work
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20 -m 'not slow'
 
 lint: $(VENV)/.installed-dev ## style, types, layers
 	$(BIN)/ruff check .
