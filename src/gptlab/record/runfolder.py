@@ -26,7 +26,7 @@ from typing import Any
 
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config
 from gptlab.errors import BusyError, GptlabError
-from gptlab.files import exclusive, write_atomic
+from gptlab.files import atomic_folder, exclusive, write_atomic
 from gptlab.version import __version__
 
 DIVERGED = "diverged"
@@ -90,15 +90,13 @@ def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -
     """
     for name in (WEIGHTS, FACTS, FAILED):
         (folder / name).unlink(missing_ok=True)
-    code = folder / "code"
-    shutil.rmtree(code, ignore_errors=True)
-    package = Path(__file__).parents[1]
-    for file in package.rglob("*.py"):
-        _copy(file, code / "gptlab" / file.relative_to(package))
-    values = config.plain()
-    for name, path in component_files(config).items():
-        _copy(path, code / path.name)
-        values = _rename(values, f"{name}:", f"./code/{path.name}:")
+    package, values = Path(__file__).parents[1], config.plain()
+    with atomic_folder(folder / "code") as code:  # what it takes the place of may hold the very files that are copied
+        for file in package.rglob("*.py"):
+            _copy(file, code / "gptlab" / file.relative_to(package))
+        for name, path in component_files(config).items():
+            _copy(path, code / path.name)
+            values = _rename(values, f"{name}:", f"./code/{path.name}:")
     write_atomic(folder / "config.yaml", dump_yaml(values))
     sessions = read_sessions(folder)
     write_atomic(folder / "env.json", json.dumps([*sessions, session], indent=1))

@@ -1,1 +1,1 @@
-"""The machine: devices and precision, processes, checkpoints, run folders, numbers and their display."""
+"""What keeps a run: checkpoints, metrics, display, signals. Knows `nn.Module`, not GPT."""
