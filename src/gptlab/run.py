@@ -51,7 +51,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training reached its last step and nothing of it is missing (`gptlab.record.runfolder.state`)."""
-        return runfolder.state(self.folder) in (runfolder.State.FINISHED, runfolder.State.EXTENDED)
+        return runfolder.state(self.folder) in (runfolder.State.FINISHED, runfolder.State.RECONFIGURED)
 
     @functools.cached_property
     def generator(self) -> nn.Module:

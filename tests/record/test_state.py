@@ -46,7 +46,7 @@ def test_from_its_beginning_to_its_end(run: Path) -> None:
 
 def test_a_run_that_became_another_is_not_the_one_that_its_name_says(run: Path) -> None:
     (run / "env.json").write_text(json.dumps([{"config_hash": HASH}, {"config_hash": "ffffffff"}]))
-    assert state(run) is State.EXTENDED
+    assert state(run) is State.RECONFIGURED
     assert state(run, "ffffffff") is State.FINISHED
     renamed = run.rename(run.parent / "mine")
     assert state(renamed) is State.FINISHED  # a name without a hash promises none

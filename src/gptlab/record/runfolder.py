@@ -48,8 +48,8 @@ class State(enum.Enum):
     """It stopped by itself and would again: `read_failure` says why."""
     FINISHED = "finished"
     """It has its final weights, its facts, and the hash that its name promises; or it was imported or averaged."""
-    EXTENDED = "extended"
-    """It is finished, as another run than its name (or the hash that is asked for) says: its config was changed."""
+    RECONFIGURED = "reconfigured"
+    """It is finished, with another config than its name (or the hash that is asked for) stands for."""
     DAMAGED = "damaged"
     """A file that must be there is missing, torn or no longer readable."""
 
@@ -122,7 +122,7 @@ def state(folder: Path, config_hash: str | None = None) -> State:
         named = _NAMED_HASH.search(folder.resolve().name)
         wanted = config_hash or (named[1] if named else None)
         has = sessions[-1].get("config_hash") if sessions else None
-        return State.FINISHED if wanted is None or has == wanted else State.EXTENDED
+        return State.FINISHED if wanted is None or has == wanted else State.RECONFIGURED
     return State.INTERRUPTED if weights or any(folder.glob("checkpoints/step-*")) else State.STARTED
 
 

@@ -145,7 +145,7 @@ def _read(folder: Path, key: str) -> RunSummary:
     return RunSummary(
         folder=folder,
         config=config,
-        finished=state(folder) in (State.FINISHED, State.EXTENDED),
+        finished=state(folder) in (State.FINISHED, State.RECONFIGURED),
         facts=facts,
         step=int(row["step"][-1]) if len(row["step"]) else 0,
         steps=facts.steps if facts is not None else -(-int(training["tokens"]) // int(training["batch_tokens"])),

@@ -155,7 +155,7 @@ def _run_entry(folder: Path, store: Store) -> RunEntry:
         shown = f"training, step {step:,} of {steps:,}"
     elif reached is State.DAMAGED:
         shown = "broken: a file is missing or cut short"
-    elif reached in (State.FINISHED, State.EXTENDED):
+    elif reached in (State.FINISHED, State.RECONFIGURED):
         shown = "finished"
     else:
         shown = f"unfinished, step {step:,} of {steps:,}"
