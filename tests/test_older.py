@@ -66,4 +66,5 @@ def test_it_goes_on_from_its_checkpoint(place: Path) -> None:
     run = gptlab.train(load_config(f"runs/{NAME}", ["train.tokens=1536"]), resume=True, folder=f"runs/{NAME}")
     assert (run.step, run.finished) == (12, True)
     assert [row["step"] for row in run.metrics if "train/loss" in row] == list(range(1, 13))
-    assert state(run.folder) is State.RECONFIGURED  # its name still says the shorter run
+    assert state(run.folder) is state(Path("runs") / NAME) is State.FINISHED
+    assert run.folder.name != NAME  # the name of a run says what it is: a longer one is another

@@ -40,6 +40,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     step: int | None = None  # the training step of the weights; None where it is not known
+    weights: str | None = None  # 16 digits of SHA-256 of model.safetensors; None where they are from elsewhere
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -96,9 +97,12 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     tokenizer = load_tokenizer(folder / "tokenizer")
     model = build_model(config, tokenizer.vocab_size)
     step = _load_weights(folder, model, checkpoint)
-    if step is None and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
+    final = step is None
+    if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
         step = config.total_steps
-    return make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
+    run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
+    run.weights = weights_digest(folder / runfolder.WEIGHTS) if final else None
+    return run
 
 
 def make_run(
@@ -185,13 +189,17 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int | None:
     """Load them; the step of the checkpoint they are from, None for the final ones."""
-    final = folder / "model.safetensors"
+    final = folder / runfolder.WEIGHTS
     if checkpoint is None and final.is_file():
+        runfolder.check_weights(folder)
         tensors = _read_weights(final)
         own = dict(model.named_parameters())
         odd = set(own) ^ set(tensors) or {n for n in own if own[n].shape != tensors[n].shape}
         if odd:
             raise CheckpointError(f"{final} does not fit config.yaml: {sorted(odd)[0]}; was either of them edited?")
+        if wrong := next((n for n in own if own[n].dtype != tensors[n].dtype), None):
+            there, here = (str(side[wrong].dtype).removeprefix("torch.") for side in (tensors, own))
+            raise CheckpointError(f"{final}: {wrong} is {there} and not {here}: the file was converted; restore it")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])

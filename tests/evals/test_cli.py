@@ -86,7 +86,9 @@ def test_another_data_set_has_its_own_file(runs: Path, call: Callable[..., tuple
     shutil.copytree(tmp_path / "made" / "data", tmp_path / "more")
     code, _, err = call("eval", runs / "b", "--data", "more", "--limit", "1")
     assert code == 0, err
-    assert (runs / "b" / "evals" / "loss-more.json").is_file()
+    (written,) = (runs / "b" / "evals").glob("loss-more-*.json")
+    fingerprint = json.loads(written.read_text())["settings"]["data"]["data"]["fingerprint"]
+    assert written.stem == f"loss-more-{fingerprint[:8]}"
     assert not (runs / "b" / "evals" / "loss.json").exists()
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from helpers import TINY, gptlab, make_data, only_run, rows
 
+from gptlab.record.runfolder import State, state
+
 pytestmark = pytest.mark.slow
 
 
@@ -130,7 +132,12 @@ def test_a_finished_run_extends(setting: tuple[Path, list[str]], reference: Path
     cwd = reference.parent.parent
     done = gptlab("train", str(reference.relative_to(cwd)), "--set", "train.tokens=17920", "--resume", cwd=cwd)
     assert "from step 60" in done.stderr
-    after = rows(reference)
+    assert f"{reference.relative_to(cwd)} stays as it is" in done.stderr  # an experiment may rest on it
+    assert rows(reference) == before
+    assert state(reference) is State.FINISHED
+    (longer,) = (folder for folder in (cwd / "runs").iterdir() if folder != reference)
+    assert state(longer) is State.FINISHED
+    after = rows(longer)
     assert after[: len(before)] == before
     assert after[-1]["step"] == 70
-    assert [session["tokens"] for session in json.loads((reference / "env.json").read_text())] == [15360, 17920]
+    assert [session["tokens"] for session in json.loads((longer / "env.json").read_text())] == [15360, 17920]

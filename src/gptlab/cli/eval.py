@@ -10,7 +10,7 @@ import typer
 from gptlab.cli.options import Checkpoint, Device
 from gptlab.cli.tables import show_rows
 from gptlab.console import say
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, GptlabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,13 +29,16 @@ def evaluate(
         Path | None,
         typer.Option(help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"),
     ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(help="tokens of a validation window, for runs that were trained on different ones")
+    ] = None,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
 ) -> None:
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
     from gptlab.evals.benchmark import Options
 
-    options = Options(limit=limit, data=data, task_data=task_data)
+    options = Options(limit=limit, data=data, task_data=task_data, sequence_length=sequence_length)
     _evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)
 
 
@@ -52,13 +55,15 @@ def _evaluate_runs(
     for folder in runs:
         if folder.suffix != ".pt" and not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+    if any(find_benchmark(name).reads_data for name in names):
+        _check_alike(runs, options)
     rows: list[tuple[Path, list[Evaluation]]] = []
     for folder in runs:
         run = load(folder, device=device, checkpoint=checkpoint)
         found = []
         for name in names:
             found.append(run_benchmark(run, name, options))
-            path = result_path(folder, found[-1], data=options.data, checkpoint=checkpoint)
+            path = result_path(folder, found[-1], options, checkpoint)
             found[-1].write(path)
             say(f"wrote {path}")
         rows.append((folder, found))
@@ -66,13 +71,37 @@ def _evaluate_runs(
     show_rows(("run", "step", *(column.heading for column in columns)), (_row(*row) for row in rows))
 
 
-def result_path(folder: Path, found: Evaluation, *, data: Path | None = None, checkpoint: str | None = None) -> Path:
-    """RUN/evals/TASK.json; another data set or checkpoint than the run's own goes into the name."""
-    from gptlab.evals.benchmark import find_benchmark
+def _check_alike(runs: Sequence[Path], options: Options) -> None:
+    """Raise GptlabError where a table would hold numbers of different text, or of windows of different lengths."""
+    from gptlab.data import measured_on
+    from gptlab.evals.validation import validation_sets
+    from gptlab.record.measurement import differences
+    from gptlab.record.runfolder import read_config
+    from gptlab.tokenizer import load_tokenizer
 
+    first = None
+    for folder in [one for one in runs if one.suffix != ".pt"]:
+        config, tokenizer = read_config(folder), load_tokenizer(folder / "tokenizer")
+        changes = {"tokens": options.limit, "sequence_length": options.sequence_length or config.validation_length}
+        config = config.model_copy(update={"eval": config.eval.model_copy(update=changes)})
+        found = measured_on(config, tokenizer, validation_sets(folder, config.data, tokenizer, options.data))
+        if first is not None and (changed := differences(found, first[1], by_byte=True)):
+            raise GptlabError(
+                f"{folder} would be measured on something else than {first[0]}, {changed[0]}; give both one "
+                "--sequence-length and one --data, or evaluate them one by one"
+            )
+        first = first or (folder, found)
+
+
+def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: str | None) -> Path:
+    """RUN/evals/TASK.json; another data set, window or checkpoint than the run's own goes into the name."""
     base = folder.parent if folder.suffix == ".pt" else folder
-    named = data.resolve().name if data is not None and find_benchmark(found.task).reads_data else ""
-    parts = [found.task, named, checkpoint or ""]
+    parts = [found.task]
+    if (data := found.settings.get("data")) is not None and options.data is not None:
+        parts += [options.data.resolve().name, data["data"]["fingerprint"][:8]]
+    if "sequence_length" in found.settings and options.sequence_length is not None:
+        parts.append(f"window{options.sequence_length}")
+    parts.append(checkpoint or "")
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 

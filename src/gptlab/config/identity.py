@@ -31,7 +31,10 @@ UNHASHED = (
 )
 """Dotted keys outside the hash. `data.sources` and `data.tokenizer` enter as fingerprints of what they lead to."""
 
-ADDED: dict[str, tuple[Any, ...]] = {"data.stream": (None, {"use": "BatchStream"})}
+ADDED: dict[str, tuple[Any, ...]] = {
+    "data.stream": (None, {"use": "BatchStream"}),
+    "eval.sequence_length": (None,),
+}
 """Keys that came after runs had been hashed, and what means the same as before they came: that is left out."""
 
 

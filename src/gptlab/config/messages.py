@@ -122,6 +122,22 @@ def explain(
     return path, f"{first['input']!r} does not fit: expected {' or '.join(wanted)}"
 
 
+def problem_of(error: pydantic.ValidationError) -> str:
+    """The first thing that is wrong in a file of ours, in a line: the place in it, and what was expected there."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{where!r} is missing"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where!r} is unknown"
+    if first["type"] == "json_invalid":
+        return f"no JSON: {first['ctx']['error']}"
+    wanted = str(first.get("ctx", {}).get("error", "")) if first["type"] == "value_error" else _wanted(first)
+    found = repr(first["input"])
+    found = found if len(found) <= 40 else f"{found[:40]}…"
+    return f"{where or 'it'} is {found}, expected {wanted}" if first["type"] != "value_error" else f"{where}: {wanted}"
+
+
 def _wanted(problem: ErrorDetails) -> str:
     template = _WANTED.get(problem["type"])
     return problem["msg"] if template is None else template.format(**problem.get("ctx", {}))

@@ -130,6 +130,9 @@ class Evaluate(Section):
 
     every: NonNegativeInteger = Field(200, description="steps between validations; 0: only at the end")
     tokens: PositiveInteger | None = Field(None, description="validation tokens, from the start; null: the whole split")
+    sequence_length: PositiveInteger | None = Field(
+        None, description="tokens of a window of validation, so that runs of other lengths compare; null: the run's"
+    )
 
 
 class Checkpoint(Section):
@@ -197,6 +200,11 @@ class RunConfig(Section):
                 key="train.batch_tokens",
             )
         return self
+
+    @property
+    def validation_length(self) -> int:
+        """Tokens of a window of validation."""
+        return self.eval.sequence_length or self.train.sequence_length
 
     def plain(self) -> dict[str, Any]:
         """As nested dictionaries with every default written out, ready for YAML."""

@@ -6,7 +6,7 @@ from gptlab.data.batches import IGNORE, Batch, BatchStream, TokenStream, micro_b
 from gptlab.data.dataset import MANIFEST, Info, Manifest, TokenDataset, info, verify
 from gptlab.data.preparation import prepare
 from gptlab.data.sources import Document, Reading, iter_documents
-from gptlab.data.splits import open_splits, open_stream
+from gptlab.data.splits import measured_on, open_splits, open_stream
 
 __all__ = [
     "IGNORE",
@@ -21,6 +21,7 @@ __all__ = [
     "TokenStream",
     "info",
     "iter_documents",
+    "measured_on",
     "micro_batches",
     "open_splits",
     "open_stream",

@@ -10,6 +10,7 @@ from gptlab.config.schema import Data
 from gptlab.data.batches import TokenStream
 from gptlab.data.dataset import MANIFEST, Split, TokenDataset
 from gptlab.errors import ConfigError
+from gptlab.record.measurement import Identity, validation_identity
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -44,6 +45,17 @@ def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[st
     train = {name: open_split(path, "train") for name, path in sources.items()}
     validation = {name: open_split(path, "validation") for name, path in sources.items()}
     return tokenizer, train, validation
+
+
+def measured_on(config: RunConfig, tokenizer: Tokenizer, validation: Mapping[str, TokenDataset]) -> Identity:
+    """What the validations of a run of `config` are read from: splits and tokenizer as `open_splits` gives them."""
+    return validation_identity(
+        {name: dataset.fingerprint for name, dataset in validation.items()},
+        {name: (dataset.documents, dataset.bytes) for name, dataset in validation.items()},
+        tokens=config.eval.tokens,
+        length=config.validation_length,
+        tokenizer=tokenizer.hash,
+    )
 
 
 def open_stream(

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gptlab import evals
 from gptlab.data.sources.download import download
 from gptlab.errors import DataError, GptlabError, did_you_mean
-from gptlab.files import write_atomic
+from gptlab.record.evaluation import Evaluation as Evaluation
+from gptlab.record.measurement import SCORER
 from gptlab.run import Run
 from gptlab.version import __version__
 
@@ -31,52 +30,20 @@ class Options:
     Attributes:
         limit: so many questions, or validation windows; all for None.
         data: another data set for the loss task.
+        sequence_length: tokens of a validation window; None: those of the run's own validation.
         task_data: folder that holds the questions; None: GPTLAB_BENCHMARKS, else they are downloaded.
     """
 
     limit: int | None = None
     data: Path | None = None
     task_data: Path | None = None
+    sequence_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise GptlabError(f"--limit must be at least 1 (given: {self.limit}); leave it out for all")
-
-
-@dataclass
-class Evaluation:
-    """What a task found about a run.
-
-    Attributes:
-        task: its name.
-        results: the numbers, by name.
-        standard_errors: of some of them, by the same names; None where one window or question was all.
-        settings: what the numbers depend on.
-        records: a row a question, where there are questions.
-    """
-
-    task: str
-    results: dict[str, Any]
-    standard_errors: dict[str, float | None]
-    settings: dict[str, Any]
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-    def write(self, path: Path) -> None:
-        """Keep it as JSON, a record a line. Raises GptlabError where the disk refuses."""
-        head = {
-            "task": self.task,
-            "results": self.results,
-            "standard_errors": self.standard_errors,
-            "settings": self.settings,
-        }
-        text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
-        if self.records:
-            rows = ",\n".join("  " + json.dumps(record, ensure_ascii=False) for record in self.records)
-            text = f'{text[:-2]},\n "records": [\n{rows}\n ]\n}}'
-        try:
-            write_atomic(path, text + "\n")
-        except OSError as error:
-            raise GptlabError(f"cannot write {path}: {error.strerror}; free some space or mend its rights") from None
+        if self.sequence_length is not None and self.sequence_length < 1:
+            raise GptlabError(f"--sequence-length must be at least 1 (given: {self.sequence_length})")
 
 
 @dataclass(frozen=True)
@@ -106,6 +73,7 @@ class Benchmark:
         columns: what is shown of the results.
         files: the questions that it needs.
         reads_data: whether it reads a data set of the run, or the one of `Options.data`.
+        version: raised when it comes to other numbers for the same weights and questions.
     """
 
     name: str
@@ -113,6 +81,7 @@ class Benchmark:
     columns: tuple[Column, ...]
     files: tuple[QuestionFile, ...] = ()
     reads_data: bool = False
+    version: int = 1
 
 
 @functools.cache
@@ -138,6 +107,8 @@ def evaluate(run: Run, name: str, options: Options | None = None) -> Evaluation:
     found.settings = {
         "run": run.folder.name,
         "step": run.step,
+        "weights": run.weights,
+        "version": f"{SCORER}.{benchmark.version}",
         "gptlab": __version__,
         "tokenizer": {"name": run.tokenizer.name, "hash": run.tokenizer.hash},
         "device": str(run.device),

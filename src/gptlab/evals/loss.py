@@ -11,7 +11,7 @@ import torch
 from gptlab.data import Batch
 from gptlab.errors import GptlabError
 from gptlab.evals.benchmark import Benchmark, Column, Evaluation, Options
-from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_settings
+from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_length, window_settings
 from gptlab.inference.scoring import LossResult, window_sums
 from gptlab.run import Run
 
@@ -19,13 +19,13 @@ from gptlab.run import Run
 def evaluate_loss(run: Run, options: Options) -> Evaluation:
     """Loss, perplexity and bits per byte on validation text, in windows as in training's own validation."""
     sets = validation_sets(run.folder, run.config.data, run.tokenizer, options.data)
-    length = run.config.train.sequence_length
+    length = window_length(run, options)
     table = run.tokenizer.token_bytes()
 
     def sums(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
         return window_sums(run.model, batches, token_bytes=table, device=run.device, dtype=run.dtype)
 
-    rows = {name: measure_windows(run, dataset, "loss", name, options.limit, sums) for name, dataset in sets.items()}
+    rows = {name: measure_windows(run, one, "loss", name, length, options.limit, sums) for name, one in sets.items()}
     every = torch.cat(list(rows.values()))
     results, errors = _loss_numbers(every)
     if len(sets) > 1:

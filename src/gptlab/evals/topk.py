@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gptlab.data import IGNORE, Batch
 from gptlab.evals.benchmark import Benchmark, Column, Evaluation, Options
-from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_settings
+from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_length, window_settings
 from gptlab.hardware.precision import autocast
 from gptlab.run import Run
 
@@ -63,14 +63,15 @@ def evaluate_topk(run: Run, options: Options) -> Evaluation:
     def hits(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
         return window_hits(run.model, batches, device=run.device, dtype=run.dtype)
 
-    found = [measure_windows(run, dataset, "top-k", name, options.limit, hits) for name, dataset in sets.items()]
+    length = window_length(run, options)
+    found = [measure_windows(run, one, "top-k", name, length, options.limit, hits) for name, one in sets.items()]
     rows = torch.cat(found)
     results: dict[str, Any] = {"tokens": int(rows[:, 0].sum()), "windows": len(rows)}
     errors: dict[str, float | None] = {}
     for number, k in enumerate(KS, start=1):
         results[f"top_{k}"] = float(rows[:, number].sum() / rows[:, 0].sum())
         errors[f"top_{k}"] = ratio_error(rows[:, number], rows[:, 0])
-    return Evaluation("topk", results, errors, window_settings(sets, run.config.train.sequence_length))
+    return Evaluation("topk", results, errors, window_settings(sets, length))
 
 
 BENCHMARK = Benchmark("topk", evaluate_topk, tuple(Column(f"top-{k}", f"top_{k}") for k in KS), reads_data=True)

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from gptlab.config.schema import Data
-from gptlab.console import progress
+from gptlab.console import progress, say
 from gptlab.data import MANIFEST, Batch, TokenDataset, validation_batches
-from gptlab.errors import DataError
+from gptlab.errors import DataError, GptlabError
+from gptlab.evals.benchmark import Options
+from gptlab.record.measurement import data_identity, differences
+from gptlab.record.runfolder import read_sessions
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
 
@@ -34,7 +37,28 @@ def validation_sets(folder: Path, section: Data, tokenizer: Tokenizer, data: Pat
         else:
             vocab_size, separator = tokenizer.vocab_size, tokenizer.end_of_text
             found[name] = TokenDataset.open(path, "validation", vocab_size=vocab_size, end_of_text=separator)
+    if data is None:
+        _say_what_changed(folder, found)
     return found
+
+
+def _say_what_changed(folder: Path, sets: dict[str, TokenDataset]) -> None:
+    """Say it where the run's own validation data are not those that it was validated on."""
+    before = next((s["validation"] for s in reversed(read_sessions(folder)) if "validation" in s), None)
+    now = data_identity({name: dataset.fingerprint for name, dataset in sets.items()})
+    if before is not None and (changed := differences(before, now)):
+        say(f"careful: the data of {folder} have changed since it was trained, {changed[0]}; its log is of other text")
+
+
+def window_length(run: Run, options: Options) -> int:
+    """Tokens of a window: what was asked for, else those of the run's own validation. Raises GptlabError for more than
+    its model can see."""
+    length = options.sequence_length or run.config.validation_length
+    if length > run.model.context_length:
+        raise GptlabError(
+            f"--sequence-length {length}: {run.folder} sees {run.model.context_length} tokens; ask for no more"
+        )
+    return length
 
 
 def measure_windows(
@@ -42,11 +66,11 @@ def measure_windows(
     dataset: TokenDataset,
     what: str,
     name: str,
+    length: int,
     limit: int | None,
     measure: Callable[[Iterator[Batch]], Iterator[torch.Tensor]],
 ) -> torch.Tensor:
-    """What `measure` finds in each window, (windows, numbers), float64."""
-    length = run.config.train.sequence_length
+    """What `measure` finds in each window of `length` tokens, (windows, numbers), float64."""
     available = max(0, dataset.tokens - 1)
     tokens = available if limit is None else min(available, limit * length)
     rows = max(1, _WINDOW_TOKENS[run.device.type] // length)

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from gptlab.config import RunConfig, config_from, config_hash
+from gptlab.config import RunConfig, config_from, config_hash, weights_digest
 from gptlab.console import console, say
 from gptlab.errors import CheckpointError, DataError
 from gptlab.files import atomic_folder
@@ -178,8 +178,9 @@ def write_run(
         raise CheckpointError(f"{folder} exists already, with these very weights; use it, or delete it first")
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
     with new_folder(folder) as aside:
-        runfolder.write_run_folder(aside, config, session | {"imported": source})
         save_tensors(tensors, aside / "model.safetensors")
+        session = {**session, "weights": weights_digest(aside / "model.safetensors"), "imported": source}
+        runfolder.write_run_folder(aside, config, session)
         tokenizer.save(aside / "tokenizer")
         runfolder.log_line(aside, f"imported from {source['from']}")
     if (beyond := len(tensors["embedding.weight"]) - tokenizer.vocab_size) > 0:

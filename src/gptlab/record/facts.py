@@ -6,11 +6,17 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+import pydantic
+from pydantic import Field
+
+from gptlab.config.jsonfile import parse_json, read_json
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
 SCHEMA = 1
 """Raised when a field changes its meaning; a folder of another schema is refused by name."""
 
@@ -19,19 +25,22 @@ SCHEMA = 1
 class Facts:
     """Size, cost and provenance of a finished run."""
 
-    parameters: int
-    flops_per_token: float  # of training: forward and backward, as model.counting counts
-    tokens: int  # trained on
-    steps: int
-    seconds: float  # of training alone, over all sessions, as in metrics.jsonl
-    wall_seconds: float  # of the last session: start-up, validation and checkpoints too
-    sessions: int  # how many it took; 1: never interrupted
-    peak_memory_bytes: int  # CUDA: the most allocated on one device; CPU: the most resident in one process
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
+    parameters: Count
+    flops_per_token: Amount  # of training: forward and backward, as model.counting counts
+    tokens: Count  # trained on
+    steps: Count
+    seconds: Amount  # of training alone, over all sessions, as in metrics.jsonl
+    wall_seconds: Amount  # of the last session: start-up, validation and checkpoints too
+    sessions: Annotated[int, Field(ge=1)]  # how many it took; 1: never interrupted
+    peak_memory_bytes: Count  # CUDA: the most allocated on one device; CPU: the most resident in one process
     hardware: str  # the GPU, else the CPU
-    world_size: int
+    world_size: Annotated[int, Field(ge=1)]
     dtype: str
     code: str  # gptlab.record.fingerprint
     versions: dict[str, str]  # python, torch, gptlab
+    weights: str | None = None  # 16 digits of SHA-256 of model.safetensors; None: by gptlab before 0.4
 
     @property
     def flops(self) -> float:
@@ -47,21 +56,18 @@ def write_facts(folder: Path, facts: Facts) -> None:
 def read_facts(folder: Path) -> Facts:
     """The facts of a finished run. Raises GptlabError where it has none, or they are of another schema or damaged."""
     path = folder / "facts.json"
+    mend = "restore it, or delete the run and train it again"
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = values.pop("schema")
+        values = read_json(path, dict[str, Any], mend=mend)
+        if (schema := values.pop("schema", SCHEMA)) != SCHEMA:
+            raise GptlabError(
+                f"{path}: of schema {schema!r}, this gptlab reads {SCHEMA}; use the gptlab that made it, or train it "
+                "again"
+            )
+        return parse_json(json.dumps(values), Facts)
     except FileNotFoundError:
         raise GptlabError(
             f"{folder} has no facts.json: it is not finished, or was trained by gptlab before 0.3; train it again"
         ) from None
-    except (ValueError, KeyError, AttributeError):
-        raise GptlabError(f"{path}: damaged; restore it, or delete the run and train it again") from None
-    if schema != SCHEMA:
-        raise GptlabError(
-            f"{path}: of schema {schema}, this gptlab reads {SCHEMA}; use the gptlab that made it, or train it again"
-        )
-    names = {field.name for field in dataclasses.fields(Facts)}
-    if set(values) != names:
-        odd = sorted(names ^ set(values))[0]
-        raise GptlabError(f"{path}: {odd!r} is {'missing' if odd in names else 'unknown'}; restore the file")
-    return Facts(**values)
+    except ValueError as problem:
+        raise GptlabError(f"{path}: damaged ({problem}); {mend}") from None

@@ -22,29 +22,69 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 
 Row = dict[str, Any]
+_LARGEST = 1e30  # of a number in a row: a loss, a norm, a count; beyond it nothing is measured
+_SHARED = ("step", "tokens", "seconds")  # of the two rows that a step can have, trained and validated
 
 
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl. A torn last line (a crash while writing) is dropped and said.
 
-    Raises GptlabError where an earlier line is not JSON.
+    Raises GptlabError, naming the line, where a row is not one, or not in its place: steps never go back, and each is
+    trained once and validated once.
     """
     rows: list[Row] = []
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return rows
+    except OSError as error:
+        raise GptlabError(f"{path}: cannot be read ({error.strerror or error}); restore it") from None
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError("no step")
-        except ValueError:
+            row = _row(line)
+        except ValueError as problem:
             if number == len(lines):
                 say(f"{path}:{number}: the last line is torn (a crash while writing it); it is left out")
                 break
-            raise GptlabError(f"{path}:{number}: not a row of metrics; delete the line, or restore the file") from None
+            raise GptlabError(
+                f"{path}:{number}: not a row of metrics ({problem}); delete the line, or restore the file"
+            ) from None
+        if misplaced := _misplaced(row, rows):
+            raise GptlabError(f"{path}:{number}: {misplaced}; the file was edited: restore it")
         rows.append(row)
     return rows
+
+
+def _row(line: bytes) -> Row:
+    """A line as a row. Raises ValueError where it is none: a step, and numbers by name."""
+    row = json.loads(line, parse_constant=_refuse)
+    if not isinstance(row, dict) or "step" not in row:
+        raise ValueError("no step")
+    for key, value in row.items():
+        if value is not None and not isinstance(value, int | float):
+            raise ValueError(f"{key!r} is {str(value)[:40]!r}, no number")
+        if isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:
+            raise ValueError(f"{key!r} is beyond {_LARGEST:g}")
+        if key in ("step", "tokens") and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ValueError(f"{key!r} is {value!r}, no count")
+    return row
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _misplaced(row: Row, before: Sequence[Row]) -> str:
+    """What is wrong with the place of a row; empty where nothing is."""
+    if not before or row["step"] > before[-1]["step"]:
+        return ""
+    if row["step"] < before[-1]["step"]:
+        return f"step {row['step']} comes after step {before[-1]['step']}"
+    same = [other for other in before[-2:] if other["step"] == row["step"]]
+    twice = next((key for key in row if key not in _SHARED and any(key in other for other in same)), None)
+    return f"{twice} of step {row['step']} is there twice" if twice else ""
 
 
 def read_columns(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -66,7 +106,7 @@ def _columns(content: bytes, keys: Sequence[str]) -> dict[str, NDArray[np.float6
 
     if not content.endswith(b"\n"):
         return None
-    wanted = list(dict.fromkeys(["step", *keys]))
+    wanted = list(dict.fromkeys(["step", "train/loss", "val/loss", *keys]))
     options = arrow.ParseOptions(
         explicit_schema=pa.schema([(key, pa.float64()) for key in wanted]), unexpected_field_behavior="ignore"
     )
@@ -78,7 +118,15 @@ def _columns(content: bytes, keys: Sequence[str]) -> dict[str, NDArray[np.float6
         return None
     if len(table) != content.count(b"\n") or table["step"].null_count:
         return None
-    return {key: np.concatenate([_values(chunk) for chunk in table[key].chunks]) for key in keys}
+    found = {key: np.concatenate([_values(chunk) for chunk in table[key].chunks] or [np.empty(0)]) for key in wanted}
+    steps = np.diff(found["step"], prepend=0.0)
+    if (steps < 0).any() or any(np.nanmax(np.abs(values), initial=0.0) >= _LARGEST for values in found.values()):
+        return None  # what is wrong, and in which line, the careful reader says
+    same = np.flatnonzero(steps == 0)
+    same = same[same > 0]
+    there = [~np.isnan(values) for key, values in found.items() if key not in _SHARED]
+    twice = any((one[same] & one[same - 1]).any() for one in there)
+    return None if twice or (np.diff(same) == 1).any() else {key: found[key] for key in keys}
 
 
 def _values(chunk: Any) -> NDArray[np.float64]:

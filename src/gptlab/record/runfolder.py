@@ -20,13 +20,20 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from gptlab.config import RunConfig, component_files, dump_yaml, load_config
-from gptlab.errors import BusyError, GptlabError
+import pydantic
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from gptlab.config import RunConfig, component_files, dump_yaml, load_config, weights_digest
+from gptlab.config.jsonfile import read_json
+from gptlab.errors import BusyError, CheckpointError, GptlabError
 from gptlab.files import atomic_folder, exclusive, write_atomic
+from gptlab.record.facts import read_facts
+from gptlab.record.measurement import Identity
 from gptlab.version import __version__
 
 DIVERGED = "diverged"
@@ -52,6 +59,24 @@ class State(enum.Enum):
     """It is finished, with another config than its name (or the hash that is asked for) stands for."""
     DAMAGED = "damaged"
     """A file that must be there is missing, torn or no longer readable."""
+
+
+class Session(TypedDict, total=False):
+    """What env.json keeps of one session; more than these keys, which others depend on."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
+
+    started: str
+    """ISO 8601."""
+    config_hash: str
+    git: dict[str, str] | None
+    """Commit, and the diff of what was not committed."""
+    validation: Identity
+    """What the validations of this session were read from."""
+    weights: str
+    """The digest of the weights that were imported or averaged; facts.json has that of a training."""
+    imported: dict[str, Any]
+    soup: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,13 +108,11 @@ def lock_path(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -> None:
-    """Make or refresh a run folder: config, code, and one more session in env.json. It is not finished from now on.
+def write_run_folder(folder: Path, config: RunConfig, session: Session) -> None:
+    """Make or refresh a run folder: config, code, and one more session in env.json.
 
     `config.yaml` names user components by their copy in code/, so that the folder can be moved and read alone.
     """
-    for name in (WEIGHTS, FACTS, FAILED):
-        (folder / name).unlink(missing_ok=True)
     package, values = Path(__file__).parents[1], config.plain()
     with atomic_folder(folder / "code") as code:  # what it takes the place of may hold the very files that are copied
         for file in package.rglob("*.py"):
@@ -102,47 +125,68 @@ def write_run_folder(folder: Path, config: RunConfig, session: dict[str, Any]) -
     write_atomic(folder / "env.json", json.dumps([*sessions, session], indent=1))
 
 
+def reopen(folder: Path) -> None:
+    """Take from a run what says that it is finished, or failed: it is trained from now on."""
+    for name in (WEIGHTS, FACTS, FAILED):
+        (folder / name).unlink(missing_ok=True)
+
+
 def state(folder: Path, config_hash: str | None = None) -> State:
     """How far the run in `folder` has come. `config_hash`: the one that it must have to count as finished; None: the
     one in the folder's name, where there is one (a folder may be renamed)."""
+    try:
+        return _state(folder, config_hash)
+    except GptlabError:
+        return State.DAMAGED
+
+
+def _state(folder: Path, config_hash: str | None) -> State:
+    """The same; raises GptlabError where a file is damaged."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return State.ABSENT
     weights, facts = (folder / WEIGHTS).is_file(), (folder / FACTS).is_file()
     sessions = read_sessions(folder)
     if not (folder / "config.yaml").is_file():  # log.txt or a prediction may be there before training is
         return State.DAMAGED if weights or facts or (folder / "metrics.jsonl").is_file() else State.STARTED
-    if (weights and not _is_complete(folder / WEIGHTS)) or (facts and not _is_json(folder / FACTS)):
+    if weights and not _is_complete(folder / WEIGHTS):
         return State.DAMAGED
+    if facts:
+        read_json(folder / FACTS, dict[str, Any], mend="restore it")
     if (failure := read_failure(folder)) is not None and failure.kind == DIVERGED:
         return State.DIVERGED
-    made_elsewhere = bool(sessions) and bool({"imported", "soup"} & sessions[-1].keys())
-    if weights and made_elsewhere:
+    if weights and made_elsewhere(sessions):
         return State.FINISHED
     if weights and facts:
-        named = _NAMED_HASH.search(folder.resolve().name)
-        wanted = config_hash or (named[1] if named else None)
+        wanted = config_hash or named_hash(folder)
         has = sessions[-1].get("config_hash") if sessions else None
         return State.FINISHED if wanted is None or has == wanted else State.RECONFIGURED
     return State.INTERRUPTED if weights or any(folder.glob("checkpoints/step-*")) else State.STARTED
 
 
+def made_elsewhere(sessions: Sequence[Session]) -> bool:
+    """Whether the weights were imported or averaged, and not trained here."""
+    return bool(sessions) and bool({"imported", "soup"} & sessions[-1].keys())
+
+
+def named_hash(folder: Path) -> str | None:
+    """The hash that the name of a run's folder promises; None for a folder of another name."""
+    found = _NAMED_HASH.search(folder.resolve().name)
+    return found[1] if found is not None else None
+
+
 def _is_complete(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says (its first 8 bytes give the header's length)."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), open(path, "rb") as file:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError),
+        open(path, "rb") as file,
+    ):
         length = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
         if length > size:
             return False
         header = json.loads(file.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return size == 8 + length + max(ends, default=0)
-    return False
-
-
-def _is_json(path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):
-        json.loads(path.read_text(encoding="utf-8"))
-        return True
+        return bool(size == 8 + length + max(ends, default=0))
     return False
 
 
@@ -159,22 +203,45 @@ def note_error(folder: Path, error: GptlabError) -> None:
 
 
 def read_failure(folder: Path) -> Failure | None:
-    """Why the last attempt failed; None where it did not."""
+    """Why the last attempt failed; None where it did not. Raises GptlabError where failed.json is damaged."""
+    path, mend = folder / FAILED, "delete it, the next attempt writes its own"
     try:
-        values = json.loads((folder / FAILED).read_text(encoding="utf-8"))
-        if "reason" in values:  # as gptlab 0.3 wrote it
-            return Failure(DIVERGED, str(values["reason"]))
-        return Failure(**values)
-    except (OSError, ValueError, TypeError, AttributeError):
+        values = read_json(path, dict[str, Any], mend=mend)
+        if isinstance(reason := values.get("reason"), str):  # as gptlab 0.3 wrote it
+            return Failure(DIVERGED, reason)
+        return read_json(path, Failure, mend=mend)
+    except FileNotFoundError:
         return None
 
 
-def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """The sessions that worked on a run, the oldest first; none where env.json is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        sessions: list[dict[str, Any]] = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-        return sessions
-    return []
+def read_sessions(folder: Path) -> list[Session]:
+    """The sessions that worked on a run, the oldest first; none where there is no env.json. Raises GptlabError where it
+    is damaged."""
+    try:
+        return read_json(folder / "env.json", list[Session], mend="restore it, or move the run away")
+    except FileNotFoundError:
+        return []
+
+
+def recorded_weights(folder: Path) -> str | None:
+    """The digest of its weights that a finished run keeps; None where it keeps none."""
+    if (folder / FACTS).is_file():
+        return read_facts(folder).weights
+    sessions = read_sessions(folder)
+    return sessions[-1].get("weights") if sessions else None
+
+
+def check_weights(folder: Path) -> None:
+    """Raise CheckpointError where model.safetensors is not what was written when the run ended.
+
+    The file is read once while it stays as it is.
+    """
+    written = recorded_weights(folder)
+    if written is not None and weights_digest(folder / WEIGHTS) != written:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: these are not the weights that the run ended with (their digest is not {written}): "
+            "the file was changed or damaged; restore it, or name a --checkpoint"
+        )
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -182,9 +249,15 @@ def read_config(folder: Path) -> RunConfig:
     return load_config(folder / "config.yaml")
 
 
-def session_record(config_hash: str, config: RunConfig, hardware: dict[str, Any], world_size: int) -> dict[str, Any]:
-    """What env.json keeps of one session."""
-    return {
+def session_record(
+    config_hash: str,
+    config: RunConfig,
+    hardware: dict[str, Any],
+    world_size: int,
+    **more: Any,
+) -> Session:
+    """What env.json keeps of one session. `more`: what only one kind of session has (`Session`)."""
+    values = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "gptlab": __version__,
         "config_hash": config_hash,
@@ -192,7 +265,9 @@ def session_record(config_hash: str, config: RunConfig, hardware: dict[str, Any]
         "world_size": world_size,
         **hardware,
         "git": _git_state(),
+        **more,
     }
+    return cast("Session", values)
 
 
 def log_line(folder: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from gptlab.record.metrics import Row, read_metrics
 class MetricsLog:
     """Appends rows to metrics.jsonl and to the optional sinks (`require_sinks` says whether they are installed)."""
 
-    def __init__(self, folder: Path, *, resume_step: int | None, tensorboard: bool, wandb: str, project: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        tensorboard: bool = False,
+        wandb: str = "off",
+        project: str = "gptlab",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
         if resume_step is None:
             write_atomic(self.path, "")
@@ -27,8 +36,8 @@ class MetricsLog:
             kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
             write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
-        self._tensorboard = _open_tensorboard(folder) if tensorboard else None
-        self._wandb = _open_wandb(folder, wandb, project) if wandb != "off" else None
+        self._tensorboard = _open_tensorboard(folder, resume_step) if tensorboard else None
+        self._wandb = _open_wandb(folder, wandb, project, config or {}) if wandb != "off" else None
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows; numbers that are not finite become null, which JSON can say."""
@@ -67,13 +76,26 @@ def require_sinks(*, tensorboard: bool, wandb: str) -> None:
         raise GptlabError(f"log.wandb is {wandb} but wandb is missing; pip install 'gptlab[wandb]'")
 
 
-def _open_tensorboard(folder: Path) -> Any:
+def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
+    # What was written after the checkpoint comes again: TensorBoard is told to forget it.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1)
 
 
-def _open_wandb(folder: Path, mode: str, project: str) -> Any:
+def _open_wandb(folder: Path, mode: str, project: str, config: Mapping[str, Any]) -> Any:
+    """The runs of one config and several seeds are a group: W&B then draws their mean."""
     import wandb
 
-    return wandb.init(project=project, name=folder.name, id=folder.name, dir=str(folder), mode=mode, resume="allow")
+    name, _, seed = folder.name.rpartition("-seed")
+    return wandb.init(
+        project=project,
+        name=folder.name,
+        id=folder.name,
+        dir=str(folder),
+        mode=mode,
+        resume="allow",
+        config=dict(config),
+        group=name or folder.name,
+        tags=[f"seed{seed}"] if name else None,
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.config import RunConfig
+from gptlab.config import RunConfig, weights_digest
 from gptlab.console import say
 from gptlab.data import micro_batches, validation_batches
 from gptlab.data.permutation import hash64
@@ -254,7 +254,7 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
     for name, dataset in job.validation.items():
         batches = validation_batches(
             dataset,
-            job.config.train.sequence_length,
+            job.config.validation_length,
             min(job.config.sequences_per_step, job.micro_batch * job.world.size),
             tokens,
             job.world.rank,
@@ -296,7 +296,9 @@ def _conclude(job: Job, seconds: float) -> None:
         write_views(job.folder)
     if job.world.is_main and job.step == job.config.total_steps and not (job.folder / runfolder.FACTS).exists():
         facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
-        write_facts(job.folder, replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory))
+        digest = weights_digest(job.folder / runfolder.WEIGHTS)
+        measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory, weights=digest)
+        write_facts(job.folder, measured)
 
 
 def _is_multiple(step: int, every: int) -> bool:

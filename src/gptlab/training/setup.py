@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +15,9 @@ from torch import nn
 
 from gptlab.config import RunConfig, build, config_hash, hashed_values, run_name
 from gptlab.console import say
-from gptlab.data import TokenDataset, TokenStream, open_splits, open_stream, validation_batches
-from gptlab.errors import CheckpointError, ConfigError
+from gptlab.data import TokenDataset, TokenStream, measured_on, open_splits, open_stream, validation_batches
+from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.files import atomic_folder
 from gptlab.hardware.compile import try_compile
 from gptlab.hardware.device import describe
 from gptlab.hardware.memory import largest_micro_batch
@@ -23,6 +26,7 @@ from gptlab.model import build_model
 from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, choose_layout
 from gptlab.record import runfolder
+from gptlab.record.measurement import Identity, differences
 from gptlab.record.metrics import read_metrics
 from gptlab.run import load_initial_weights
 from gptlab.systems.checkpoint import Checkpoints, load_tensors, read_matching_state
@@ -53,6 +57,7 @@ class Job:
     tokenizer: Tokenizer
     checkpoints: Checkpoints
     identity: dict[str, Any]  # the hashed values of the config, but for its length
+    measured_on: Identity  # what its validations are read from
     metrics: MetricsLog | None = None  # the main process's
     micro_batch: int = 0  # sequences at once, of this process
     step: int = 0
@@ -81,16 +86,22 @@ def build_job(
     require_sinks(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
     tokenizer, train_sets, validation = open_splits(config.data)
     for dataset in validation.values():  # too little of it must be known now, not after the last step
-        next(validation_batches(dataset, config.train.sequence_length, 1, config.eval.tokens))
+        next(validation_batches(dataset, config.validation_length, 1, config.eval.tokens))
     fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
     folder = Path(folder) if folder is not None else Path("runs") / run_name(config, fingerprints)
+    origin = folder
+    if resume and _would_become_another(folder, config_hash(config, fingerprints)):
+        folder = folder.parent / run_name(config, fingerprints)
     world.check_divides(config.sequences_per_step, config.train.sequence_length)
     if exit_stack is not None and world.is_main:
         exit_stack.enter_context(runfolder.training_lock(folder))
-    identity = hashed_values(config, fingerprints) | {"seed": config.seed.model_dump()}
-    identity["train"].pop("tokens")
+    if folder != origin and runfolder.state(folder) is runfolder.State.ABSENT:
+        _begin_from(origin, folder, config, identity_of(config, fingerprints), world)
+    identity = identity_of(config, fingerprints)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, world=world)
     checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume)
+    if checkpoint is not None:
+        _check_measured_alike(folder, measured_on(config, tokenizer, validation))
     job = _build(config, folder, world, device, checkpoints, identity, (tokenizer, train_sets, validation))
     if checkpoint is None:
         load_initial_weights(job.model, tokenizer)
@@ -106,6 +117,48 @@ def build_job(
         _open_folder(job, fingerprints, job.step if checkpoint is not None else None)
     job.best, job.evaluated = world.broadcast((job.best, job.evaluated))
     return job
+
+
+def identity_of(config: RunConfig, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What a checkpoint keeps of its config, to be resumed with an equal one: the hashed values but for the length."""
+    values = hashed_values(config, fingerprints) | {"seed": config.seed.model_dump()}
+    values["train"].pop("tokens")
+    return values
+
+
+def _would_become_another(folder: Path, digest: str) -> bool:
+    """Whether going on in `folder` with a config of this hash would make another run of the one its name stands for."""
+    named, sessions = runfolder.named_hash(folder), runfolder.read_sessions(folder)
+    return bool(sessions) and named not in (None, digest) and sessions[-1].get("config_hash") != digest
+
+
+def _begin_from(origin: Path, folder: Path, config: RunConfig, identity: dict[str, Any], world: World) -> None:
+    """Begin a run where another one ended, which stays as it is: an experiment may rest on it.
+
+    Raises CheckpointError where that one has no checkpoint to go on from, or of another config.
+    """
+    newest = Checkpoints(origin / "checkpoints", keep=1, world=world).newest_whole()
+    if newest is None:
+        raise CheckpointError(
+            f"{origin} has no checkpoint to go on from; start a run with --set model.init_from={origin}"
+        )
+    read_matching_state(newest, identity, config)
+    if world.is_main:
+        with atomic_folder(folder) as aside:
+            shutil.copytree(newest, aside / "checkpoints" / newest.name, copy_function=_link)
+            for name in ("metrics.jsonl", "env.json", "log.txt"):
+                if (origin / name).is_file():
+                    shutil.copyfile(origin / name, aside / name)
+        say(f"{origin} stays as it is; going on from its {newest.name} in {folder}")
+    world.barrier()
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file that nobody writes to again; a copy where the disk has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _build(
@@ -124,6 +177,12 @@ def _build(
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
     model = build_model(config, vocab_size, device=device)
+    if config.validation_length > model.context_length:
+        raise ConfigError(
+            f"eval.sequence_length: {config.validation_length} is longer than the model's context of "
+            f"{model.context_length}; lower it, or raise model.context_length",
+            key="eval.sequence_length",
+        )
     return Job(
         config=config,
         folder=folder,
@@ -142,6 +201,7 @@ def _build(
         tokenizer=tokenizer,
         checkpoints=checkpoints,
         identity=identity,
+        measured_on=measured_on(config, tokenizer, validation),
     )
 
 
@@ -159,6 +219,17 @@ def _find_resume_checkpoint(
             f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
         )
     return newest, read_matching_state(newest, identity, config) if newest is not None else {}
+
+
+def _check_measured_alike(folder: Path, now: Identity) -> None:
+    """One metrics.jsonl holds values of one kind. Raises DataError where the validations of a run that is resumed were
+    read from something else than they would be now."""
+    before = next((s["validation"] for s in reversed(runfolder.read_sessions(folder)) if "validation" in s), None)
+    if before is not None and (changed := differences(before, now)):
+        raise DataError(
+            f"{folder}: was validated on something else so far, {changed[0]}; put the data back as they were, or start "
+            "another run with --set name=NAME"
+        )
 
 
 def _choose_micro_batch(job: Job, state: Mapping[str, Any]) -> int:
@@ -191,14 +262,24 @@ def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | N
     """Make the run folder (or go on in it), and read from it what was measured before."""
     job.folder.mkdir(parents=True, exist_ok=True)
     session = runfolder.session_record(
-        config_hash(job.config, fingerprints), job.config, describe(job.device), job.world.size
+        config_hash(job.config, fingerprints),
+        job.config,
+        describe(job.device),
+        job.world.size,
+        validation=job.measured_on,
     )
     if job.step < job.config.total_steps or runfolder.state(job.folder) is not runfolder.State.FINISHED:
+        runfolder.reopen(job.folder)
         runfolder.write_run_folder(job.folder, job.config, session)
     job.tokenizer.save(job.folder / "tokenizer")
     log = job.config.log
     job.metrics = MetricsLog(
-        job.folder, resume_step=resume_step, tensorboard=log.tensorboard, wandb=log.wandb, project=log.wandb_project
+        job.folder,
+        resume_step=resume_step,
+        tensorboard=log.tensorboard,
+        wandb=log.wandb,
+        project=log.wandb_project,
+        config=job.config.plain(),
     )
     for row in read_metrics(job.metrics.path):
         if (value := row.get("val/loss")) is not None:

@@ -21,7 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.config import RunConfig, config_from, config_hash, difference, dump_yaml, hashed_values, starting_run
+from gptlab.config import (
+    RunConfig,
+    config_from,
+    config_hash,
+    difference,
+    dump_yaml,
+    hashed_values,
+    starting_run,
+    weights_digest,
+)
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.evals.benchmark import Evaluation, Options, evaluate
@@ -377,8 +386,9 @@ def _write(
     names = ", ".join(str(one.folder) for one in made.ingredients if one.weight)
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
     with new_folder(made.folder) as aside:
-        runfolder.write_run_folder(aside, config, session | {"soup": record})
         save_tensors(tensors, aside / "model.safetensors")
+        session = {**session, "weights": weights_digest(aside / "model.safetensors"), "soup": record}
+        runfolder.write_run_folder(aside, config, session)
         inputs.tokenizer.save(aside / "tokenizer")
         evaluation.write(aside / "evals" / "loss.json")
         write_atomic(aside / RECORD, f"{_HEAD}\n{dump_yaml(record)}")

@@ -174,7 +174,7 @@ def _describe(stage: Stage) -> _Described:
     config, length = stage.config, stage.config.train.sequence_length
     tokenizer, sets, validation = open_splits(config.data)
     for dataset in validation.values():
-        next(validation_batches(dataset, length, 1, config.eval.tokens))
+        next(validation_batches(dataset, config.validation_length, 1, config.eval.tokens))
     open_stream(config, sets)
     build("schedule", config.schedule, total_steps=config.total_steps)
     model = build_model(config, tokenizer.vocab_size, device="meta")

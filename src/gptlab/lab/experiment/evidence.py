@@ -19,6 +19,10 @@ from gptlab.lab.experiment.spec import BASELINE, Arm, Experiment
 from gptlab.lab.stats.decision import Decision, Rule, Verdict, decide, seeds_to_verdict
 from gptlab.lab.stats.paired import EffectSize, PairedSummary, effect_size, paired_summary
 from gptlab.record.facts import Facts
+from gptlab.record.measurement import Identity
+from gptlab.record.measurement import differences as identity_differences
+
+UNLIKE_MEND = "move the runs of one kind out of runs/ to train them anew, or evaluate both again"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Result:
     folder: Path
     value: float
     facts: Facts
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class ArmEvidence:
         pairs: (the arm's run, the baseline's), seed by seed, without a gap.
         failures: runs of the arm and of the baseline that diverged.
         unmatched: matched quantities outside their tolerance; a verdict is refused then.
+        unlike: "seed 3: validation data ab12 against cd34" for every pair whose values were read from different things;
+            a verdict is refused then.
+        unknown: pairs of which it is not known what their values were read from (runs of gptlab before 0.4).
         provenance_differences: "seed 3: torch 2.12 against 2.13" for every pair whose runs differ in more than configs.
         decision, effect, summary: the statistics; effect and summary are None before the first pair.
         more_seeds: further pairs to a verdict if they were like those so far; None: not foreseeable.
@@ -49,6 +57,8 @@ class ArmEvidence:
     pairs: list[tuple[Result, Result]]
     failures: list[RunRecord]
     unmatched: list[Mismatch]
+    unlike: list[str]
+    unknown: int
     provenance_differences: list[str]
     decision: Decision
     effect: EffectSize | None
@@ -63,6 +73,8 @@ class ArmEvidence:
     @property
     def refusal(self) -> str | None:
         """Why no verdict may be given; None where one may."""
+        if self.unlike:
+            return f"its runs and the baseline's were measured on different things, {self.unlike[0]}; " + UNLIKE_MEND
         if self.unmatched:
             return "not matched, " + "; ".join(map(str, self.unmatched))
         if self.failures and (failure := self.failures[0].failure) is not None:
@@ -105,10 +117,14 @@ def evaluate_experiment(ledger: Ledger, *, strict: bool = False) -> Evidence:
     Raises GptlabError, with `strict`, where paired runs differ in code, libraries or hardware.
     """
     statement = ledger.experiment.statement
-    rule = decision_rule(ledger.experiment)
+    rule = decision_rule(ledger.experiment, resolution=max((run.resolution for run in ledger.records), default=0.0))
     pairs = {arm.name: list(_pairs(ledger, arm.name)) for arm in ledger.arms}
     # The statement's arms set the levels of the tests, however few of them are run.
-    decisions = decide({name: _differences(pairs.get(name, [])) for name in statement.arms}, rule)
+    decisions = decide(
+        {name: _differences(pairs.get(name, [])) for name in statement.arms},
+        rule,
+        distinct=[name for name, found in pairs.items() if any(_differ(a.facts, b.facts) for a, b in found)],
+    )
     arms = []
     for arm in ledger.arms:
         found = _arm_evidence(ledger, arm, pairs[arm.name], rule, decisions[arm.name])
@@ -121,8 +137,11 @@ def evaluate_experiment(ledger: Ledger, *, strict: bool = False) -> Evidence:
     return Evidence(ledger, rule, arms)
 
 
-def decision_rule(experiment: Experiment) -> Rule:
-    """The decision rule as the statement fixes it. The number of arms is that of the statement, however few are run."""
+def decision_rule(experiment: Experiment, *, resolution: float = 0.0) -> Rule:
+    """The decision rule as the statement fixes it. The number of arms is that of the statement, however few are run.
+
+    `resolution`: the step in which the metric is counted, once it is known.
+    """
     decision = experiment.statement.decision
     return Rule.planned(
         seeds=experiment.statement.max_seeds,
@@ -131,22 +150,31 @@ def decision_rule(experiment: Experiment) -> Rule:
         lower_is_better=experiment.statement.metric.lower_is_better,
         minimum=decision.minimum_seeds,
         arms=len(experiment.statement.arms),
+        resolution=resolution,
     )
 
 
 def _pairs(ledger: Ledger, arm: str) -> Iterator[tuple[Result, Result]]:
-    """Pairs in the order of the seeds, up to the first that is missing: which runs end first must not choose."""
+    """Pairs in the order of the seeds, up to the first that is still to be trained: which runs end first must not
+    choose. A seed whose run was finished once and is another run by now leaves a gap, and the others count."""
     for seed, record in ledger.comparison[arm].items():
-        ours, theirs = _result(record), _result(ledger.comparison[BASELINE][seed])
-        if ours is None or theirs is None:
+        other = ledger.comparison[BASELINE][seed]
+        ours, theirs = _result(record), _result(other)
+        if ours is not None and theirs is not None:
+            yield ours, theirs
+        elif not (record.lost or other.lost):
             return
-        yield ours, theirs
 
 
 def _result(record: RunRecord) -> Result | None:
     if record.value is None or record.facts is None:
         return None
-    return Result(record.seed, record.folder, record.value, record.facts)
+    return Result(record.seed, record.folder, record.value, record.facts, record.identity)
+
+
+def _differ(ours: Facts, theirs: Facts) -> bool:
+    """Whether two runs are known to have come to different weights."""
+    return None not in (ours.weights, theirs.weights) and ours.weights != theirs.weights
 
 
 def _differences(pairs: list[tuple[Result, Result]]) -> list[float]:
@@ -164,6 +192,13 @@ def _arm_evidence(
         pairs=pairs,
         failures=[run for name in (BASELINE, arm.name) for run in ledger.comparison[name].values() if run.failure],
         unmatched=mismatches(ours, theirs, statement.match) if pairs else [],
+        unlike=[
+            f"seed {a.seed}: {difference}"
+            for a, b in pairs
+            if a.identity is not None and b.identity is not None
+            for difference in identity_differences(a.identity, b.identity, by_byte=statement.metric.is_by_byte)
+        ],
+        unknown=sum(a.identity is None or b.identity is None for a, b in pairs),
         provenance_differences=[
             f"seed {a.seed}: {difference}" for a, b in pairs for difference in provenance_differences(a.facts, b.facts)
         ],

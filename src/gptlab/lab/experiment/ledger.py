@@ -6,9 +6,10 @@ functions of the ledger, so that all of them speak of the same moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptlab.errors import GptlabError
 from gptlab.hardware.gpus import gpu_of_driver, read_gpus
@@ -17,7 +18,9 @@ from gptlab.lab.experiment.spec import Arm, Experiment, apply_tuning
 from gptlab.lab.experiment.tuning import TuningChoice, select_tuning
 from gptlab.lab.runs.store import RunSpec, Store, is_evaluated
 from gptlab.record.facts import Facts, read_facts
-from gptlab.record.runfolder import FACTS, Failure, State, read_sessions, state
+from gptlab.record.measurement import Identity, differences
+from gptlab.record.metrics import read_metrics
+from gptlab.record.runfolder import FACTS, Failure, Session, State, read_failure, read_sessions, state
 
 COMPARISON, TUNING, CURVE = "comparison", "tuning", "compute curve"
 """What a run is for."""
@@ -31,9 +34,12 @@ class RunRecord:
         use: COMPARISON, TUNING or CURVE.
         finished: whether it is trained to its end and evaluated on its tasks.
         value: its metric; None unless finished, and for a compute curve whose metric is not logged.
+        identity: what the metric was read from; None unless finished, and where that is not known.
+        resolution: the step in which the metric is counted; 0 where it has none.
         facts: what it was and cost; None unless finished.
         dollars: what it cost; None unless finished, and where no price is known.
         failure: how it diverged; None where it did not.
+        lost: it was finished once, and its folder is another run's by now (extended by gptlab before 0.4).
         started: when its first session began, ISO 8601; empty where env.json does not say.
         commit: the commit that it was last trained at; empty outside a repository.
     """
@@ -43,9 +49,12 @@ class RunRecord:
     folder: Path
     finished: bool
     value: float | None = None
+    identity: Identity | None = None
+    resolution: float = 0.0
     facts: Facts | None = None
     dollars: float | None = None
     failure: Failure | None = None
+    lost: bool = False
     started: str = ""
     commit: str = ""
 
@@ -95,6 +104,7 @@ class Ledger:
         reader = _Reader(experiment, store)
         specs = list(tuning_runs(experiment))
         tuning = [reader.read(TUNING, spec) for _, _, spec in specs]
+        _check_alike(experiment, tuning)
         choices: dict[str, TuningChoice] = {}
         if tuning and not any(record.is_missing for record in tuning):
             values: dict[tuple[str, int], list[float | None]] = {}
@@ -105,6 +115,8 @@ class Ledger:
         if choices:
             arms = [apply_tuning(arm, choices[arm.name].point) for arm in arms]
         seeds = experiment.statement.all_seeds if choices or not experiment.grid else []
+        curve = [reader.read(CURVE, spec) for spec in curve_runs(experiment, arms[0])]
+        _check_alike(experiment, curve)
         return cls(
             experiment=experiment,
             choices=choices,
@@ -115,7 +127,7 @@ class Ledger:
                 for arm in arms
             },
             tuning=tuning,
-            curve=[reader.read(CURVE, spec) for spec in curve_runs(experiment, arms[0])],
+            curve=curve,
         )
 
     @property
@@ -125,6 +137,18 @@ class Ledger:
             yield from by_seed.values()
         yield from self.tuning
         yield from self.curve
+
+
+def _check_alike(experiment: Experiment, records: Sequence[RunRecord]) -> None:
+    """Raise GptlabError where runs that are ranked, or fitted, together were measured on different things."""
+    known = [(record, record.identity) for record in records if record.identity is not None]
+    for record, identity in known[1:]:
+        first, other = known[0]
+        if changed := differences(identity, other, by_byte=experiment.statement.metric.is_by_byte):
+            raise GptlabError(
+                f"{record.folder} and {first.folder} were measured on different things, {changed[0]}; put the data "
+                "back as they were, or move the older of the two away to train it anew"
+            )
 
 
 class _Reader:
@@ -146,10 +170,11 @@ class _Reader:
         folder = self.store.folder(spec)
         reached = state(folder)
         if reached is State.ABSENT:
-            return RunRecord(use, spec, folder, finished=False)
+            return RunRecord(use, spec, folder, finished=False, lost=self.store.is_overwritten(spec))
         if reached is State.DAMAGED:
             if (folder / FACTS).is_file():
-                read_facts(folder)  # says what is wrong where it is that file
+                read_facts(folder)  # says what is wrong where it is one of these files
+            read_sessions(folder), read_failure(folder)
             raise GptlabError(
                 f"{folder}: damaged, a file is missing or cut short; restore it, or move the folder out of "
                 f"{folder.parent} and train it again"
@@ -162,7 +187,7 @@ class _Reader:
             spec=spec,
             folder=folder,
             finished=finished,
-            value=self._value(use, spec, folder) if finished else None,
+            **(self._measured(use, spec, folder, sessions) if finished else {}),
             facts=facts,
             dollars=None if facts is None else self._dollars(facts),
             failure=self.store.failure(folder) if reached is State.DIVERGED else None,
@@ -170,7 +195,8 @@ class _Reader:
             commit=str((sessions[-1].get("git") or {}).get("commit", "")) if sessions else "",
         )
 
-    def _value(self, use: str, spec: RunSpec, folder: Path) -> float | None:
+    def _measured(self, use: str, spec: RunSpec, folder: Path, sessions: Sequence[Session]) -> dict[str, Any]:
+        """Value, identity and resolution of the metric."""
         log = folder / "metrics.jsonl"
         if not log.is_file():
             raise GptlabError(
@@ -179,8 +205,13 @@ class _Reader:
             )
         metric = self.experiment.statement.metric
         if use == CURVE and not metric.is_logged:
-            return None  # a short run is not evaluated, and need not reach the target
-        return metric.value(folder)
+            return {}  # a short run is not evaluated, and need not reach the target
+        rows = [] if metric.accuracy is not None else read_metrics(log)
+        return {
+            "value": metric.value(folder, rows),
+            "identity": metric.identity(folder, sessions, rows),
+            "resolution": metric.resolution(folder),
+        }
 
     def _dollars(self, facts: Facts) -> float | None:
         """Its hours times the price of the hardware; None where nobody says one."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,11 @@ from pydantic import Field
 from gptlab.config.schema import Section
 from gptlab.config.types import Number, Text
 from gptlab.errors import GptlabError, did_you_mean
+from gptlab.lab.runs.store import outdated
+from gptlab.record.evaluation import Evaluation, read_evaluation
+from gptlab.record.measurement import Identity, differences
 from gptlab.record.metrics import Row, read_metrics
+from gptlab.record.runfolder import Session, read_sessions
 
 _PLAIN = {"loss": "val/loss", "bits_per_byte": "val/bits_per_byte"}
 
@@ -57,6 +59,11 @@ class Metric(Section):
         return (self.accuracy, self.tokens_to, self.seconds_to) == (None, None, None)
 
     @property
+    def is_by_byte(self) -> bool:
+        """Whether it is counted by the byte of text, so that tokenizers may be compared."""
+        return self.is_logged and self.key == "val/bits_per_byte"
+
+    @property
     def label(self) -> str:
         """Its name in tables, with the unit."""
         if self.accuracy is not None:
@@ -92,6 +99,31 @@ class Metric(Section):
             return _crossing(run, measured, "seconds", self.seconds_to)
         return float(measured[-1][self.key])
 
+    def identity(
+        self, run: Path, sessions: Sequence[Session] | None = None, rows: Sequence[Row] | None = None
+    ) -> Identity | None:
+        """What the metric of a finished run was read from, but for the run; None where that is not known: by gptlab
+        before 0.4. `sessions`, `rows`: the run's, where they have been read already."""
+        if self.accuracy is not None:
+            return _evaluation(run, self.accuracy).identity
+        if not self.key.startswith("val/"):
+            return {}  # of the training batches, which are the run's own
+        known = (read_sessions(run) if sessions is None else sessions)[-1:]
+        if not known or "validation" not in known[0]:
+            return None
+        if self.is_logged:
+            return known[0]["validation"]
+        rows = read_metrics(run / "metrics.jsonl") if rows is None else rows
+        steps = [row["step"] for row in rows if row.get(self.key) is not None]
+        return known[0]["validation"] | {"validations": f"{len(steps)}, at step {steps[0]} first" if steps else "none"}
+
+    def resolution(self, run: Path) -> float:
+        """The step in which the metric of a run is counted: one question of an accuracy; else 0."""
+        if self.accuracy is None:
+            return 0.0
+        questions = _evaluation(run, self.accuracy).results.get("questions")
+        return 1 / questions if isinstance(questions, int) and questions > 0 else 0.0
+
 
 def _crossing(run: Path, rows: Sequence[Row], what: str, target: float) -> float:
     """Where the validation loss first reaches `target`, between two validations linearly."""
@@ -111,14 +143,34 @@ def _crossing(run: Path, rows: Sequence[Row], what: str, target: float) -> float
 
 
 def _accuracy(run: Path, task: str) -> float:
-    path = run / "evals" / f"{task}.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        value = float(results.get("acc_norm", results.get("acc", math.nan)))
-    except FileNotFoundError:
-        raise GptlabError(f"{run} has no evals/{task}.json; run `gptlab eval {run} --tasks {task}`") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise GptlabError(f"{path}: damaged; run `gptlab eval {run} --tasks {task}` again") from None
-    if not math.isfinite(value):
-        raise GptlabError(f"{path}: {task} has no accuracy; choose a task of questions")
-    return value
+    found = _evaluation(run, task)
+    value = found.results.get("acc_norm", found.results.get("acc"))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise GptlabError(f"{run}: {task} has no accuracy; choose a task of questions")
+    return float(value)
+
+
+def _evaluation(run: Path, task: str) -> Evaluation:
+    found = read_evaluation(run, task)
+    if found is None:
+        raise GptlabError(f"{run} has no evals/{task}.json; run `gptlab eval {run} --tasks {task}`")
+    if why := outdated(found, run):
+        raise GptlabError(f"{run}: evals/{task}.json is {why}; run `gptlab eval {run} --tasks {task}` again")
+    return found
+
+
+def check_alike(metric: Metric, runs: Iterable[Path]) -> None:
+    """Raise GptlabError where the metric of two of these runs was read from different things: they are no sample of one
+    quantity."""
+    first: tuple[Path, Identity] | None = None
+    for run in runs:
+        identity = metric.identity(run)
+        if identity is None:
+            continue
+        if first is None:
+            first = run, identity
+        elif changed := differences(identity, first[1], by_byte=metric.is_by_byte):
+            raise GptlabError(
+                f"{run} and {first[0]} were measured on different things, {changed[0]}; move one of them away and "
+                "train or evaluate it anew"
+            )

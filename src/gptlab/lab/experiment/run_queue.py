@@ -6,18 +6,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gptlab.errors import GptlabError
 from gptlab.lab.experiment.evidence import Evidence
 from gptlab.lab.experiment.ledger import Ledger
 from gptlab.lab.experiment.matching import Mismatch, exceeds_tolerance
 from gptlab.lab.experiment.spec import BASELINE, Experiment, Quantity
 from gptlab.lab.runs.store import RunSpec
 from gptlab.planning.plan import Plan, Prediction
+from gptlab.record.measurement import differences
 
 
 def missing_runs(evidence: Evidence, *, seeds: int | None = None) -> list[RunSpec]:
     """The runs to train, in order: tuning; then seed by seed every arm without a verdict; then the compute curve.
 
-    A run that diverged is not asked for again. `seeds`: only the first so many of the comparison's seeds.
+    A run that diverged is not asked for again. `seeds`: only the first so many of the comparison's seeds. Raises
+    GptlabError where runs are missing, and those that are there were validated on other data than these would be.
     """
     ledger = evidence.ledger
     if any(record.is_missing for record in ledger.tuning):  # the arms of the comparison are not known before
@@ -30,7 +33,23 @@ def missing_runs(evidence: Evidence, *, seeds: int | None = None) -> list[RunSpe
     for record in candidates:
         if record.is_missing:
             missing.setdefault(record.spec.suffix, record.spec)
+    if missing:
+        _check_measured_alike(ledger)
     return list(missing.values())
+
+
+def _check_measured_alike(ledger: Ledger) -> None:
+    """What is trained next must be measured as what is there was."""
+    metric = ledger.experiment.statement.metric
+    if metric.accuracy is not None:
+        return  # what the questions are is known when they are asked
+    now = {arm.name: arm.measured_on for arm in ledger.experiment.all_arms}
+    for record in ledger.records:
+        if record.identity and (changed := differences(record.identity, now[record.arm], by_byte=metric.is_by_byte)):
+            raise GptlabError(
+                f"{record.folder} was validated on something else than the runs to come would be, {changed[0]}; put "
+                f"the data back as they were, or move the older runs out of {record.folder.parent} to train them anew"
+            )
 
 
 @dataclass(frozen=True)

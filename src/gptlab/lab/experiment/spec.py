@@ -30,9 +30,10 @@ from gptlab.config.messages import broken_rule, expected, validated
 from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
 from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
-from gptlab.data import open_splits
+from gptlab.data import measured_on, open_splits
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.lab.experiment.metric import Metric
+from gptlab.record.measurement import Identity, differences
 
 BASELINE = "baseline"
 REPEAT_OFFSET = 1000
@@ -155,6 +156,7 @@ class Arm:
     hash: str
     diff: list[tuple[str, Any, Any]]  # against the baseline: dotted key, there, here
     repeats_baseline: bool = False
+    measured_on: Identity = field(default_factory=dict)  # what its validations will be read from
 
     def seeded(self, seed: int) -> RunConfig:
         """The config of the run with `seed`."""
@@ -228,6 +230,7 @@ def load_experiment(folder: str | Path) -> Experiment:
                 f"{place}: arm {name!r} resolves to the same config as {twin.name!r}; change something in it, or write "
                 f"`{name}: baseline` for an A/A test"
             )
+        _check_measured_alike(statement.metric, arm, baseline, place)
         arms.append(arm)
     if not arms:
         raise ConfigError(f"{path}: no arms; name at least one thing to compare with the baseline")
@@ -235,8 +238,21 @@ def load_experiment(folder: str | Path) -> Experiment:
     experiment = Experiment(path.parent, statement, baseline, arms, grid if statement.tune else [])
     for arm in experiment.all_arms:
         for point in experiment.grid:
-            apply_tuning(arm, point)  # a key that an arm has not is found out now
+            tuned = apply_tuning(arm, point)  # a key that an arm has not is found out now
+            _check_measured_alike(statement.metric, tuned, baseline, f"{path}: tune")
     return experiment
+
+
+def _check_measured_alike(metric: Metric, arm: Arm, baseline: Arm, place: object) -> None:
+    """Raise ConfigError where the metric of an arm would be read from something else than the baseline's."""
+    if metric.accuracy is not None or not metric.key.startswith("val/"):
+        return
+    if changed := differences(arm.measured_on, baseline.measured_on, by_byte=metric.is_by_byte):
+        by_byte = "" if metric.is_by_byte else ", or measure bits_per_byte over the whole text for another tokenizer"
+        raise ConfigError(
+            f"{place}: arm {arm.name!r} would be measured on something else than the baseline, {changed[0]}; keep data "
+            f"and `eval` as they are there (eval.sequence_length sets the window){by_byte}"
+        )
 
 
 def apply_tuning(arm: Arm, point: Mapping[str, Any]) -> Arm:
@@ -259,13 +275,20 @@ def apply_tuning(arm: Arm, point: Mapping[str, Any]) -> Arm:
         config = override(arm.config, settings, {})
     except ConfigError as error:
         raise ConfigError(f"tune: arm {arm.name!r}: {error}") from None
-    return Arm(arm.name, config, hash_of(config), arm.diff, arm.repeats_baseline)
+    digest, identity = _identify(config)
+    return Arm(arm.name, config, digest, arm.diff, arm.repeats_baseline, identity)
 
 
 def hash_of(config: RunConfig) -> str:
     """The hash that names a run of `config`: over everything that changes results, the content of its data included."""
-    _, train_sets, _ = open_splits(config.data)
-    return config_hash(config, {name: dataset.fingerprint for name, dataset in train_sets.items()})
+    return _identify(config)[0]
+
+
+def _identify(config: RunConfig) -> tuple[str, Identity]:
+    """The hash of `config`, and what its validations will be read from."""
+    tokenizer, train_sets, validation = open_splits(config.data)
+    digest = config_hash(config, {name: dataset.fingerprint for name, dataset in train_sets.items()})
+    return digest, measured_on(config, tokenizer, validation)
 
 
 def _arm(
@@ -296,7 +319,8 @@ def _arm(
     layers[-1][1]["name"] = own if baseline is None else f"{path.resolve().parent.name}-{name}"
     config, _ = resolve(layers)
     changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())
-    return Arm(name, config, hash_of(config), [d for d in changed if d[0] != "name"], repeat)
+    digest, identity = _identify(config)
+    return Arm(name, config, digest, [d for d in changed if d[0] != "name"], repeat, identity)
 
 
 def _place(origins: Mapping[KeyPath, Origin], path: Path, prefix: str, key: str) -> str:

@@ -49,6 +49,11 @@ def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
         point = evidence.ledger.choices[found.arm.name].point
         said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
         said += grid_edge_warnings(evidence, found.arm.name)
+    if found.unknown:
+        said.append(
+            f"careful: of {_count(found.unknown, 'pair')} it is not known what the metric was read from (trained or "
+            "evaluated by gptlab before 0.4)"
+        )
     if found.provenance_differences:
         more = f" (and {len(found.provenance_differences) - 1} more)" if len(found.provenance_differences) > 1 else ""
         said.append(f"careful: paired runs differ in more than the arm, {found.provenance_differences[0]}{more}")

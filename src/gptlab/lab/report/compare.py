@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import json
 import os
 import re
 import subprocess
@@ -24,14 +23,17 @@ from numpy.typing import NDArray
 
 from gptlab.config import difference, format_count
 from gptlab.config.yamlfile import parse_yaml
-from gptlab.console import progress
+from gptlab.console import progress, say
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.report import page
 from gptlab.lab.report.blocks import Block, Heading, Paragraph, Picture, Table
+from gptlab.lab.runs.store import outdated
 from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.plotting import COLOURS, count_axis, few_ticks, image, loss_limits, smooth
+from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
+from gptlab.record.measurement import differences
 from gptlab.record.metrics import read_columns
 from gptlab.record.runfolder import State, state
 
@@ -207,31 +209,47 @@ def _parsed(section: str, file: str) -> dict[str, Any]:
 
 
 def _read_top_k(folder: Path) -> dict[int, float]:
-    path = folder / "evals" / "topk.json"
-    if not path.is_file():
+    found = read_evaluation(folder, "topk")
+    if found is None or outdated(found, folder):
         return {}
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        return {k: float(results[f"top_{k}"]) for k in TOP_K}
+        return {k: float(found.results[f"top_{k}"]) for k in TOP_K}
     except (ValueError, KeyError, TypeError):
-        raise GptlabError(f"{path}: damaged; run `gptlab eval {folder} --tasks topk` again") from None
+        raise GptlabError(
+            f"{folder / 'evals' / 'topk.json'}: damaged; run `gptlab eval {folder} --tasks topk` again"
+        ) from None
 
 
 def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
-    """Evaluate top-k accuracy (evals/topk.json) where a run has none, by `gptlab eval` in a process of its own.
+    """Evaluate top-k accuracy (evals/topk.json) by `gptlab eval` in a process of its own, where a run has none of its
+    weights and all of its text.
 
     Raises GptlabError for a k that is not measured, and with its last line where the evaluation fails.
     """
     for k in ks:
         if k not in TOP_K:
             raise GptlabError(f"--top-k {k}: measured are {', '.join(map(str, TOP_K))}; choose among them")
-    missing = [str(folder) for folder in folders if not (folder / "evals" / "topk.json").is_file()]
+    missing = [folder for folder in folders if not _read_top_k(folder)]
     if missing:
-        command = [sys.executable, "-m", "gptlab", "eval", *missing, "--tasks", "topk"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        say(f"measuring top-k accuracy of {len(missing)} runs")
+        command = [sys.executable, "-m", "gptlab", "eval", *map(str, missing), "--tasks", "topk"]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
             raise GptlabError(f"top-k accuracy: {last}")
+    check_alike(folders)
+
+
+def check_alike(folders: Sequence[Path]) -> None:
+    """Raise GptlabError where the top-k accuracies of two runs were read from different things."""
+    found = [(folder, read_evaluation(folder, "topk")) for folder in folders]
+    known = [(folder, one.identity) for folder, one in found if one is not None]
+    for folder, identity in known[1:]:
+        if changed := differences(identity, known[0][1]):
+            raise GptlabError(
+                f"{folder} and {known[0][0]}: top-k accuracies of different things, {changed[0]}; compare them "
+                "without --top-k, or evaluate both on one --data and --sequence-length"
+            )
 
 
 # ---------------------------------------------------------------- what is said

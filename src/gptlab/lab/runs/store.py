@@ -7,7 +7,9 @@ from pathlib import Path
 
 from gptlab.config import RunConfig
 from gptlab.files import is_held
-from gptlab.record.runfolder import DIVERGED, Failure, State, lock_path, read_failure, state
+from gptlab.record.evaluation import Evaluation, read_evaluation
+from gptlab.record.facts import read_facts
+from gptlab.record.runfolder import DIVERGED, FACTS, Failure, State, lock_path, read_failure, state
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,13 @@ class Store:
         """The folder of a run: a finished one of its config and seed under any name, else the one of its own name."""
         own = self.root / f"{run.config.name}{run.suffix}"
         existing = sorted(path for path in self.root.glob(f"*{run.suffix}") if not path.name.startswith("."))
-        return next((path for path in existing if self.is_finished(path)), own)
+        if (found := next((path for path in existing if self.is_finished(path)), None)) is not None:
+            return found
+        return self.root / f"{run.config.name}-again{run.suffix}" if self.is_overwritten(run) else own
+
+    def is_overwritten(self, run: RunSpec) -> bool:
+        """Whether another run lives under this one's name: gptlab before 0.4 extended runs where they were."""
+        return state(self.root / f"{run.config.name}{run.suffix}") is State.RECONFIGURED
 
     def finished(self, run: RunSpec) -> Path | None:
         """The folder of a run that is trained and evaluated on its tasks; None where it is not."""
@@ -70,5 +78,21 @@ class Store:
 
 
 def is_evaluated(folder: Path, run: RunSpec) -> bool:
-    """Whether the results of all of a run's tasks are in its folder."""
-    return all((folder / "evals" / f"{task}.json").is_file() for task in run.tasks)
+    """Whether the results of all of a run's tasks are in its folder: whole, and of the weights that it has now."""
+    found = [read_evaluation(folder, task) for task in run.tasks]
+    return all(one is not None and not outdated(one, folder) for one in found)
+
+
+def outdated(found: Evaluation, folder: Path) -> str:
+    """Why an evaluation does not tell of the finished run in `folder`: other weights, or a part of the questions; empty
+    where it does."""
+    limit, weights, step = (found.settings.get(name) for name in ("limit", "weights", "step"))
+    if limit is not None:
+        return f"of {limit} questions or windows only"
+    if (folder / FACTS).is_file():
+        facts = read_facts(folder)
+        if None not in (weights, facts.weights) and weights != facts.weights:
+            return "of other weights than the run has now"
+        if step not in (None, facts.steps):
+            return f"of step {step}, and the run has come to {facts.steps}"
+    return ""

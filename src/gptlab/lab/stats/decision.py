@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,7 @@ class Rule:
         g: the prior variance of the standardized effect (see `prior_variance`).
         lower_is_better: true for losses, false for accuracies.
         minimum: pairs before any verdict.
+        resolution: the step in which the metric is counted; 0 for one that has none (`sequential_test`).
     """
 
     alpha: float
@@ -71,6 +72,7 @@ class Rule:
     g: float
     lower_is_better: bool = True
     minimum: int = 3
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises GptlabError for a number that cannot be a rule."""
@@ -81,6 +83,8 @@ class Rule:
             )
         if not 0 < self.g < math.inf:
             raise GptlabError(f"the prior variance g is {self.g}; give a number above 0, as prior_variance() does")
+        if not 0 <= self.resolution < math.inf:
+            raise GptlabError(f"the resolution is {self.resolution}; give the metric's step, 0 where it has none")
         if self.minimum < 2:
             raise GptlabError(f"a minimum of {self.minimum} seeds shows no noise; give 2 or more")
 
@@ -94,12 +98,13 @@ class Rule:
         lower_is_better: bool = True,
         minimum: int = 3,
         arms: int = 1,
+        resolution: float = 0.0,
     ) -> Rule:
         """The rule whose confidence sequences are narrowest after `seeds` pairs, for as many arms."""
         check_alpha(alpha)
         if arms < 1:
             raise GptlabError(f"an experiment of {arms} arms decides nothing; give 1 or more beside the baseline")
-        return cls(alpha, smallest_effect, prior_variance(alpha / arms, seeds), lower_is_better, minimum)
+        return cls(alpha, smallest_effect, prior_variance(alpha / arms, seeds), lower_is_better, minimum, resolution)
 
 
 def judge(test: SequentialTest, adjusted_p: ArrayLike, rule: Rule) -> NDArray[np.int8]:
@@ -149,17 +154,19 @@ class Decision:
     constant: bool
 
 
-def decide(differences: Mapping[str, ArrayLike], rule: Rule) -> dict[str, Decision]:
+def decide(differences: Mapping[str, ArrayLike], rule: Rule, *, distinct: Collection[str] = ()) -> dict[str, Decision]:
     """The verdict on every arm, after any number of seeds.
 
     `differences`: for each arm of the experiment its paired differences so far, in the order of the seeds. Name all
     arms from the beginning, with an empty row for those that have no pair yet: their number m sets the levels.
+    `distinct`: arms whose runs are known to have come to other weights than the baseline's.
 
     In this order, for each arm:
 
     1. fewer pairs than `rule.minimum`, or a confidence sequence that contradicts itself: inconclusive;
     2. the sequence at level 1 - alpha/m lies inside ±smallest_effect: no difference that matters, also where it
-       leaves out 0. So too where all differences are exactly 0, which says the arm trains the baseline's runs;
+       leaves out 0. So too where all differences are exactly 0, which says the arm trains the baseline's runs; but not
+       where the arm is `distinct`: then the metric is too coarse to see a difference, and the verdict inconclusive;
     3. the anytime p-value, adjusted by Holm's method, is <= alpha, and the mean has the sign that it had when evidence
        was strongest: better or worse. The effect may still be smaller than what matters; the sentence says so;
     4. inconclusive.
@@ -181,14 +188,18 @@ def decide(differences: Mapping[str, ArrayLike], rule: Rule) -> dict[str, Decisi
         raise GptlabError("there are no arms to decide on; an experiment needs one beside its baseline")
     alpha = rule.alpha / len(differences)
     tests = {
-        arm: sequential_test(finite_sample(row, f"arm {arm!r}"), g=rule.g, alpha=alpha).last() if np.size(row) else None
+        arm: _test(finite_sample(row, f"arm {arm!r}"), rule, alpha) if np.size(row) else None
         for arm, row in differences.items()
     }
     adjusted = holm([1.0 if test is None else float(test.p) for test in tests.values()])
     return {
-        arm: _nothing_yet(rule) if test is None else _decision(test, float(p), rule, len(differences))
+        arm: _nothing_yet(rule) if test is None else _decision(test, float(p), rule, len(differences), arm in distinct)
         for (arm, test), p in zip(tests.items(), adjusted, strict=True)
     }
+
+
+def _test(row: Array, rule: Rule, alpha: float) -> SequentialTest:
+    return sequential_test(row, g=rule.g, alpha=alpha, resolution=rule.resolution).last()
 
 
 def _nothing_yet(rule: Rule) -> Decision:
@@ -197,11 +208,18 @@ def _nothing_yet(rule: Rule) -> Decision:
     return Decision(Verdict.INCONCLUSIVE, sentence, 0, None, None, everything, 1.0, contradicted=False, constant=False)
 
 
-def _decision(test: SequentialTest, p: float, rule: Rule, arms: int) -> Decision:
-    verdict = VERDICTS[int(judge(test, p, rule))]
+def _decision(test: SequentialTest, p: float, rule: Rule, arms: int, distinct: bool) -> Decision:
+    unseen = distinct and bool(test.constant and test.mean == 0)
+    verdict = Verdict.INCONCLUSIVE if unseen else VERDICTS[int(judge(test, p, rule))]
+    reason = _reason(verdict, test, rule, arms)
+    if unseen and test.n >= rule.minimum:
+        reason = (
+            f"all {int(test.n)} differences are exactly 0 though the weights differ: the metric is too coarse to see a "
+            "difference; choose a finer one."
+        )
     return Decision(
         verdict=verdict,
-        sentence=f"{verdict.value}: {_reason(verdict, test, rule, arms)}",
+        sentence=f"{verdict.value}: {reason}",
         n=int(test.n),
         mean=float(test.mean),
         sd=float(test.sd) if test.n > 1 else None,
@@ -263,7 +281,7 @@ def seeds_to_verdict(differences: ArrayLike, rule: Rule, *, arms: int = 1, cap: 
     """
     if np.size(differences) == 0:
         return None
-    now = sequential_test(finite_sample(differences), g=rule.g, alpha=rule.alpha / arms).last()
+    now = _test(finite_sample(differences), rule, rule.alpha / arms)
     inconclusive = VERDICTS.index(Verdict.INCONCLUSIVE)
     if judge(now, min(1.0, arms * float(now.p)), rule) != inconclusive:
         return 0

@@ -106,7 +106,9 @@ def _noise(sd: float, rule: Rule, maximum: int, paths: int, seed: int) -> Array:
 
 def _outcome(effect: float, noise: Array, rule: Rule, arms: int) -> Power:
     """Stop each path of `noise` + `effect` at its first verdict, and count."""
-    test = sequential_test(noise + effect, g=rule.g, alpha=rule.alpha / arms)
+    step = rule.resolution
+    differences = np.round((noise + effect) / step) * step if step else noise + effect
+    test = sequential_test(differences, g=rule.g, alpha=rule.alpha / arms, resolution=step)
     codes = judge(test, np.minimum(1.0, arms * test.p), rule)
     decided = codes != VERDICTS.index(Verdict.INCONCLUSIVE)
     paths, maximum = codes.shape

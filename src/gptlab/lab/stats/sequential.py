@@ -79,7 +79,7 @@ class SequentialTest:
 
     Attributes:
         n: pairs.
-        mean, sd: of the first n differences (sd 0 for one).
+        mean, sd: of the first n differences (sd 0 for one); `sd` with what the resolution adds to it.
         constant: whether the first n differences are all equal (but for rounding).
         p: the anytime p-value of "mu = 0": one over the largest E so far, at most 1.
         side: the sign of the mean where E was largest; 0 before there is evidence.
@@ -114,7 +114,7 @@ class SequentialTest:
         )
 
 
-def sequential_test(differences: ArrayLike, *, g: float, alpha: float) -> SequentialTest:
+def sequential_test(differences: ArrayLike, *, g: float, alpha: float, resolution: float = 0.0) -> SequentialTest:
     """Evidence after every pair, valid however often it is looked at.
 
     `differences`: (..., N), N >= 1; leading axes are separate experiments. `g`: the prior variance (`prior_variance`).
@@ -126,6 +126,11 @@ def sequential_test(differences: ArrayLike, *, g: float, alpha: float) -> Sequen
     Differences that are all equal show no noise. Zeros are no evidence against zero; other equal numbers have
     probability 0 under the model and come from something else (an accuracy counted in few steps, seeds that change
     nothing). E is 1 and the sequence the whole line until a difference differs, which can only make claims rarer.
+
+    `resolution`: the step h in which the differences are counted (1/n for an accuracy of n questions; 0: none). A
+    number that jumps by h at once and seldom shows less noise in a few draws than it has, or none. Between two steps
+    its variance is at most h²/4, that of a fair coin, which is added to the sample's: E gets smaller by it and the
+    sequence wider, and equal differences say no more than their step allows.
     """
     d = np.asarray(differences, dtype=np.float64)
     n = np.arange(1.0, d.shape[-1] + 1)
@@ -133,6 +138,7 @@ def sequential_test(differences: ArrayLike, *, g: float, alpha: float) -> Sequen
     total = shifted.cumsum(-1)
     squares = np.maximum(np.square(shifted).cumsum(-1) - total**2 / n, 0.0)
     mean = d[..., :1] + total / n
+    squares = squares + (n - 1) * resolution**2 / 4
     constant = squares <= EQUAL**2 * (squares + n * mean**2)
     sd = np.sqrt(np.where(constant, 0.0, squares) / np.maximum(n - 1, 1))
     t = np.sqrt(n) * mean / np.where(constant, 1.0, sd)

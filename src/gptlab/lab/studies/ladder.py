@@ -186,9 +186,10 @@ class Ladder:
 
 def read_points(found: Sequence[Rung], store: Store) -> list[Point]:
     """The validation losses of finished rungs."""
-    from gptlab.lab.experiment.metric import Metric
+    from gptlab.lab.experiment.metric import Metric, check_alike
 
     loss = Metric.model_validate("loss")
+    check_alike(loss, (store.folder(run) for rung in found for run in rung.runs))
     return [
         Point(rung.arm, rung.size, rung.tokens, loss.value(store.folder(run))) for rung in found for run in rung.runs
     ]

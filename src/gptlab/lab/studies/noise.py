@@ -14,6 +14,7 @@ chi-square interval. Noise is taken as normal.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from gptlab.config import RunConfig
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
-from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.metric import Metric, check_alike
 from gptlab.lab.experiment.spec import hash_of, with_seed
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.plotting import COLOURS, GREY, image
@@ -145,6 +146,8 @@ def design_noise_runs(config: RunConfig, store: Store, *, seeds: int, repeats: i
 
 def estimate_noise(plan: NoiseDesign, store: Store, metric: Metric) -> NoiseEstimate:
     """The noise of finished runs. Raises GptlabError where one is missing or lacks the metric."""
+    known = (store.finished(run) for run in itertools.chain(*plan.groups.values()))
+    check_alike(metric, [folder for folder in known if folder is not None])
     groups = {name: [_value(run, store, metric) for run in runs] for name, runs in plan.groups.items()}
     base = groups[INITIALIZATION][0]
     groups[HARDWARE] = [base, *(_value(run, where, metric) for run, where in plan.repeats)]

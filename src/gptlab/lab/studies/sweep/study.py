@@ -24,7 +24,7 @@ from gptlab.config import RunConfig
 from gptlab.console import say
 from gptlab.errors import ConfigError, GptlabError
 from gptlab.files import exclusive, is_held
-from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.metric import Metric, check_alike
 from gptlab.lab.experiment.spec import hash_of, with_seed
 from gptlab.lab.runs.execution import Device, RunError, train_all
 from gptlab.lab.runs.store import RunSpec, Store
@@ -74,6 +74,7 @@ class Sweep:
     active: list[_ActiveTrial] = field(default_factory=list)
     name: str = field(default_factory=lambda: f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}")
     seen: float = -np.inf
+    measured: Path | None = None  # a run of the study, whose metric was read from what that of all others must be
 
     def run(self, devices: Sequence[Device]) -> None:
         """Train until the study has its trials, those that other processes have taken among them.
@@ -204,7 +205,10 @@ class Sweep:
         for each in list(self.active):
             failures = [found for run in each.runs if (found := self.store.failure(self.store.folder(run)))]
             if all(self.store.finished(run) is not None for run in each.runs):
-                values = [self.metric.value(self.store.folder(run)) for run in each.runs]
+                folders = [self.store.folder(run) for run in each.runs]
+                self.measured = self.measured or folders[0]
+                check_alike(self.metric, [self.measured, *folders])
+                values = [self.metric.value(folder) for folder in folders]
                 self.study.tell(each.trial, float(np.mean(values)), skip_if_finished=True)
                 say(f"trial {each.trial.number}: {np.mean(values):.4f} with {format_parameters(each.trial.params)}")
             elif failures:
