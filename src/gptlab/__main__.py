@@ -1,5 +1,17 @@
-"""`python -m gptlab` is `gptlab`."""
+"""`gptlab` and `python -m gptlab`: the command line, also where it is interrupted while it starts."""
 
-from gptlab.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Entry point of `gptlab`."""
+    try:
+        from gptlab.cli import main as run
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

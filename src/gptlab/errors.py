@@ -2,14 +2,18 @@
 
 Everything a user can get wrong raises `GptlabError` (or a subclass): one line that says what is wrong, where, and
 how to mend it. The command line prints that line and exits with the error's `exit_code`: 2, or 3 for a run that
-diverged; anything else is a defect of gptlab and keeps its traceback. What a program must know of an error is an
-attribute of it: nothing decides by the wording of a message.
+diverged (a run that was stopped before its end, and saved, ends with `STOPPED`, 4). Anything else is a defect of gptlab
+and keeps its traceback. What a program must know of an error is an attribute of it: nothing decides by the wording of a
+message.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+STOPPED = 4
+"""The exit code of a training that was told to stop before its end: it saved, and `--resume` goes on."""
 
 
 class GptlabError(Exception):

@@ -29,7 +29,7 @@ from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A model with its tokenizer and config, and what was measured of it."""
 
@@ -41,6 +41,10 @@ class Run:
     dtype: torch.dtype
     step: int | None = None  # the training step of the weights; None where it is not known
     weights: str | None = None  # 16 digits of SHA-256 of model.safetensors; None where they are from elsewhere
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"Run({str(self.folder)!r}, {size:,} parameters, step {self.step}, on {self.device})"
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import gptlab
 from gptlab.config import config_from
 from gptlab.config.load import merge
 from gptlab.errors import ConfigError, DataError, GptlabError, TrainingError
+from gptlab.systems import display
 
 Train = Callable[..., Path]
 
@@ -104,6 +105,32 @@ def test_accumulation_changes_rounding_only(train: Train) -> None:
         torch.testing.assert_close(weights(cut)[name], weight, atol=1e-5, rtol=0)
     for step, loss in losses(whole).items():
         assert losses(cut)[step] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_step_that_is_skipped_does_not_end_a_training_with_a_scaler(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float16 on a CPU has no scaler in gptlab; torch's works there all the same, and is what a GPU has."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, enabled=True))
+    loss = {"use": write(tmp_path, JUMPING) + ":Jumping", "by": 3.0}
+    train_ = {"tokens": 256 * 56, "spike": 0.5, "bad_step": "skip"}
+    found = rows(train("run", {"loss": loss, "train": train_}))
+    assert [row["step"] for row in found if row.get("skipped")] == [53]
+    assert found[-2]["step"] == 56
+
+
+def test_a_checkpoint_is_written_by_the_clock(train: Train) -> None:
+    run = train("run", {"checkpoint": {"minutes": 1e-9, "keep": 100}})
+    assert len(list((run / "checkpoints").glob("step-*"))) == 10
+    run = train("steps alone", {"checkpoint": {"minutes": 0}})
+    assert [path.name for path in (run / "checkpoints").glob("step-*")] == ["step-00000010"]
+
+
+def test_the_log_can_be_followed(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "_QUIET_SECONDS", 0.0)
+    lines = (train("run") / "log.txt").read_text().splitlines()
+    assert [line.split()[3] for line in lines if "tok/s" in line] == [f"{step}/10" for step in range(1, 11)]
 
 
 def test_the_first_loss_is_that_of_a_guess_and_it_falls(train: Train) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, gptlab, make_data, only_run, rows
 
+from gptlab.errors import STOPPED
 from gptlab.record.runfolder import State, state
 
 pytestmark = pytest.mark.slow
@@ -107,7 +108,10 @@ def test_kill_9_at_five_moments(setting: tuple[Path, list[str]], reference: Path
     assert (run / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
 
 
-def test_sigterm_saves_and_exits_cleanly(setting: tuple[Path, list[str]], reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_to_stop_saves_and_says_that_it_is_not_done(
+    setting: tuple[Path, list[str]], reference: Path, tmp_path: Path, told: signal.Signals
+) -> None:
     folder, arguments = setting
     for name in ("data", "config.yaml"):
         (tmp_path / name).symlink_to(folder / name)
@@ -116,8 +120,8 @@ def test_sigterm_saves_and_exits_cleanly(setting: tuple[Path, list[str]], refere
     while logged_step(tmp_path) < 12:
         assert process.poll() is None
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    process.send_signal(told)
+    assert process.wait(timeout=60) == STOPPED  # `gptlab train … && gptlab eval …` must not evaluate half a run
     run = only_run(tmp_path)
     (saved,) = (run / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step-")) == logged_step(tmp_path) < 60

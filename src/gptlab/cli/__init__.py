@@ -5,6 +5,9 @@ Commands import what they need when they run, so that `gptlab --help` answers at
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -73,11 +76,27 @@ for _panel, _commands in COMMANDS.items():
 
 def main() -> None:
     """Entry point of `gptlab`: run the command; a mistake is one line on standard error and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character shows its number
+    # A notebook's `!gptlab` inherits a backend that may not be installed here; pictures are files.
+    os.environ["MPLBACKEND"] = "agg"
     try:
         app()
     except GptlabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `gptlab list | head`: who reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+    except OSError as error:  # a folder without rights, a full disk, standard output that is closed
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"{place}{error.strerror or error}; mend its rights, make room, or name another place", 2)
+
+
+def _end(message: str, code: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print("error: " + " ".join(message.splitlines()), file=sys.stderr)
+    sys.exit(code)

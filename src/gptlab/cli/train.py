@@ -10,7 +10,7 @@ import typer
 from gptlab.cli.options import Overrides
 from gptlab.cli.soup import show_soup
 from gptlab.console import say
-from gptlab.errors import ConfigError
+from gptlab.errors import STOPPED, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,9 @@ def train(
         raise ConfigError(f"--resume goes on in {there}, and --out names {out}; leave out one of them")
     folder = out if out is not None else there
     run = run_training(loaded, resume=resume, folder=folder)
-    if run.finished and find_world().is_main:
+    if not run.finished:
+        raise typer.Exit(STOPPED)
+    if find_world().is_main:
         say(f"done: {run.folder}; its curve is loss.png")
         _show_prediction(run.folder)
         say(f"next: gptlab eval {run.folder}\n      gptlab sample {run.folder}")
@@ -53,7 +55,9 @@ def _train_in_stages(config: str, overrides: Sequence[str], *, resume: bool) -> 
     from gptlab.training.stages import train_stages
 
     results = train_stages(load_stages(config, overrides), resume=resume)
-    if not find_world().is_main or not all(result.finished for result in results):
+    if not all(result.finished for result in results):
+        raise typer.Exit(STOPPED)
+    if not find_world().is_main:
         return
     for result in results:
         if result.soup is not None:

@@ -138,7 +138,10 @@ class Evaluate(Section):
 class Checkpoint(Section):
     """Checkpoints: what a run is resumed from."""
 
-    every: NonNegativeInteger = Field(0, description="steps between checkpoints; 0: only where the run ends or stops")
+    every: NonNegativeInteger = Field(0, description="steps between checkpoints; 0: by the clock alone")
+    minutes: Annotated[Number, Field(ge=0)] = Field(
+        15.0, description="minutes between checkpoints, beside those of `every`; 0: by steps alone"
+    )
     keep: PositiveInteger = Field(2, description="how many of the newest to keep")
     best: Boolean = Field(False, description="also save at each validation and keep the best by validation loss")
 

@@ -47,11 +47,12 @@ def explained(model: nn.Module, *foreign: Any) -> Iterator[None]:
         yield
     except GptlabError:
         raise
-    except Exception as error:
-        if not foreign:
-            raise
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         files = {inspect.getfile(type(part)): part for part in foreign}
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename in files]
+        if not foreign or (not isinstance(error, Exception) and frames[-1] not in own):
+            raise  # not theirs: a defect of ours, or somebody who wants to stop
         file = own[-1].filename if own else next(iter(files))
         where = f"{file}:{own[-1].lineno}" if own else file
         what = (str(error).strip().splitlines() or [""])[0][:200]

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from gptlab.config import format_count
 from gptlab.console import console, say
 
-_QUIET_SECONDS = 10.0
+_QUIET_SECONDS = 10.0  # between the lines outside a terminal, and in log.txt
 
 
 class TrainingDisplay:
@@ -30,7 +30,8 @@ class TrainingDisplay:
             disable=not console().is_terminal,
         )
         self._task: TaskID = self._progress.add_task("train", total=total_steps, completed=start_step, numbers="")
-        self._last_line = time.monotonic()
+        self._last_line = self._last_logged = time.monotonic()
+        self._now = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -43,10 +44,18 @@ class TrainingDisplay:
         """Show the state after `step`."""
         numbers = f"loss {loss:.4f}  {format_count(round(tokens_per_second))} tok/s  {self.speed(tokens_per_second)}"
         self._progress.update(self._task, completed=step, numbers=numbers)
+        self._now = f"step {step}/{self.total}  {numbers}"
         now = time.monotonic()
         if not console().is_terminal and (now - self._last_line > _QUIET_SECONDS or step == self.total):
             self._last_line = now
-            say(f"step {step}/{self.total}  {numbers}")
+            say(self._now)
+
+    def log_line(self) -> str | None:
+        """The state for a log that somebody follows; None where the last line is not old yet."""
+        if time.monotonic() - self._last_logged <= _QUIET_SECONDS:
+            return None
+        self._last_logged = time.monotonic()
+        return self._now
 
     def speed(self, tokens_per_second: float) -> str:
         """Model FLOPs utilization where the device's peak is known, achieved FLOP/s where not."""

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM from a scheduler, Ctrl-C from a person."""
+"""Being told to stop: SIGTERM from a scheduler, SIGHUP from a connection that was lost, Ctrl-C from a person."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a request; a second Ctrl-C ends at once, as always."""
+    """Turn SIGTERM, SIGHUP and SIGINT into a request; a second Ctrl-C ends at once, as always.
+
+    What `nohup` has made to be ignored stays so.
+    """
     request = StopRequest()
 
     def handle(number: int, frame: types.FrameType | None) -> None:
@@ -33,7 +36,10 @@ def stop_signals() -> Iterator[StopRequest]:
         request.signal = signal.Signals(number).name
 
     try:
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        kinds = [signal.SIGTERM, signal.SIGINT]
+        if getattr(signal, "SIGHUP", None) is not None and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            kinds.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, handle) for number in kinds}
     except ValueError:  # not the main thread: signals are somebody else's
         yield request
         return

@@ -7,7 +7,9 @@ of (seed, step), so a run that was stopped goes on exactly as if it had not been
 from __future__ import annotations
 
 import contextlib
+import signal
 import statistics
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +71,8 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
         raise
     finally:
         destroy_distributed(joined)
+    if job.stop.signal == signal.SIGINT.name and hasattr(sys, "ps1"):
+        raise KeyboardInterrupt  # a person at a prompt or in a notebook: what comes after this call is not to be run
     return load(job.folder, device=config.system.device)
 
 
@@ -91,6 +95,7 @@ def loop(job: Job) -> None:
                 done
                 or stopping
                 or _is_multiple(job.step, config.checkpoint.every)
+                or job.save_due
                 or (evaluating and config.checkpoint.best)
             )
             before_step(job.model, job.step / total)
@@ -151,7 +156,8 @@ def step(job: Job) -> StepResult:
     skipped = config.train.bad_step == "skip" and _must_skip(job, done.loss, norm)
     if not skipped:
         job.scaler.step(job.optimizer)
-        job.scaler.update()
+    job.scaler.update()  # of a skipped step too: the next one unscales again
+    if not skipped:
         for name, value in after_step(job.model, job.world.all_reduce).items():
             done.metrics[name] = value / job.world.size  # the log adds up what the processes say
     job.optimizer.zero_grad(set_to_none=True)
@@ -166,17 +172,20 @@ def _must_skip(job: Job, loss: Tensor, norm: Tensor) -> bool:
 def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock: float) -> None:
     """Fetch what steps left on the device: one wait, one sum over processes. Writes rows, and stops at a bad step."""
     names = list(results[0].metrics)
-    stop = torch.tensor(float(job.stop.requested), device=job.device)
+    minutes = job.config.checkpoint.minutes
+    due = minutes > 0 and time.monotonic() - job.saved_at > 60 * minutes
+    asked = torch.tensor([float(job.stop.requested), float(due)], device=job.device)
     rows = [torch.stack([r.loss, *(r.metrics[name] for name in names)]) for r in results]
-    values = job.world.all_reduce(torch.cat([stop[None], *rows])).tolist()
+    values = job.world.all_reduce(torch.cat([asked, *rows])).tolist()
     norms = torch.stack([r.gradient_norm for r in results]).tolist()
     if values[0]:  # agreed by all, so that all stop after the same step
         job.stop.reason = job.stop.signal or "another process was stopped"
+    job.save_due = bool(values[1])
     elapsed = time.monotonic() - clock
     width, logged, reason = 1 + len(names), [], ""
     tokens_per_second = len(results) * job.config.train.batch_tokens / max(elapsed, 1e-9)
     for index, (result, norm) in enumerate(zip(results, norms, strict=True)):
-        loss, *extra = values[1 + index * width : 1 + (index + 1) * width]
+        loss, *extra = values[2 + index * width : 2 + (index + 1) * width]
         job.seconds += elapsed / len(results)
         row = {
             "step": result.step,
@@ -200,6 +209,8 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
     if job.metrics is not None:
         job.metrics.write(logged)
         display.update(results[-1].step, loss, tokens_per_second)
+        if (line := display.log_line()) is not None:
+            runfolder.log_line(job.folder, line)
     results.clear()
     if reason:
         saved = job.checkpoints.all()
@@ -243,6 +254,7 @@ def save(job: Job) -> None:
         "identity": job.identity,
     }
     path = job.checkpoints.save(job.step, job.model, job.optimizer, state)
+    job.saved_at, job.save_due = time.monotonic(), False
     if job.world.is_main:
         runfolder.log_line(job.folder, f"saved {path.name}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,8 @@ class Job:
     best: tuple[int, float] | None = None  # step and validation loss
     recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
     evaluated: int = 0  # the last step that was validated
+    saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written, or training began
+    save_due: bool = False  # `checkpoint.minutes` have gone by, as all processes agree
     stop: StopRequest = field(default_factory=StopRequest)
 
 

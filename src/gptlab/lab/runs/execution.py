@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from gptlab.config import dump_yaml
 from gptlab.console import progress, say
-from gptlab.errors import DivergedError, GptlabError
+from gptlab.errors import STOPPED, DivergedError, GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.planning.plan import Prediction
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _POLL = 0.2  # seconds between looks at the processes
 _CHECKPOINTS = 4  # a run: what a kill can cost is a quarter of it
-_INTERRUPTED = (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
-"""Exit codes of a training that was told to stop: it saved and ended well, or a signal ended it."""
+_INTERRUPTED = (0, STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
+"""Exit codes of a process that was told to stop: it saved and ended well, or a signal ended it."""
 
 
 class RunError(GptlabError):

@@ -1,0 +1,52 @@
+"""The command line where terminal, disk or environment are not what one hopes for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import TINY, gptlab, make_data
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("streams")
+    make_data(folder)
+    (folder / "config.yaml").write_text(TINY.replace("5120", "512") + "data: {path: data}\n")
+    return folder
+
+
+def test_a_backend_of_a_notebook_does_not_matter(place: Path) -> None:
+    """Jupyter sets MPLBACKEND for `!gptlab train`; it names a module that need not be here."""
+    backend = "module://matplotlib_inline.backend_that_is_not_here"
+    done = gptlab("train", "config.yaml", "--out", "runs/notebook", cwd=place, MPLBACKEND=backend)
+    assert done.returncode == 0
+    for name in ("facts.json", "loss.png"):
+        assert (place / "runs/notebook" / name).is_file()
+
+
+def test_a_terminal_without_letters_shows_their_numbers(place: Path) -> None:
+    done = gptlab("data", "info", "data", cwd=place, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_output(place: Path) -> None:
+    command = [sys.executable, "-m", "gptlab", "config", "show", "config.yaml"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=place, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0 or os.name == "nt", reason="root may write everywhere")
+@pytest.mark.parametrize("command", [["train", "config.yaml", "--out", "shut/run"], ["new", "component", "shut/part"]])
+def test_a_folder_that_cannot_be_written(place: Path, command: list[str]) -> None:
+    (place / "shut").mkdir(mode=0o500, exist_ok=True)
+    done = gptlab(*command, cwd=place, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "Permission denied" in done.stderr
