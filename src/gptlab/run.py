@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from gptlab.config import RunConfig, weights_digest
+from gptlab.console import say
 from gptlab.data import IGNORE, Batch
 from gptlab.errors import CheckpointError, ConfigError, DataError
-from gptlab.files import write_atomic
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
@@ -26,6 +26,7 @@ from gptlab.parallel import World
 from gptlab.record import runfolder
 from gptlab.record.runfolder import read_config
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
+from gptlab.systems.tensorfile import write_tensors
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -132,12 +133,8 @@ def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) ->
 
     Raises CheckpointError where the disk refuses.
     """
-    from safetensors.torch import save
-
-    named = weights.named_parameters() if isinstance(weights, nn.Module) else weights.items()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named}
     try:
-        write_atomic(path, save(tensors, metadata={"format": "pt"}))
+        write_tensors(dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights, path)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
 
@@ -195,7 +192,7 @@ def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int
     """Load them; the step of the checkpoint they are from, None for the final ones."""
     final = folder / runfolder.WEIGHTS
     if checkpoint is None and final.is_file():
-        runfolder.check_weights(folder)
+        runfolder.say_changed_weights(folder)
         tensors = _read_weights(final)
         own = dict(model.named_parameters())
         odd = set(own) ^ set(tensors) or {n for n in own if own[n].shape != tensors[n].shape}
@@ -203,7 +200,7 @@ def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int
             raise CheckpointError(f"{final} does not fit config.yaml: {sorted(odd)[0]}; was either of them edited?")
         if wrong := next((n for n in own if own[n].dtype != tensors[n].dtype), None):
             there, here = (str(side[wrong].dtype).removeprefix("torch.") for side in (tensors, own))
-            raise CheckpointError(f"{final}: {wrong} is {there} and not {here}: the file was converted; restore it")
+            say(f"careful: {final} holds {wrong} as {there}, and a run keeps its weights as {here}: it was converted")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])

@@ -30,7 +30,8 @@ def test_a_backend_of_a_notebook_does_not_matter(place: Path) -> None:
 
 def test_a_terminal_without_letters_shows_their_numbers(place: Path) -> None:
     done = gptlab("data", "info", "data", cwd=place, PYTHONIOENCODING="ascii")
-    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -39,7 +40,8 @@ def test_a_full_disk_behind_standard_output(place: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=place, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and "No space left" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -49,4 +51,5 @@ def test_a_folder_that_cannot_be_written(place: Path, command: list[str]) -> Non
     (place / "shut").mkdir(mode=0o500, exist_ok=True)
     done = gptlab(*command, cwd=place, check=False)
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and "Permission denied" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Permission denied" in done.stderr

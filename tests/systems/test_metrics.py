@@ -57,9 +57,7 @@ def test_a_torn_last_line_is_left_out_and_said(
 def test_a_damaged_line_before_the_last_is_an_error(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 3}}\n')
-    with pytest.raises(
-        GptlabError, match=r"metrics\.jsonl:2: not a row of metrics \(.+\); delete the line, or restore"
-    ):
+    with pytest.raises(GptlabError, match=r"metrics\.jsonl:2: not a row of metrics; delete the line, or restore"):
         read_metrics(path)
 
 

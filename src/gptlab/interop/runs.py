@@ -19,6 +19,7 @@ from gptlab.files import atomic_folder
 from gptlab.hardware.device import describe
 from gptlab.interop.table import Architecture, Values
 from gptlab.record import runfolder
+from gptlab.systems.tensorfile import write_tensors
 from gptlab.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
@@ -190,14 +191,7 @@ def write_run(
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file that others may read. Raises OSError where the disk refuses."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what its writer makes of a full disk
-        raise OSError(str(error)) from None
-    path.chmod(0o644)  # the writer makes files private; these are meant to be shared
+    write_tensors(tensors, path)
 
 
 def _digest(config: RunConfig, tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> str:

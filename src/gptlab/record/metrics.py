@@ -48,9 +48,8 @@ def read_metrics(path: Path) -> list[Row]:
             if number == len(lines):
                 say(f"{path}:{number}: the last line is torn (a crash while writing it); it is left out")
                 break
-            raise GptlabError(
-                f"{path}:{number}: not a row of metrics ({problem}); delete the line, or restore the file"
-            ) from None
+            what = "not a row of metrics" if isinstance(problem, UnicodeDecodeError | json.JSONDecodeError) else problem
+            raise GptlabError(f"{path}:{number}: {what}; delete the line, or restore the file") from None
         if misplaced := _misplaced(row, rows):
             raise GptlabError(f"{path}:{number}: {misplaced}; the file was edited: restore it")
         rows.append(row)
@@ -59,9 +58,12 @@ def read_metrics(path: Path) -> list[Row]:
 
 def _row(line: bytes) -> Row:
     """A line as a row. Raises ValueError where it is none: a step, and numbers by name."""
-    row = json.loads(line, parse_constant=_refuse)
+    try:
+        row = json.loads(line, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("not a row of metrics") from None
     if not isinstance(row, dict) or "step" not in row:
-        raise ValueError("no step")
+        raise ValueError("not a row of metrics")
     for key, value in row.items():
         if value is not None and not isinstance(value, int | float):
             raise ValueError(f"{key!r} is {str(value)[:40]!r}, no number")

@@ -30,7 +30,8 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config, weights_digest
 from gptlab.config.jsonfile import read_json
-from gptlab.errors import BusyError, CheckpointError, GptlabError
+from gptlab.console import say
+from gptlab.errors import BusyError, GptlabError
 from gptlab.files import atomic_folder, exclusive, write_atomic
 from gptlab.record.facts import read_facts
 from gptlab.record.measurement import Identity
@@ -231,16 +232,16 @@ def recorded_weights(folder: Path) -> str | None:
     return sessions[-1].get("weights") if sessions else None
 
 
-def check_weights(folder: Path) -> None:
-    """Raise CheckpointError where model.safetensors is not what was written when the run ended.
+def say_changed_weights(folder: Path) -> None:
+    """Say it where model.safetensors is not what was written when the run ended: edited on purpose, or damaged.
 
     The file is read once while it stays as it is.
     """
     written = recorded_weights(folder)
     if written is not None and weights_digest(folder / WEIGHTS) != written:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: these are not the weights that the run ended with (their digest is not {written}): "
-            "the file was changed or damaged; restore it, or name a --checkpoint"
+        say(
+            f"careful: {folder / WEIGHTS} was changed or damaged since the run ended (its digest is not {written}): "
+            "what the run logged is of other weights"
         )
 
 

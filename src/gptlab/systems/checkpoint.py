@@ -1,8 +1,8 @@
 """Checkpoints that survive what happens to machines.
 
-A checkpoint is a folder `step-00001000/`: tensors of model and optimizer as safetensors, written by
-`torch.distributed.checkpoint` (each process its part, readable by any other number of processes), `state.json`
-with the few numbers beside them, and `manifest.json` with a SHA-256 for each file. Nothing in it is a pickle.
+A checkpoint is a folder `step-00001000/`: tensors of model and optimizer as safetensors (of several processes each
+writes its part, by `torch.distributed.checkpoint`, which any other number of them can read), `state.json` with the few
+numbers beside them, and `manifest.json` with a SHA-256 for each file. Nothing in it is a pickle.
 
 It is written under another name, synced, and renamed last: a folder with the right name is whole. No random
 state is kept, because there is none: batches and dropout are functions of (seed, step).
@@ -25,6 +25,7 @@ from gptlab.console import say
 from gptlab.errors import CheckpointError
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
 from gptlab.parallel import World
+from gptlab.systems.tensorfile import write_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -220,13 +221,18 @@ def _create_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _write_tensors(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """One process writes the file itself, piece by piece; of several each writes its share, which DCP first makes whole
+    in memory."""
+    if world.size == 1:
+        write_tensors(tensors, folder / "model.safetensors")
+        return
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DCP announces that a single process is a single process
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=world.size == 1)
+        dcp.save(tensors, storage_writer=writer)
 
 
 def _write_manifest(folder: Path) -> None:

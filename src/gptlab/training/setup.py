@@ -143,7 +143,7 @@ def _begin_from(origin: Path, folder: Path, config: RunConfig, identity: dict[st
     newest = Checkpoints(origin / "checkpoints", keep=1, world=world).newest_whole()
     if newest is None:
         raise CheckpointError(
-            f"{origin} has no checkpoint to go on from; start a run with --set model.init_from={origin}"
+            f"{origin} has weights and no checkpoint to resume from; start a run with --set model.init_from={origin}"
         )
     read_matching_state(newest, identity, config)
     if world.is_main:
