@@ -13,7 +13,7 @@ from gptlab.console import progress
 from gptlab.data.dataset import FORMAT_VERSION, Split
 from gptlab.data.shards import MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
-from gptlab.data.sources.resolve import read_blocks, total_size
+from gptlab.data.sources.resolve import read_documents, total_size
 from gptlab.data.sources.text import character_split
 from gptlab.errors import DataError
 
@@ -107,8 +107,8 @@ def _count_documents(sources: list[Source], reading: Reading, limit_bytes: int |
     documents = seen = 0
     with progress() as bar:
         task = bar.add_task("counting documents", total=total_size(sources, reading))
-        for block in read_blocks(sources, reading):
-            for document in block.documents(reading):
+        for block, found in read_documents(sources, reading):
+            for document in found:
                 documents += not document.continues
                 seen += utf8_length(document.text)
                 if limit_bytes is not None and seen >= limit_bytes:
