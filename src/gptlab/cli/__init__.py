@@ -37,6 +37,7 @@ from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
 from gptlab.cli.train import train
 from gptlab.errors import GptlabError
+from gptlab.files import machine_error
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
@@ -76,8 +77,19 @@ def main() -> None:
     try:
         app()
     except GptlabError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if (line := machine_error(error)) is None:
+            raise
+        _tell(line)
+        sys.exit(GptlabError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _tell(message: str) -> None:
+    """An error is one line, whatever is in the names that it quotes."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+    print(f"error: {shown}", file=sys.stderr)
