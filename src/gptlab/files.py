@@ -16,10 +16,9 @@ from gptlab.errors import GptlabError
 
 MAX_NAME_BYTES = 200  # a disk takes 255, and what is written aside has a longer name (`.NAME.partial`)
 
-_OF_THE_MACHINE = {
-    getattr(errno, name, None)
-    for name in "EACCES EPERM EROFS ENOSPC EDQUOT EFBIG EIO ENAMETOOLONG ENOTDIR EISDIR ELOOP".split()
-}
+_RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 
 
 def check_place(path: Path, option: str) -> None:
@@ -48,7 +47,7 @@ def check_place(path: Path, option: str) -> None:
 
 def machine_error(error: OSError) -> str | None:
     """One line for an error that the machine is to blame for (rights, a full disk, names); None for any other."""
-    if error.errno not in _OF_THE_MACHINE:
+    if error.errno not in _RIGHTS | _SPACE | _NAMES:
         return None
     where = str(error.filename)[:200] if error.filename else "the output"
     return (

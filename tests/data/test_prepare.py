@@ -56,6 +56,7 @@ def corpus(tmp_path: Path) -> tuple[Path, list[str]]:
     (folder / "c.jsonl.zst").write_bytes(zstandard.compress(lines[2].encode()))
     pq.write_table(pa.table({"text": texts[300:399], "id": range(99)}), folder / "d.parquet", row_group_size=10)
     (folder / "e.txt").write_text(texts[399])
+    (tmp_path / "other.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents(100, 5)))
     (folder / "ignored.png").write_bytes(b"\x89PNG")
     return folder, texts
 
@@ -245,8 +246,8 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
         {"validation_tokens": 9500},
         {"num_shards": 3},
         {"num_shards": 2, "validation_tokens": 10_500},
-        {"limit_bytes": 20_000, "validation": ["corpus/c.jsonl.zst"]},
-        {"validation": ["corpus/c.jsonl.zst"]},
+        {"limit_bytes": 20_000, "validation": ["other.jsonl"]},
+        {"validation": ["other.jsonl"]},
     ],
 )
 def test_it_goes_on_from_any_shard(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.console import say
-from gptlab.data.dataset import MANIFEST, Manifest
+from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
+from gptlab.data.preparation.overlap import shared_documents
 from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
 from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
@@ -109,6 +110,7 @@ def prepare(
             vocab_size=encoder.vocab_size,
             end_of_text=encoder.end_of_text,
             splits=dict(sorted(writer.state.splits.items())),
+            shared_documents=_count_shared(folder, writer.state.splits, encoder.end_of_text),
             sources=names_of([*sources, *(checked or [])]),
             options=options,
         )
@@ -122,6 +124,24 @@ def _check_target(out: Path, force: bool) -> None:
         raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is no data set, so --force does not replace it; choose another --out")
+
+
+def _count_shared(folder: Path, splits: dict[str, SplitEntry], end_of_text: int) -> dict[str, int] | None:
+    """`Manifest.shared_documents` of finished shards; says so where there are any."""
+    if set(splits) != {"train", "validation"}:
+        return None
+
+    def opened(split: Split) -> TokenDataset:
+        shards = [checked_shard(folder, entry) for entry in splits[split].shards]
+        return TokenDataset(folder, split, shards, fingerprint="", end_of_text=end_of_text)
+
+    shared = shared_documents(opened("train"), opened("validation"))
+    if shared["validation"]:
+        say(
+            f"{shared['validation']:,} of {splits['validation'].documents:,} validation documents are training"
+            " documents as well: what a run has seen is no measure of what it learned; leave them out of one split"
+        )
+    return shared
 
 
 def _load(tokenizer: str | Path | Tokenizer) -> Tokenizer:
