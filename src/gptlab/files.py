@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -12,6 +13,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gptlab.errors import GptlabError
+
+MAX_NAME_BYTES = 200  # a disk takes 255, and what is written aside has a longer name (`.NAME.partial`)
+
+_RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+
+
+def check_place(path: Path, option: str) -> None:
+    """Refuse, before any work, a place where nothing could be written in the end. `option` (`--out`) named it.
+
+    Raises GptlabError for a name with control characters or of more than `MAX_NAME_BYTES`, a link that leads nowhere, a
+    file where a folder has to be on the way, and a folder that may not be written to.
+    """
+    shown = ascii(str(path))[1:-1] if not str(path).isprintable() else str(path)
+    if shown != str(path):
+        raise GptlabError(f"{option} {shown}: a name must not hold line breaks or other control characters")
+    for part in path.parts:
+        if (size := len(os.fsencode(part))) > MAX_NAME_BYTES:
+            raise GptlabError(f"{option} {part[:40]}…: a name of {size} bytes; {MAX_NAME_BYTES} at most")
+    try:
+        if path.is_symlink() and not path.exists():
+            raise GptlabError(f"{option} {path}: is a link to {os.readlink(path)}, where nothing is; remove it")
+        above = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+        if not above.is_dir():
+            raise GptlabError(f"{option} {path}: {above} is no folder; name another place")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise GptlabError(f"{option} {path}: {above} may not be written to; name another place")
+    except OSError as error:
+        raise GptlabError(f"{option} {shown[:200]}: no such place ({error.strerror}); name another") from None
+
+
+def machine_error(error: OSError) -> str | None:
+    """One line for an error that the machine is to blame for (rights, a full disk, names); None for any other."""
+    if error.errno not in _RIGHTS | _SPACE | _NAMES:
+        return None
+    where = str(error.filename)[:200] if error.filename else "the output"
+    return (
+        f"{where}: cannot be read or written ({error.strerror}); check the path, its rights and the space on the disk"
+    )
 
 
 def fsync_directory(folder: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_lost_a_cut_and_a_foreign_shard_are_found(refused: Refused, made: Path
         (["--input", "bad.txt", "--out", "o", "--tokenizer", "byte", "--workers", "2"], "bad.txt: invalid UTF-8 at"),
         (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte"], "in.txt: exists already"),
         (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte", "--force"], "is no data set"),
-        (["--input", "in.txt", "--out", "in.txt/x", "--tokenizer", "byte"], "in.txt/x: cannot be made"),
+        (["--input", "in.txt", "--out", "in.txt/x", "--tokenizer", "byte"], "in.txt is no folder"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "many"], "--shard-size"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "0"], "--shard-size 0"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "3G"], "at most 2147483647"),
@@ -173,3 +173,71 @@ def test_replacing_takes_force(gptlab, refused: Refused, made: Path, tmp_path: P
     assert gptlab(*command, "--force").returncode == 0
     assert json.loads((made / "dataset.json").read_text())["splits"].keys() == {"train"}
     assert not (made / "validation_000000.bin").exists()
+
+
+PLACES = {
+    "long": ("x" * 300, "a name of 300 bytes"),
+    "long inside": (f"sets/{'x' * 300}/o", "a name of 300 bytes"),
+    "line break": ("a\nb", r"a\nb: a name must not hold line breaks"),
+    "escape": ("a\x1b[31mb", r"a\x1b[31mb: a name must not hold line breaks"),
+    "file": ("in.txt/sets/o", "in.txt is no folder"),
+    "dangling": ("dangling", "is a link to nowhere"),
+    "dangling above": ("dangling/o", "dangling is no folder"),
+    "loop": ("loop/o", "loop"),
+    "device": ("/dev/null", "/dev/null"),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_places_where_nothing_can_be_written(refused: Refused, tmp_path: Path, where: str, force: list[str]) -> None:
+    name, message = PLACES[where]
+    (tmp_path / "in.txt").write_text("some text here")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.iterdir())
+    assert message in refused("data", "prepare", "--input", "in.txt", "--tokenizer", "byte", "--out", name, *force)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\nb", "in.txt", "dangling", "loop", ""])
+def test_folders_that_are_none(refused: Refused, tmp_path: Path, command: str, name: str) -> None:
+    (tmp_path / "in.txt").write_text("some text here")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    refused("data", command, name)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\nb", "in.txt/x", "dangling", "loop", "http://[::1/x", "http://a b/"])
+def test_inputs_that_are_none(refused: Refused, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in.txt").write_text("some text here")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.iterdir())
+    refused("data", "prepare", "--input", name, "--tokenizer", "byte", "--out", "o")
+    refused("data", "prepare", "--input", "in.txt", "--validation", name, "--tokenizer", "byte", "--out", "o")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["train", "import"])
+def test_where_no_tokenizer_can_be_written(refused: Refused, tmp_path: Path, command: str) -> None:
+    (tmp_path / "in.txt").write_text("some text here " * 99)
+    make = {"train": ["train", "--input", "in.txt", "--vocab-size", "300"], "import": ["import", "gpt2"]}[command]
+    for name in ("x" * 300, "a\nb", "a/b", "..", "x\n"):
+        refused("tokenizer", *make, "--name", name)
+    (tmp_path / "tokenizers").write_text("a file")
+    assert "tokenizers is no folder" in refused("tokenizer", *make, "--name", "a")
+
+
+def test_a_folder_that_may_not_be_written_to(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known before any work: `os.access` stands in for the rights, which root does not heed."""
+    import os
+
+    (tmp_path / "in.txt").write_text("some text here " * 99)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    for command in (
+        ["data", "prepare", "--input", "in.txt", "--tokenizer", "byte", "--out", "o"],
+        ["tokenizer", "train", "--input", "in.txt", "--vocab-size", "300", "--name", "a"],
+    ):
+        assert "may not be written to" in refused(*command)

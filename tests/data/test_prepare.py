@@ -19,7 +19,7 @@ import pytest
 import zstandard
 
 from gptlab.data import Reading, TokenDataset, prepare, verify
-from gptlab.errors import DataError
+from gptlab.errors import BusyError, DataError
 from gptlab.tokenizer import load_tokenizer
 
 EOT = 256  # of the byte tokenizer
@@ -56,6 +56,7 @@ def corpus(tmp_path: Path) -> tuple[Path, list[str]]:
     (folder / "c.jsonl.zst").write_bytes(zstandard.compress(lines[2].encode()))
     pq.write_table(pa.table({"text": texts[300:399], "id": range(99)}), folder / "d.parquet", row_group_size=10)
     (folder / "e.txt").write_text(texts[399])
+    (tmp_path / "other.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents(100, 5)))
     (folder / "ignored.png").write_bytes(b"\x89PNG")
     return folder, texts
 
@@ -245,8 +246,8 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
         {"validation_tokens": 9500},
         {"num_shards": 3},
         {"num_shards": 2, "validation_tokens": 10_500},
-        {"limit_bytes": 20_000, "validation": ["corpus/c.jsonl.zst"]},
-        {"validation": ["corpus/c.jsonl.zst"]},
+        {"limit_bytes": 20_000, "validation": ["other.jsonl"]},
+        {"validation": ["other.jsonl"]},
     ],
 )
 def test_it_goes_on_from_any_shard(corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
@@ -281,11 +282,42 @@ def test_other_options_start_over(corpus, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_two_at_once_are_refused(corpus, tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
-    partial(tmp_path / "out").mkdir()
-    with open(partial(tmp_path / "out") / "lock", "w") as file:
+    with open(tmp_path / ".out.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process"):
+        with pytest.raises(BusyError, match="another process"):
             prepare([str(corpus[0])], tmp_path / "out", tokenizer="byte", workers=1)
+    assert not partial(tmp_path / "out").exists()
+
+
+def test_what_another_process_finished_meanwhile_is_not_replaced(
+    corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs at once, the other of which ends between this one's first look at its target and its first shard."""
+    from gptlab.data import preparation
+
+    plan, given = preparation.plan_passes, {"tokenizer": "byte", "workers": 1}
+
+    def slow(*arguments):
+        monkeypatch.setattr(preparation, "plan_passes", plan)
+        prepare([str(corpus[0] / "a.jsonl")], tmp_path / "sets" / "out", **given)
+        return plan(*arguments)
+
+    monkeypatch.setattr(preparation, "plan_passes", slow)
+    with pytest.raises(DataError, match="exists already"):
+        prepare([str(corpus[0] / "e.txt")], tmp_path / "sets" / "out", **given)
+    assert tokens_of(tmp_path / "sets" / "out") == expected(corpus[1][:100])
+    assert [path.name for path in (tmp_path / "sets").iterdir()] == ["out"]
+
+
+def test_a_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
+    """No lock, no folder that was made on the way; a lock that a killed process left is no obstacle."""
+    (tmp_path / "in.txt").write_text("")
+    with pytest.raises(DataError, match="no text"):
+        prepare([str(tmp_path / "in.txt")], tmp_path / "a" / "b" / "out", tokenizer="byte", workers=1)
+    (tmp_path / ".out.lock").write_text("")
+    with pytest.raises(DataError, match="no text"):
+        prepare([str(tmp_path / "in.txt")], tmp_path / "out", tokenizer="byte", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
 
 
 def test_separators_cut_text_files_into_documents(tmp_path: Path) -> None:

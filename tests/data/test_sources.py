@@ -22,6 +22,7 @@ from gptlab.data import iter_documents
 from gptlab.data.preset import load_preset, preset_names
 from gptlab.data.sources import Reading, read_blocks
 from gptlab.data.sources.download import download
+from gptlab.data.sources.kinds import open_file
 from gptlab.data.sources.parquet import ParquetFile
 from gptlab.data.sources.resolve import resolve
 from gptlab.data.sources.text import TextFile, character_split
@@ -76,7 +77,7 @@ def test_reading_goes_on_from_any_cursor(tmp_path_factory, rows: list[str], size
     (folder / "b.jsonl.gz").write_bytes(gzip.compress((folder / "a.jsonl").read_bytes()))
     (folder / "c.txt").write_text("".join(rows), newline="")
     pq.write_table(pa.table({"text": rows}), folder / "d.parquet", row_group_size=7)
-    files = [TextFile(folder / name, name, block_bytes=size) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
+    files = [open_file(folder / name, name, size) for name in ("a.jsonl", "b.jsonl.gz", "c.txt")]
     sources = [*files, ParquetFile(folder / "d.parquet", "d")]
     blocks = list(read_blocks(sources, Reading()))
     for number, block in enumerate(blocks):
@@ -109,13 +110,13 @@ def test_limit_bytes_keeps_a_long_text_short(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"fine \xff not", r"a\.txt: invalid UTF-8 at byte 5; .*--errors replace"),
+        ("a.txt", b"fine \xff not", r"a\.txt: invalid UTF-8 at byte 5, .*--errors replace"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a\.jsonl: invalid UTF-8 at byte 24"),
         ("a.jsonl", b'{"text": "a"}\n{"body": 1}', r"a\.jsonl, line 2: no field 'text' \(it has: body\)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": 1}', r"line 2: 'text' holds int"),
         ("a.jsonl", b'{"text": "a"}\nnonsense', r"line 2: is no JSON"),
         ("a.jsonl", b"[1]", r"line 1: no field 'text'"),
-        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1: holds half a surrogate pair"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"line 1: half a surrogate pair"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz: is damaged"),
         ("a.txt.gz", gzip.compress(b"hello " * 1000, mtime=0)[:-9], r"a\.txt\.gz: is damaged"),
         ("a.txt.zst", b"no zstd at all", r"a\.txt\.zst: is damaged"),
@@ -203,7 +204,7 @@ def test_every_preset_is_whole() -> None:
 
 def test_the_character_split_is_for_plain_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}")
-    assert character_split(TextFile(tmp_path / "a.jsonl", "a"), 0.1) is None
+    assert character_split(open_file(tmp_path / "a.jsonl", "a", 100), 0.1) is None
 
 
 def test_a_kind_of_source_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ import torch
 from helpers import gptlab
 from safetensors.torch import load_file, save_file
 
+from gptlab.systems import tensorfile
+
 Mistake = Callable[..., str]
 IMPORT = ("import", "theirs", "--name", "it", "--tokenizer", "bytes")
 
@@ -236,8 +238,7 @@ def test_nanogpt_checkpoints_that_do_not_fit(place: Path, mistake: Mistake, chan
 
 
 def nanogpt_content() -> dict[str, Any]:
-    from gptlab.systems import tensorfile
-from gptlab.config import RunConfig
+    from gptlab.config import RunConfig
     from gptlab.interop.gpt2 import gpt2_config, nanogpt_layout
     from gptlab.model import build_model
 

@@ -40,6 +40,7 @@ from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
 from gptlab.cli.train import train
 from gptlab.errors import GptlabError
+from gptlab.files import machine_error
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
@@ -92,11 +93,14 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except OSError as error:  # a folder without rights, a full disk, standard output that is closed
-        place = f"{error.filename}: " if error.filename else ""
-        _end(f"{place}{error.strerror or error}; mend its rights, make room, or name another place", 2)
+        if (line := machine_error(error)) is None:
+            raise
+        _end(line, GptlabError.exit_code)
 
 
 def _end(message: str, code: int) -> None:
+    """An error is one line, whatever is in the names that it quotes."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     with contextlib.suppress(OSError, ValueError):
-        print("error: " + " ".join(message.splitlines()), file=sys.stderr)
+        print(f"error: {shown}", file=sys.stderr)
     sys.exit(code)

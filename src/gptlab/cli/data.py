@@ -161,6 +161,10 @@ def info(folder: Annotated[Path, typer.Argument(help="A data set.")]) -> None:
         made_with = manifest.tokenizer
         show(f"tokenizer: {made_with['name']} ({made_with['kind']}, hash {made_with['hash']})")
         show(f"vocabulary: {manifest.vocab_size:,} ids, end of text {manifest.end_of_text}")
+        if shared := manifest.shared_documents:
+            show(f"in both splits: {shared['validation']:,} validation and {shared['train']:,} training documents")
+        elif len(manifest.splits) > 1:
+            show("in both splits: not known, it was prepared by gptlab 0.3")
         sources = manifest.sources
         show(f"sources: {', '.join(sources[:8])}{f' and {len(sources) - 8} more' if len(sources) > 8 else ''}")
     for name in described.splits:

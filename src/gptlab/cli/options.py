@@ -9,6 +9,7 @@ import typer
 
 from gptlab.console import say
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
+from gptlab.files import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,9 +65,7 @@ def check_picture(path: Path | None) -> None:
         raise GptlabError(f"--out {path}: this is a folder; name a file, such as {path / 'picture.png'}")
     if path.suffix != ".png":
         raise GptlabError(f"--out {path}: pictures are PNG; name a file that ends in .png")
-    for parent in path.parents:
-        if parent.exists() and not parent.is_dir():
-            raise GptlabError(f"--out {path}: {parent} is a file, not a folder; name another place")
+    check_place(path, "--out")
 
 
 def parse_count(text: str | None, option: str, *, least: int | None = None) -> int | None:

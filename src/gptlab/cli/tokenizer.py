@@ -13,6 +13,7 @@ import typer
 from gptlab.cli.options import check_errors, parse_count
 from gptlab.console import output, progress, say
 from gptlab.errors import ConfigError, DataError, did_you_mean
+from gptlab.files import check_place
 
 if TYPE_CHECKING:
     from gptlab.data.sources import Document, Reading
@@ -304,6 +305,7 @@ def _check_free(name: str, force: bool) -> None:
 
     check_name(name)
     folder = ROOT / name
+    check_place(folder, "--name")
     if folder.exists() and not force:
         raise DataError(f"{folder} exists; choose another --name, or replace it with --force")
 

@@ -48,7 +48,11 @@ class SplitEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`dataset.json`: tokenizer, vocabulary, splits with their shards, and how the data was made."""
+    """`dataset.json`: tokenizer, vocabulary, splits with their shards, and how the data was made.
+
+    `shared_documents`: how many documents of each split are a document of the other, by split; None where that is not
+    known (gptlab 0.3 did not count them), or there is one split.
+    """
 
     tokenizer: dict[str, str]
     vocab_size: int
@@ -56,6 +60,7 @@ class Manifest:
     splits: dict[str, SplitEntry]
     sources: list[str]
     options: dict[str, Any]
+    shared_documents: dict[str, int] | None = None
 
     def to_json(self) -> str:
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -88,9 +93,14 @@ class Manifest:
                 splits=splits,
                 sources=content["sources"],
                 options=content["options"],
+                shared_documents=_shared(content.get("shared_documents")),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: is no gptlab data set description ({error!r}); prepare it again") from None
+
+
+def _shared(content: Any) -> dict[str, int] | None:
+    return None if content is None else {split: int(content[split]) for split in ("train", "validation")}
 
 
 def load_manifest(folder: Path) -> Manifest | None:

@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.console import say
-from gptlab.data.dataset import MANIFEST, Manifest
+from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
+from gptlab.data.preparation.overlap import shared_documents
 from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
 from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
-from gptlab.errors import DataError, GptlabError
-from gptlab.files import exclusive, fsync_directory, write_atomic
+from gptlab.errors import BusyError, DataError, GptlabError
+from gptlab.files import check_place, exclusive, fsync_directory, write_atomic
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def prepare(
     checked = resolve(validation, cache=cache) if validation else None
     encoder = _load(tokenizer)
     passes = plan_passes(sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
-    with _working_folder(out) as folder:
+    with _working_folder(out, force) as folder:
         options = {
             "shard_size": shard_size,
             "num_shards": num_shards,
@@ -109,6 +110,7 @@ def prepare(
             vocab_size=encoder.vocab_size,
             end_of_text=encoder.end_of_text,
             splits=dict(sorted(writer.state.splits.items())),
+            shared_documents=_count_shared(folder, writer.state.splits, encoder.end_of_text),
             sources=names_of([*sources, *(checked or [])]),
             options=options,
         )
@@ -117,10 +119,29 @@ def prepare(
 
 
 def _check_target(out: Path, force: bool) -> None:
+    check_place(out, "--out")
     if out.exists() and not force:
         raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is no data set, so --force does not replace it; choose another --out")
+
+
+def _count_shared(folder: Path, splits: dict[str, SplitEntry], end_of_text: int) -> dict[str, int] | None:
+    """`Manifest.shared_documents` of finished shards; says so where there are any."""
+    if set(splits) != {"train", "validation"}:
+        return None
+
+    def opened(split: Split) -> TokenDataset:
+        shards = [checked_shard(folder, entry) for entry in splits[split].shards]
+        return TokenDataset(folder, split, shards, fingerprint="", end_of_text=end_of_text)
+
+    shared = shared_documents(opened("train"), opened("validation"))
+    if shared["validation"]:
+        say(
+            f"{shared['validation']:,} of {splits['validation'].documents:,} validation documents are training"
+            " documents as well: what a run has seen is no measure of what it learned; leave them out of one split"
+        )
+    return shared
 
 
 def _load(tokenizer: str | Path | Tokenizer) -> Tokenizer:
@@ -142,40 +163,54 @@ def _saved(tokenizer: str | Path | Tokenizer) -> Path | None:
 
 
 @contextlib.contextmanager
-def _working_folder(out: Path) -> Iterator[Path]:
-    """`.NAME.partial` beside `out`, for one process at a time; after an error only finished shards keep it alive."""
+def _working_folder(out: Path, force: bool) -> Iterator[Path]:
+    """`.NAME.partial` beside `out`, for one process at a time; after an error only finished shards keep it alive.
+
+    Whether `out` may be written is asked again under the lock: another process may have finished it meanwhile.
+    """
     folder = out.parent / f".{out.name}.partial"
+    missing = [parent for parent in out.parents if not parent.exists()]
+    busy = BusyError(f"{out}: another process is preparing this data set; wait for it to end")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with _errors_of_the_disk(out), exclusive(out.parent / f".{out.name}.lock", busy):
+            _check_target(out, force)
+            folder.mkdir(exist_ok=True)
+            try:
+                yield folder
+            except BaseException as error:
+                remove(folder.glob(".*.tmp"))
+                if not (folder / JOURNAL).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                kept = f"finished shards are kept in {folder}: the same command goes on from there"
+                if isinstance(error, GptlabError | OSError):
+                    raise DataError(f"{_told(error, out)} ({kept})") from None
+                say(f"stopped ({kept})")
+                raise
+    finally:
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def _errors_of_the_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-    busy = DataError(f"{folder}: another process is preparing this data set; wait for it to end")
-    with exclusive(folder / "lock", busy):
-        try:
-            yield folder
-        except BaseException as error:
-            remove(folder.glob(".*.tmp"))
-            if not (folder / JOURNAL).exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                kept = ""
-            else:
-                kept = f" (finished shards are kept in {folder}: the same command goes on from there)"
-            if isinstance(error, OSError):
-                raise DataError(
-                    f"{out}: cannot be written ({error}); make room or choose another --out{kept}"
-                ) from None
-            if isinstance(error, GptlabError) and kept:
-                raise DataError(f"{error}{kept}") from None
-            if kept:
-                say(f"stopped{kept}")
-            raise
+        raise DataError(_told(error, out)) from None
+
+
+def _told(error: GptlabError | OSError, out: Path) -> str:
+    if isinstance(error, GptlabError):
+        return str(error)
+    return f"{out}: cannot be written ({error.strerror or error}); make room or choose another --out"
 
 
 def _finish(folder: Path, out: Path, manifest: Manifest) -> None:
     """Make the working folder the data set."""
     write_atomic(folder / MANIFEST, manifest.to_json())
     (folder / JOURNAL).unlink(missing_ok=True)
-    (folder / "lock").unlink(missing_ok=True)
     old = out.with_name(f".{out.name}.old")
     if old.exists():
         shutil.rmtree(old)

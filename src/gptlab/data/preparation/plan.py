@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab.console import progress
 from gptlab.data.dataset import FORMAT_VERSION, Split
+from gptlab.data.preparation.overlap import refuse_equal_files
 from gptlab.data.shards import MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
-from gptlab.data.sources.resolve import read_blocks, total_size
+from gptlab.data.sources.resolve import read_documents, total_size
 from gptlab.data.sources.text import character_split
 from gptlab.errors import DataError
 
@@ -78,8 +79,12 @@ def plan_passes(
     reading: Reading,
     limit_bytes: int | None,
 ) -> list[Pass]:
-    """The passes that make the data set. Counting the documents for a fraction takes a walk over the text."""
+    """The passes that make the data set. Counting the documents for a fraction takes a walk over the text.
+
+    Raises DataError where there is nothing to divide, or a file is for both splits.
+    """
     if validation is not None:
+        refuse_equal_files(sources, validation)
         return [Pass("train", sources), Pass("validation", validation)]
     if tokens is not None:
         return [Pass("train", sources, validation_tokens=tokens)]
@@ -107,8 +112,8 @@ def _count_documents(sources: list[Source], reading: Reading, limit_bytes: int |
     documents = seen = 0
     with progress() as bar:
         task = bar.add_task("counting documents", total=total_size(sources, reading))
-        for block in read_blocks(sources, reading):
-            for document in block.documents(reading):
+        for block, found in read_documents(sources, reading):
+            for document in found:
                 documents += not document.continues
                 seen += utf8_length(document.text)
                 if limit_bytes is not None and seen >= limit_bytes:

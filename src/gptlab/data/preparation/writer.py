@@ -147,7 +147,7 @@ class DatasetWriter:
         """Resume from the journal of an earlier run, or clear the folder. Returns the bytes of text that are done."""
         journal = self._read_journal()
         if journal is None:
-            remove(path for path in self.folder.iterdir() if path.name != "lock")
+            remove(self.folder.iterdir())
             return 0
         remove(self.folder.glob(".*.tmp"))
         self.state = journal

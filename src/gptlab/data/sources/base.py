@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import lzma
 import re
+import tarfile
+import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -23,6 +26,8 @@ from typing import Any, ClassVar, Literal, Protocol
 from gptlab.errors import DataError
 
 BLOCK_BYTES = 1 << 20
+
+_MOST_REPLACED = 0.25  # of the characters of a text, where `errors` is "replace": beyond it, it is no UTF-8 at all
 
 Cursor = tuple[int, Any]
 """Where a block begins: number of the source, and a position that JSON can hold."""
@@ -48,11 +53,11 @@ class Reading:
     """How text is read from a source.
 
     Attributes:
-        text_column: the column or field that holds the text.
+        text_column: the column or field that holds the text; `doc.text` is field `text` of field `doc`.
         separator: what stands between the documents of a text file (line ends around it are dropped); None
             takes each file as one document, byte for byte.
         document_start: regular expression; rows are joined into one document until a row begins with a match.
-        errors: "strict" refuses text that is no valid Unicode, "replace" puts U+FFFD in its place.
+        errors: "strict" refuses what is no text (invalid UTF-8, NUL), "replace" puts U+FFFD in its place.
     """
 
     text_column: str = "text"
@@ -63,34 +68,62 @@ class Reading:
     def decode(self, data: bytes, source: str, offset: int) -> str:
         """UTF-8 bytes, which stand at `offset` of `source`, as text. Raises DataError naming the bad byte."""
         try:
-            return data.decode("utf-8", errors=self.errors)
+            text = data.decode("utf-8", errors=self.errors)
         except UnicodeDecodeError as error:
+            raise self._no_text(f"{source}: invalid UTF-8 at byte {offset + error.start}") from None
+        if "\0" in text:
+            if self.errors == "strict":
+                raise self._no_text(f"{source}: a NUL at byte {offset + data.index(0)}")
+            text = text.replace("\0", "\ufffd")
+        if len(text) >= 1 << 10 and text.count("\ufffd") > _MOST_REPLACED * len(text):
             raise DataError(
-                f"{source}: invalid UTF-8 at byte {offset + error.start}; mend the file, or accept U+FFFD in its place "
-                "with --errors replace"
-            ) from None
+                f"{source}: {text.count(chr(0xFFFD))} of {len(text)} characters from byte {offset} on are no UTF-8;"
+                " it is binary or in another encoding: convert it first (iconv), or leave it out"
+            )
+        return text
+
+    def pick(self, row: object, source: str, place: str) -> object:
+        """What the text column of a row (a mapping, nested or not) holds. Raises DataError where it has none."""
+        found: object = row
+        if not isinstance(row, Mapping) or self.text_column not in row:
+            for part in self.text_column.split("."):
+                if not isinstance(found, Mapping) or part not in found:
+                    has = ", ".join(_field_names(row)) if isinstance(row, Mapping) else type(row).__name__
+                    raise DataError(
+                        f"{source}, {place}: no field {self.text_column!r} (it has: {has}); name the field of the text"
+                        " with --text-column"
+                    )
+                found = found[part]
+            return found
+        return row[self.text_column]
 
     def check_text(self, value: object, source: str, place: str) -> str:
-        """The text of a row ("" for null). Raises DataError where it is no text or half a surrogate pair."""
+        """The text of a row ("" for null); bytes are UTF-8. Raises DataError where it is no text."""
         if value is None:
             return ""
+        if isinstance(value, bytes):
+            return self.decode(value, f"{source}, {place}, {self.text_column!r}", 0)
         if not isinstance(value, str):
             raise DataError(
                 f"{source}, {place}: {self.text_column!r} holds {type(value).__name__}, not text; name another with "
                 "--text-column"
             )
+        if "\0" in value:
+            if self.errors == "strict":
+                raise self._no_text(f"{source}, {place}: a NUL at character {value.index(chr(0))}")
+            value = value.replace("\0", "\ufffd")
         if value.isascii():
             return value
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
             if self.errors == "strict":
-                raise DataError(
-                    f"{source}, {place}: holds half a surrogate pair, which is no text; mend it, or accept U+FFFD in "
-                    "its place with --errors replace"
-                ) from None
+                raise self._no_text(f"{source}, {place}: half a surrogate pair") from None
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return value
+
+    def _no_text(self, what: str) -> DataError:
+        return DataError(f"{what}, which is no text; mend it, or accept U+FFFD in its place with --errors replace")
 
     def join_rows(self, rows: Sequence[str], source: str, first: bool) -> Iterator[Document]:
         """Rows as documents. `first` says that nothing comes before them, so that the first row begins one."""
@@ -106,8 +139,21 @@ class Reading:
                 yield Document(text, source, continues=number == 0 and not first and not begins.match(rows[0]))
 
 
+def _field_names(row: Mapping[Any, Any], above: str = "") -> Iterator[str]:
+    """The names of a row's fields as --text-column takes them."""
+    for name, value in row.items():
+        if isinstance(value, Mapping) and value:
+            yield from _field_names(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
 class Block(Protocol):
     """A run of text that one worker turns into documents."""
+
+    @property
+    def source(self) -> str:
+        """The file, or member of an archive, that it is of: the first document of each begins one."""
 
     @property
     def cursor(self) -> Cursor:
@@ -123,7 +169,7 @@ class Block(Protocol):
 
 @dataclass(frozen=True)
 class RowsBlock:
-    """Rows that the parent had to read itself: of huge Parquet row groups, and of Hugging Face streams."""
+    """Rows that the parent had to read itself: of huge Parquet row groups, Hugging Face streams, other tables."""
 
     cursor: Cursor
     source: str
@@ -175,18 +221,21 @@ def file_identity(path: Path) -> list[Any]:
 
 @contextlib.contextmanager
 def damage_as_data_error(name: str) -> Iterator[None]:
-    """Turn the errors of damaged files into a DataError that names the file."""
+    """Turn the errors of damaged files, and of files that cannot be read, into a DataError that names the file."""
     try:
         yield
     except Exception as error:
         if isinstance(error, DataError) or not isinstance(error, _damage()):
             raise
-        raise DataError(f"{name}: is damaged or no such format ({error}); get the file again") from None
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{name}: cannot be read ({error.strerror}); check the file") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: is damaged, cut off or no such format ({reason}); get the file again") from None
 
 
 @functools.cache
 def _damage() -> tuple[type[BaseException], ...]:
     import pyarrow
-    import zstandard
 
-    return (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException)
+    archives = (zipfile.BadZipFile, NotImplementedError, tarfile.TarError)
+    return (OSError, EOFError, zlib.error, lzma.LZMAError, *archives, pyarrow.ArrowException)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import re
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -29,9 +31,10 @@ def cache_folder(cache: Path | None = None) -> Path:
 def download(url: str, cache: Path | None = None) -> Path:
     """The file behind an http(s) URL, fetched once and then kept in the cache.
 
-    Raises DataError where the network or the server refuses; nothing is left in the cache then.
+    Raises DataError for what is no address, and where the network or the server refuses; nothing is left in the cache
+    then.
     """
-    name = Path(urllib.request.url2pathname(urllib.parse.urlsplit(url).path)).name or "download"
+    name = re.sub(r"[^\w .+-]", "_", Path(urllib.parse.unquote(_checked(url).path)).name)[-100:] or "download"
     target = cache_folder(cache) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if target.exists():
         return target
@@ -54,7 +57,7 @@ def download(url: str, cache: Path | None = None) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, target)
-    except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError, HTTPError, timeouts are OSErrors
         reason = getattr(error, "reason", None) or error
         raise DataError(
             f"{url}: cannot be downloaded ({reason}); check the address and the network, or give a local file with "
@@ -63,3 +66,18 @@ def download(url: str, cache: Path | None = None) -> Path:
     finally:
         aside.unlink(missing_ok=True)
     return target
+
+
+def _checked(url: str) -> urllib.parse.SplitResult:
+    """The parts of an address. Raises DataError where it is none."""
+    problem = "an address holds no spaces and no control characters; write them as %20"
+    if all("!" <= character != "\x7f" for character in url):
+        try:
+            parts = urllib.parse.urlsplit(url)
+            port = parts.port  # raises for one that is no number
+            if parts.hostname and port != 0:
+                return parts
+            problem = "it names no host or no port"
+        except ValueError as error:
+            problem = str(error)
+    raise DataError(f"{url!r}: is no address ({problem}); mend it, or give a local file with --input")

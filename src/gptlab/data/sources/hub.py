@@ -48,12 +48,7 @@ class HubDataset:
         start, rows, size = row, [], 0
         state = copy.deepcopy(stream.state_dict())
         for example in self._examples(stream):
-            if reading.text_column not in example:
-                raise DataError(
-                    f"{self.name}: no column {reading.text_column!r} (it has: {', '.join(example)}); name the column "
-                    "of the text with --text-column"
-                )
-            rows.append(example[reading.text_column])
+            rows.append(reading.pick(example, self.name, f"row {row}"))
             size += len(rows[-1] or "") if isinstance(rows[-1], str) else 0
             row += 1
             if size >= BLOCK_BYTES:

@@ -3,7 +3,9 @@
 A kind is a module with
 
 - `PREFIXES`, how inputs of its kind begin (`hf://`), and `open_input(given, cache=, block_bytes=) -> list[Source]`; or
-- `SUFFIXES`, how its files end (`.parquet`), and `open_file(path, name, block_bytes) -> Source`.
+- `SUFFIXES`, how its files end (`.parquet`), or `NAMED`, how those do that are read when they are named but not where a
+  folder is (`.csv`), and `open_file(path, name, block_bytes) -> Source`. `folder_files(folder)`, if there is one, gives
+  the files of a folder that is one data set of its kind, and None for other folders.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from gptlab.data.sources.base import Source
+from gptlab.data.sources.streams import suffixes
 
 _PACKAGE = "gptlab.data.sources"
 
@@ -33,19 +36,23 @@ def kind_of_input(given: str) -> ModuleType | None:
     return next((kind for kind in _kinds() if given.startswith(getattr(kind, "PREFIXES", ()))), None)
 
 
-def kind_of_file(path: Path) -> ModuleType | None:
-    """The kind of files that end as `path` does; None where none does."""
-    return next((kind for kind in _kinds() if suffixes(path) in getattr(kind, "SUFFIXES", ())), None)
+def kind_of_file(path: Path, *, named: bool = False) -> ModuleType | None:
+    """The kind of files that end as `path` does, in a folder or `named` outright; None where none does."""
+    lists = ("SUFFIXES", "NAMED") if named else ("SUFFIXES",)
+    ending = suffixes(path)
+    return next((kind for kind in _kinds() if any(ending in getattr(kind, name, ()) for name in lists)), None)
+
+
+def files_of_data_set(folder: Path) -> list[Path] | None:
+    """The files of a folder that is one data set of some kind; None for a folder of files."""
+    for kind in _kinds():
+        if (files_of := getattr(kind, "folder_files", None)) is not None and (files := files_of(folder)) is not None:
+            return list(files)
+    return None
 
 
 def open_file(path: Path, name: str, block_bytes: int) -> Source:
     """A file as a source of its kind; of an unknown kind, as text."""
-    kind = kind_of_file(path) or importlib.import_module(f"{_PACKAGE}.text")
+    kind = kind_of_file(path, named=True) or importlib.import_module(f"{_PACKAGE}.text")
     source: Source = kind.open_file(path, name, block_bytes)
     return source
-
-
-def suffixes(path: Path) -> str:
-    """`.jsonl.gz` of `a.b.JSONL.gz`: the last suffix, with the one before where the last only says "compressed"."""
-    packed = path.suffix.lower() in (".gz", ".zst")
-    return ((Path(path.stem).suffix if packed else "") + path.suffix).lower()

@@ -20,7 +20,7 @@ from gptlab.data.sources.base import (
     damage_as_data_error,
     file_identity,
 )
-from gptlab.errors import DataError
+from gptlab.data.sources.columns import check_column, column_of, values_of
 
 SUFFIXES = (".parquet",)
 
@@ -45,7 +45,8 @@ class ParquetBlock:
     source_bytes: int
 
     def documents(self, reading: Reading) -> Iterator[Document]:
-        rows = _row_group(self.path, self.row_group, reading.text_column)[self.start : self.stop].to_pylist()
+        column = _row_group(self.path, self.row_group, reading.text_column)
+        rows = values_of(column[self.start : self.stop])
         texts = [
             reading.check_text(text, self.source, f"row group {self.row_group}, row {number}")
             for number, text in enumerate(rows, self.start)
@@ -95,7 +96,7 @@ class ParquetFile:
         with damage_as_data_error(self.name), pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(256, row_groups=[group], columns=[reading.text_column]):
                 if row >= skip:
-                    texts = batch.column(0).to_pylist()
+                    texts = values_of(column_of(batch, reading.text_column))
                     yield RowsBlock((number, [group, row]), self.name, row, texts, group == 0 and row == 0)
                 row += batch.num_rows
 
@@ -106,13 +107,10 @@ def _parquet_metadata(path: Path, column: str) -> tuple[Any, int]:
 
     with damage_as_data_error(str(path)):
         metadata = pq.read_metadata(path)
+        check_column(metadata.schema.to_arrow_schema(), column, str(path))
     leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    if column not in leaves:
-        raise DataError(
-            f"{path}: no column {column!r} (it has: {', '.join(leaves)}); name the column of the text"
-            f" with --text-column"
-        )
-    return metadata, leaves.index(column)
+    # a list's leaf has a longer path than its column: it is counted, and refused as no text when it is read
+    return metadata, next(i for i, leaf in enumerate(leaves) if leaf == column or leaf.startswith(f"{column}."))
 
 
 @functools.lru_cache(maxsize=1)  # the slices of a row group follow each other
@@ -120,4 +118,4 @@ def _row_group(path: str, row_group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
     with damage_as_data_error(path), pq.ParquetFile(path) as file:
-        return file.read_row_group(row_group, columns=[column], use_threads=False).column(0)
+        return column_of(file.read_row_group(row_group, columns=[column], use_threads=False), column)

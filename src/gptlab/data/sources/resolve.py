@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import glob
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, utf8_length
-from gptlab.data.sources.kinds import kind_of_file, kind_of_input, open_file
+from gptlab.data.sources.folders import local_files
+from gptlab.data.sources.kinds import kind_of_input, open_file
 from gptlab.errors import DataError
 
 
@@ -17,7 +18,7 @@ def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: in
     `stdlib:SPLIT`.
 
     URLs are downloaded into `cache` first (default: GPTLAB_CACHE, or `~/.cache/gptlab`). A folder gives its Parquet,
-    JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
+    Arrow, JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
 
     Raises DataError where something is missing, holds no text files, or cannot be downloaded.
     """
@@ -28,7 +29,7 @@ def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: in
         elif "://" in given:
             raise DataError(f"{given}: is no kind of input that gptlab reads; use http, https or hf, or a local path")
         else:
-            sources.extend(open_file(path, str(path), block_bytes) for path in _local_files(given))
+            sources.extend(open_file(path, str(path), block_bytes) for path in local_files(given))
     if not sources:
         raise DataError("no input; give files, folders, globs, URLs or hf://NAME with --input, or name a preset")
     return sources
@@ -39,6 +40,26 @@ def read_blocks(sources: Sequence[Source], reading: Reading, cursor: Cursor | No
     first, position = cursor or (0, None)
     for number, source in enumerate(sources[first:], first):
         yield from source.blocks(number, reading, position if number == first else None)
+
+
+def read_documents(sources: Sequence[Source], reading: Reading) -> Iterator[tuple[Block, Iterator[Document]]]:
+    """Each block of `sources` with its documents, the first of a file as one that begins, whatever its rows say."""
+    last: list[object] = []
+    for block in read_blocks(sources, reading):
+
+        def documents(block: Block = block) -> Iterator[Document]:
+            nonlocal last
+            for document in block.documents(reading):
+                of = source_of(block)
+                yield document if of == last else dataclasses.replace(document, continues=False)
+                last = of
+
+        yield block, documents()
+
+
+def source_of(block: Block) -> list[object]:
+    """What tells the files apart that blocks are of: one may be given twice, an archive has several."""
+    return [block.cursor[0], block.source]
 
 
 def total_size(sources: Sequence[Source], reading: Reading) -> int | None:
@@ -73,8 +94,8 @@ def iter_documents(
     reading = Reading(text_column, separator, document_start, errors)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes_for(limit_bytes))
     seen = 0
-    for block in read_blocks(sources, reading):
-        for document in block.documents(reading):
+    for _, documents in read_documents(sources, reading):
+        for document in documents:
             yield document
             seen += utf8_length(document.text)
             if limit_bytes is not None and seen >= limit_bytes:
@@ -92,21 +113,3 @@ def names_of(sources: Iterable[Source], limit: int = 100) -> list[str]:
     """Names for `dataset.json`: all, or the first `limit` and how many more."""
     names = [source.name for source in sources]
     return names if len(names) <= limit else [*names[:limit], f"… and {len(names) - limit} more"]
-
-
-def _local_files(given: str) -> list[Path]:
-    path = Path(given).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and kind_of_file(file) is not None)
-        if not files:
-            raise DataError(
-                f"{given}: no .parquet, .jsonl, .txt or .md file in this folder; name the files with a glob"
-            )
-        return files
-    if path.is_file():
-        return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-    if not found:
-        what = "no file matches" if glob.has_magic(given) else "no such file or folder"
-        raise DataError(f"{given}: {what}; check the path of the input")
-    return found

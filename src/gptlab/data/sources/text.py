@@ -1,38 +1,22 @@
-"""Text and JSON-lines files, plain, gzipped or compressed by Zstandard."""
+"""Text files, plain or compressed, and whatever has a name that no other kind knows."""
 
 from __future__ import annotations
 
 import functools
-import gzip
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from gptlab.data.sources.base import (
-    BLOCK_BYTES,
-    Block,
-    Cursor,
-    Document,
-    Reading,
-    Source,
-    damage_as_data_error,
-    file_identity,
-)
-from gptlab.data.sources.kinds import suffixes
-from gptlab.errors import DataError
+from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, file_identity
+from gptlab.data.sources.formats import refuse_binary
+from gptlab.data.sources.streams import HEAD_BYTES, PACKED, open_stream, skip, split_into_blocks
 
-_COMPRESSED = ("", ".gz", ".zst")
-SUFFIXES = (
-    *(kind + packed for kind in (".txt", ".text", ".md", ".jsonl", ".ndjson") for packed in _COMPRESSED),
-    ".json.gz",
-    ".json.zst",
-)
+SUFFIXES = tuple(kind + packed for kind in (".txt", ".text", ".md") for packed in ("", *PACKED))
 
-_LINES = re.compile(r"\.(jsonl|ndjson|json)(\.gz|\.zst)?")
+_BOM = b"\xef\xbb\xbf"
 _CUT = re.compile(rb"[A-Za-z0-9](?= [A-Za-z])")
 
 
@@ -58,6 +42,8 @@ class TextBlock:
 
     def documents(self, reading: Reading) -> Iterator[Document]:
         text = reading.decode(self.data, self.source, self.offset)
+        if self.offset == 0:
+            text = text.removeprefix("\ufeff")
         parts = [text] if reading.separator is None else text.split(reading.separator)
         for number, part in enumerate(parts):
             continues = self.continues and number == 0
@@ -71,46 +57,8 @@ class TextBlock:
 
 
 @dataclass(frozen=True)
-class LinesBlock:
-    """Whole lines of a JSON-lines file, from line `line` (counted from 1) on."""
-
-    cursor: Cursor
-    source: str
-    offset: int
-    line: int
-    data: bytes
-
-    @property
-    def source_bytes(self) -> int:
-        return len(self.data)
-
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        return reading.join_rows(list(self._rows(reading)), self.source, first=self.offset == 0)
-
-    def _rows(self, reading: Reading) -> Iterator[str]:
-        offset = self.offset
-        for number, line in enumerate(self.data.split(b"\n"), self.line):
-            if line.strip():
-                yield self._text(reading.decode(line, self.source, offset), reading, number)
-            offset += len(line) + 1
-
-    def _text(self, line: str, reading: Reading, number: int) -> str:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.source}, line {number}: is no JSON ({error}); mend or remove the line") from None
-        if not isinstance(row, dict) or reading.text_column not in row:
-            fields = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise DataError(
-                f"{self.source}, line {number}: no field {reading.text_column!r} (it has: {fields}); name the field of "
-                "the text with --text-column"
-            )
-        return reading.check_text(row[reading.text_column], self.source, f"line {number}")
-
-
-@dataclass(frozen=True)
 class TextFile:
-    """A text or JSON-lines file, plain or compressed. `start` and `stop` take a part of a plain text."""
+    """A text file, plain or compressed. `start` and `stop` take a part of a plain one."""
 
     is_stream: ClassVar[bool] = False
 
@@ -120,12 +68,8 @@ class TextFile:
     stop: int | None = None
     block_bytes: int = BLOCK_BYTES
 
-    @property
-    def is_lines(self) -> bool:
-        return _LINES.fullmatch(suffixes(self.path)) is not None
-
     def size(self, reading: Reading) -> int | None:
-        if self.path.suffix.lower() in (".gz", ".zst"):
+        if self.path.suffix.lower() in PACKED:
             return None
         return (self.stop if self.stop is not None else self.path.stat().st_size) - self.start
 
@@ -133,57 +77,40 @@ class TextFile:
         return [*file_identity(self.path), self.start, self.stop, self.block_bytes]
 
     def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
-        with _open(self.path) as file, damage_as_data_error(self.name):
-            yield from (self._lines if self.is_lines else self._text)(file, number, reading, position)
-
-    def _lines(self, file: IO[bytes], number: int, reading: Reading, position: Any) -> Iterator[Block]:
-        offset, line = position or (0, 1)
-        file.seek(offset)
-
-        def whole_lines(content: bytes) -> int:
-            return content.rfind(b"\n") + 1
-
-        for data, _ in _split_into_blocks(file, None, self.block_bytes, whole_lines):
-            yield LinesBlock((number, [offset, line]), self.name, offset, line, data)
-            offset, line = offset + len(data), line + data.count(b"\n")
-
-    def _text(self, file: IO[bytes], number: int, reading: Reading, position: Any) -> Iterator[Block]:
-        separator = reading.separator.encode() if reading.separator is not None else None
-        offset, continues = position or (self.start, False)
-        file.seek(offset)
-        left = self.stop - offset if self.stop is not None else None
-        cut = functools.partial(_block_end, separator=separator, block_bytes=self.block_bytes)
-        for data, at_end in _split_into_blocks(file, left, self.block_bytes, cut):
-            ends = at_end or (separator is not None and data.endswith(separator))
-            yield TextBlock((number, [offset, continues]), self.name, offset, data, continues, ends)
-            offset, continues = offset + len(data), not ends
+        position = position or (self.start, False)
+        with open_stream(self.path, self.name) as file:
+            place = functools.partial(_cursor, number)
+            yield from text_blocks(file, self.name, reading, place, position, self.stop, self.block_bytes)
 
 
-def _split_into_blocks(
-    file: IO[bytes], left: int | None, block_bytes: int, cut: Callable[[bytes], int]
-) -> Iterator[tuple[bytes, bool]]:
-    """Split the rest of `file` (or `left` bytes of it) into blocks; yields each with whether it is the last.
+def _cursor(number: int, position: Any) -> Cursor:
+    return number, position
 
-    A block is decided by the bytes from its beginning on, never by where reading began: `cut` sees `block_bytes` of
-    them, and twice as many as long as it answers 0.
+
+def text_blocks(
+    file: io.BufferedReader,
+    name: str,
+    reading: Reading,
+    cursor: Callable[[Any], Cursor],
+    position: Any = None,
+    stop: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[Block]:
+    """The blocks of a text from `position` on: (byte, whether a document goes on there).
+
+    Args:
+        cursor: makes a block's cursor of the position where it begins.
+        stop: byte at which the text ends; None: where the file does.
     """
-    buffer, wanted = b"", block_bytes
-    while True:
-        missing = max(0, wanted - len(buffer))
-        content = file.read(missing if left is None else min(missing, left))
-        left = left - len(content) if left is not None else None
-        buffer += content
-        seen = buffer[:wanted]
-        end = cut(seen)
-        if 0 < end < len(buffer) or (end and len(seen) == wanted):
-            yield seen[:end], False
-            buffer, wanted = buffer[end:], block_bytes
-        elif len(seen) == wanted:
-            wanted *= 2
-        else:
-            if buffer:
-                yield buffer, True
-            return
+    refuse_binary(file.peek(HEAD_BYTES)[:HEAD_BYTES], name)
+    separator = reading.separator.encode() if reading.separator is not None else None
+    offset, continues = position or (0, False)
+    skip(file, offset)
+    cut = functools.partial(_block_end, separator=separator, block_bytes=block_bytes)
+    for data, at_end in split_into_blocks(file, name, stop - offset if stop is not None else None, block_bytes, cut):
+        ends = at_end or (separator is not None and data.endswith(separator))
+        yield TextBlock(cursor([offset, continues]), name, offset, data, continues, ends)
+        offset, continues = offset + len(data), not ends
 
 
 def _block_end(content: bytes, separator: bytes | None, block_bytes: int) -> int:
@@ -206,36 +133,12 @@ def _block_end(content: bytes, separator: bytes | None, block_bytes: int) -> int
     return max(limit, 0)
 
 
-def _open(path: Path) -> IO[bytes]:
-    try:
-        if path.suffix.lower() == ".gz":
-            return cast(IO[bytes], gzip.open(path, "rb"))
-        file = open(path, "rb")  # noqa: SIM115 - the caller closes it
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror or error})") from None
-    if path.suffix.lower() != ".zst":
-        return file
-    import zstandard
-
-    return _Zstandard(zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=True))
-
-
-class _Zstandard(io.BufferedReader):
-    """A decompressed stream that can skip ahead, as gzip's can."""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        left = offset
-        while left > 0 and (skipped := len(self.read(min(left, 1 << 20)))):
-            left -= skipped
-        return offset - left
-
-
 def character_split(source: Source, fraction: float) -> tuple[TextFile, TextFile] | None:
     """A plain text file cut in order, by characters: the first `1 - fraction` of it, and the rest.
 
     None where `source` is no plain text file. As nanoGPT does: the first int(n (1 - fraction)) of n characters.
     """
-    if not isinstance(source, TextFile) or source.is_lines or source.size(Reading()) is None:
+    if not isinstance(source, TextFile) or source.size(Reading()) is None:
         return None
     import numpy as np
 
@@ -243,14 +146,16 @@ def character_split(source: Source, fraction: float) -> tuple[TextFile, TextFile
         return np.flatnonzero((np.frombuffer(data, dtype=np.uint8) & 0xC0) != 0x80)
 
     with open(source.path, "rb") as file:
+        begin = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+        file.seek(begin)
         characters = sum(len(starts(data)) for data in iter(lambda: file.read(1 << 24), b""))
-        left, cut = int(characters * (1 - fraction)), 0
-        file.seek(0)
+        left, cut = int(characters * (1 - fraction)), begin
+        file.seek(begin)
         for data in iter(lambda: file.read(1 << 24), b""):
             found = starts(data)
             if left < len(found):
                 cut += int(found[left])
                 break
             left, cut = left - len(found), cut + len(data)
-    head = TextFile(source.path, source.name, 0, cut, source.block_bytes)
+    head = TextFile(source.path, source.name, begin, cut, source.block_bytes)
     return head, TextFile(source.path, source.name, cut, None, source.block_bytes)

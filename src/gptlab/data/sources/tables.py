@@ -1,0 +1,82 @@
+"""Tables in text, comma- or tab-separated, with a first line of names: a row's `--text-column` is a document."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gptlab.data.sources.base import BLOCK_BYTES, Block, Reading, RowsBlock, Source, file_identity
+from gptlab.data.sources.formats import refuse_binary
+from gptlab.data.sources.streams import HEAD_BYTES, MAX_LINE_BYTES, PACKED, lines_of, open_stream, suffixes
+from gptlab.errors import DataError
+
+NAMED = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", *PACKED))  # lists of files lie beside texts
+
+
+def open_file(path: Path, name: str, block_bytes: int) -> Source:
+    """The source that a file is."""
+    return TableFile(path, name, block_bytes)
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A .csv or .tsv file, plain or compressed."""
+
+    is_stream: ClassVar[bool] = False
+
+    path: Path
+    name: str
+    block_bytes: int = BLOCK_BYTES
+
+    def size(self, reading: Reading) -> int | None:
+        return None if self.path.suffix.lower() in PACKED else self.path.stat().st_size
+
+    def identity(self) -> list[Any]:
+        return [*file_identity(self.path), self.block_bytes]
+
+    def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
+        """Rows are counted from 1, the first below the names."""
+        start = position or 1
+        rows: list[Any] = []
+        size = 0
+        for row, text in enumerate(self._column(reading), 1):
+            if row < start:
+                continue
+            rows.append(text)
+            size += len(text)
+            if size >= self.block_bytes:
+                yield RowsBlock((number, start), self.name, start, rows, first=start == 1)
+                start, rows, size = row + 1, [], 0
+        if rows:
+            yield RowsBlock((number, start), self.name, start, rows, first=start == 1)
+
+    def _column(self, reading: Reading) -> Iterator[str]:
+        csv.field_size_limit(MAX_LINE_BYTES)
+        with open_stream(self.path, self.name) as file:
+            refuse_binary(file.peek(HEAD_BYTES)[:HEAD_BYTES], self.name)
+            lines = (reading.decode(line, self.name, offset) for offset, line in lines_of(file, self.name))
+            tabs = suffixes(self.path).startswith(".tsv")
+            table = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+            try:
+                names = next(table, [])
+                names[:1] = [name.removeprefix("\ufeff") for name in names[:1]]
+                if reading.text_column not in names:
+                    raise DataError(
+                        f"{self.name}: no column {reading.text_column!r} in its first line ({', '.join(names)});"
+                        " name the column of the text with --text-column"
+                    )
+                column = names.index(reading.text_column)
+                for row in table:
+                    if row and len(row) != len(names):
+                        raise DataError(
+                            f"{self.name}, line {table.line_num}: {len(row)} columns where the first line names"
+                            f" {len(names)}; mend or remove the row"
+                        )
+                    yield row[column] if row else ""
+            except csv.Error as error:
+                raise DataError(
+                    f"{self.name}, line {table.line_num}: is no row of a table or cut off ({error}); mend the file"
+                ) from None
