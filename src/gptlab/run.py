@@ -64,7 +64,9 @@ class Run:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encode_prompt(text) for text in texts]
         found = generate(self.generator, ids, chosen, end_of_text=self.tokenizer.end_of_text, device=self.device)
-        return [self.tokenizer.decode(row) for row in found]
+        return [
+            self.tokenizer.decode_continuation(row, begins=not text) for text, row in zip(texts, found, strict=True)
+        ]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a prompt. A separator stands before it, as before every document in training."""

@@ -8,6 +8,8 @@ longest), so all kinds treat them alike.
 
 from __future__ import annotations
 
+import codecs
+import functools
 import hashlib
 import json
 import re
@@ -148,15 +150,41 @@ class Tokenizer:
     # Looking inside
 
     def token_bytes(self) -> list[bytes]:
-        """What each id stands for, by id; `b""` for special tokens.
+        """What each id adds to a text that goes on, by id, blanks included; `b""` for special tokens."""
+        return list(self._pieces)
 
-        For kind "hf" without byte-level tokens these are the bytes of the token as it is written inside a text.
-        """
-        return list(self._tokens)
+    @functools.cached_property
+    def _pieces(self) -> list[bytes]:
+        # Not `_tokens`, which is part of the hash: what a file writes and what its decoder makes of it may differ.
+        return self._engine.pieces(self._tokens) if isinstance(self._engine, HuggingFaceEngine) else self._tokens
+
+    @functools.cached_property
+    def adds_blank(self) -> bool:
+        """Whether the first token of a text holds a blank that is not the text's own (SentencePiece's habit)."""
+        return isinstance(self._engine, HuggingFaceEngine) and self._engine.adds_blank(self._pieces)
+
+    @functools.cached_property
+    def keeps_text(self) -> bool:
+        """Whether tokens are the text, so that its bytes can be counted from them: False where the tokenizer changes
+        text (other case, other blanks, unknown characters), as a probe in the alphabets of the world shows."""
+        if not isinstance(self._engine, HuggingFaceEngine):
+            return True
+        probe = probe_text().replace("▁", "")  # SentencePiece's word for a blank: nobody else's text has it
+        found = b"".join(map(self._pieces.__getitem__, self.encode(probe)))
+        return found.removeprefix(b" " if self.adds_blank else b"") == probe.encode("utf-8")
+
+    def text_stream(self, *, begins: bool = False) -> TextStream:
+        """A decoder that takes ids one by one. `begins`: they begin a text; otherwise they go on with one."""
+        return TextStream(self._pieces, self.special_tokens, drop_blank=begins and self.adds_blank)
+
+    def decode_continuation(self, ids: Iterable[int], *, begins: bool = False) -> str:
+        """The text that `ids` add to one before them, as `text_stream` gives it; `decode` is for a whole text."""
+        stream = self.text_stream(begins=begins)
+        return "".join([*map(stream.feed, ids), stream.end()])
 
     def pieces(self, text: str) -> list[tuple[int, bytes]]:
         """`text` as (id, bytes of that token), in order; special-token text is ordinary text."""
-        return [(token, self._tokens[token]) for token in self.encode(text)]
+        return [(token, self._pieces[token]) for token in self.encode(text)]
 
     # On disk
 
@@ -167,6 +195,51 @@ class Tokenizer:
         `transformers` reads the same ids.
         """
         save_tokenizer(self, folder)
+
+
+class TextStream:
+    """Text from ids that come one by one: a character appears with the id that completes it, never half of it.
+
+    However ids are handed over, the text is the same; bytes that are no UTF-8 become U+FFFD.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], special_tokens: dict[str, int], *, drop_blank: bool) -> None:
+        self._pieces, self._drop_blank = pieces, drop_blank
+        self._specials = {i: text.encode("utf-8") for text, i in special_tokens.items() if not pieces[i]}
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """What is known of the text with this id that was not before; may be empty."""
+        piece = self._specials.get(token, self._pieces[token])
+        if self._drop_blank and token not in self._specials:
+            piece, self._drop_blank = piece.removeprefix(b" "), False
+        return self._decoder.decode(piece)
+
+    def end(self) -> str:
+        """What half a character at the end becomes."""
+        return self._decoder.decode(b"", final=True)
+
+
+def probe_text() -> str:
+    """Text that two engines would cut differently if they read a pattern differently: words, numbers, contractions,
+    line ends and blanks in many neighbourhoods, and the alphabets of the world."""
+    bits = [
+        "don't",
+        "WE'LL",
+        "x1234567",
+        "  two",
+        "\ttab",
+        "\r\n\r\n",
+        " \n  end",
+        "...!?\n",
+        "中文字",
+        "🙂🙂",
+        "é",
+        "  ",
+    ]
+    woven = "".join(left + gap + right for left in bits for right in bits for gap in ("", " ", "\n", "  "))
+    letters = "".join(chr(code) + (" " if code % 7 == 0 else "") for code in range(0x20, 0x3000))
+    return woven + letters
 
 
 def byte_tokenizer(*, name: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:

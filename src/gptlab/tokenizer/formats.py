@@ -9,7 +9,7 @@ from typing import Any
 
 from gptlab.errors import DataError, did_you_mean
 from gptlab.tokenizer.byte_level import from_text, recover_merges, to_text
-from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer
+from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, probe_text
 from gptlab.tokenizer.patterns import GPT2
 
 _USUAL_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -224,7 +224,7 @@ def _as_bpe(document: dict[str, Any], as_hf: Tokenizer) -> Tokenizer | str:
         )
     except ValueError:
         return "tiktoken does not read its pattern"
-    probe = _probe()
+    probe = probe_text()
     return bpe if bpe.encode(probe) == as_hf.encode(probe) else "tiktoken reads its pattern differently"
 
 
@@ -242,25 +242,3 @@ def _split_pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
     if (cuts[0]["behavior"], cuts[0]["invert"]) not in (("Isolated", False), ("Removed", True)):
         return None
     return str(cuts[0]["pattern"]["Regex"])
-
-
-def _probe() -> str:
-    """Text that two engines would cut differently if they read a pattern differently: words, numbers, contractions,
-    line ends and blanks in many neighbourhoods, and the alphabets of the world."""
-    bits = [
-        "don't",
-        "WE'LL",
-        "x1234567",
-        "  two",
-        "\ttab",
-        "\r\n\r\n",
-        " \n  end",
-        "...!?\n",
-        "中文字",
-        "🙂🙂",
-        "é",
-        "  ",
-    ]
-    woven = "".join(left + gap + right for left in bits for right in bits for gap in ("", " ", "\n", "  "))
-    letters = "".join(chr(code) + (" " if code % 7 == 0 else "") for code in range(0x20, 0x3000))
-    return woven + letters
