@@ -110,7 +110,8 @@ class CharEngine:
         return b"".join(map(self._table.__getitem__, ids))
 
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+"""How SentencePiece writes a token that stands for a byte."""
 
 
 class HuggingFaceEngine:
@@ -154,9 +155,9 @@ class HuggingFaceEngine:
             return written
         before = len(self._decoder.decode([anchor], skip_special_tokens=False))
         names = [self._decoder.id_to_token(index) or "" for index in range(len(written))]
-        asked = [i for i, name in enumerate(names) if written[i] and not _BYTE_TOKEN.fullmatch(name)]
+        asked = [i for i, name in enumerate(names) if written[i] and not BYTE_TOKEN.fullmatch(name)]
         decoded = self._decoder.decode_batch([[anchor, index] for index in asked], skip_special_tokens=False)
-        found = [bytes([int(n[3:5], 16)]) if _BYTE_TOKEN.fullmatch(n) else b"" for n in names]  # special or not
+        found = [bytes([int(n[3:5], 16)]) if BYTE_TOKEN.fullmatch(n) else b"" for n in names]  # special or not
         for index, text in zip(asked, decoded, strict=True):
             found[index] = text[before:].encode("utf-8")
         return found
@@ -184,7 +185,7 @@ def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> 
     names = {  # but not of tokens that stand for bytes: the model itself looks for these, wherever they are declared
         text: f"\ue000special {index}\ue001"
         for text, index in special_tokens.items()
-        if not _BYTE_TOKEN.fullmatch(text)
+        if not BYTE_TOKEN.fullmatch(text)
     }
     model = document["model"]
     for token in document["added_tokens"]:

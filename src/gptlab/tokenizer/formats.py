@@ -10,6 +10,7 @@ from typing import Any
 from gptlab.errors import DataError, did_you_mean
 from gptlab.tokenizer.byte_level import from_text, recover_merges, to_text
 from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, probe_text
+from gptlab.tokenizer.engines import BYTE_TOKEN
 from gptlab.tokenizer.patterns import GPT2
 
 _USUAL_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -136,8 +137,41 @@ def _import_hf(path: Path, name: str, end_of_text: str | None) -> Tokenizer:
         raise DataError(f"{path} is not a tokenizer.json: {type(error).__name__} {error}") from error
     if isinstance(as_bpe, Tokenizer):
         return as_bpe
+    _check_reproduces(path, document, content, tokenizer)
     say(f"{name}: encoded by Hugging Face tokenizers, slower than tiktoken, because {as_bpe}")
     return tokenizer
+
+
+def _check_reproduces(path: Path, document: Any, content: str, tokenizer: Tokenizer) -> None:
+    """Raise DataError where `tokenizer` does not give the ids that the file itself gives, or the file is mislabelled."""
+    import tokenizers
+
+    source = tokenizers.Tokenizer.from_str(content)
+    source.encode_special_tokens = True
+    source.no_padding()
+    source.no_truncation()
+    probe = probe_text()
+    expected, found = source.encode(probe, add_special_tokens=False).ids, tokenizer.encode(probe)
+    if expected != found:
+        at = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), len(found))
+        why = "; its BPE leaves out merges at random (dropout)" if document["model"].get("dropout") else ""
+        raise DataError(
+            f"{path}: on a probe text of {len(probe):,} characters the file gives other ids than gptlab's reading of it, "
+            f"from token {at:,} on{why}; it cannot be imported"
+        )
+    model = document["model"]
+    if model.get("type") == "BPE" and not model.get("ignore_merges"):
+        pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
+        prefix = model.get("continuing_subword_prefix") or ""
+        made = {left + right.removeprefix(prefix) for left, right in pairs}
+        added = {token["content"] for token in document["added_tokens"]}
+        longer = [t for t in model["vocab"] if len(t) > 1 and t not in added and not BYTE_TOKEN.fullmatch(t)]
+        never = [text for text in longer if text not in made]
+        if 2 * len(never) > len(longer):
+            raise DataError(
+                f"{path} says that its model is BPE, and {len(never):,} of its {len(longer):,} longer tokens "
+                f"({never[0]!r}, …) are made by no merge: it is of another kind; get the file that belongs to the vocabulary"
+            )
 
 
 def _find_end_of_text(path: Path, document: Any, asked: str | None) -> str:
@@ -185,7 +219,7 @@ def _token_bytes(text: str, byte_level: bool) -> bytes:
     """The bytes of a token as a `tokenizer.json` writes it: byte alphabet, `<0x0A>`, or text with ▁ for a space."""
     if byte_level and (token := from_text(text)) is not None:
         return token
-    if re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+    if BYTE_TOKEN.fullmatch(text):
         return bytes([int(text[3:5], 16)])
     return text.replace("▁", " ").encode("utf-8")
 

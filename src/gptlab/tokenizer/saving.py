@@ -58,13 +58,7 @@ def save_tokenizer(tokenizer: TokenizerData, folder: Path) -> None:
     }
     meta = {
         "format": META_FORMAT,
-        "name": tokenizer.name,
-        "kind": tokenizer.kind,
-        "vocab_size": tokenizer.vocab_size,
-        "pattern": tokenizer.pattern,
-        "special_tokens": tokenizer.special_tokens,
-        "end_of_text": tokenizer.end_of_text_token,
-        "hash": tokenizer.hash,
+        **description(tokenizer),
         "tokenizer_json_sha256": hashlib.sha256(content.encode("utf-8")).hexdigest(),
         "trained_on": tokenizer.trained_on,
         "written_by": f"gptlab {__version__}",
@@ -78,6 +72,19 @@ def save_tokenizer(tokenizer: TokenizerData, folder: Path) -> None:
             (aside / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode("utf-8"))
         text = json.dumps(meta, ensure_ascii=False, indent=1) + "\n"
         (aside / "meta.json").write_text(text, encoding="utf-8")
+
+
+def description(tokenizer: TokenizerData) -> dict[str, Any]:
+    """What `meta.json` says of a tokenizer that can be held against the tokenizer itself."""
+    return {
+        "name": tokenizer.name,
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "pattern": tokenizer.pattern,
+        "special_tokens": tokenizer.special_tokens,
+        "end_of_text": tokenizer.end_of_text_token,
+        "hash": tokenizer.hash,
+    }
 
 
 def _hf_document(tokenizer: TokenizerData, merges: list[tuple[int, int]] | None) -> dict[str, Any]:
