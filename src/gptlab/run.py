@@ -64,7 +64,7 @@ class Run:
         chosen = sampling or Sampling(**options)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encode_prompt(text) for text in texts]
-        found = generate(self.generator, ids, chosen, end_of_text=self.tokenizer.end_of_text, device=self.device)
+        found = generate(self.generator, ids, chosen, stop_ids=self.tokenizer.stop_ids, device=self.device)
         return [
             self.tokenizer.decode_continuation(row, begins=not text) for text, row in zip(texts, found, strict=True)
         ]

@@ -68,7 +68,7 @@ def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_
         if live:
             screen.print(Text(prompts[0], style="bold"), end="")
         for tokens in stream_tokens(
-            run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device
+            run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device
         ):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:

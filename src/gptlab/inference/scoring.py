@@ -76,9 +76,11 @@ def token_sizes(tokenizer: Tokenizer, dataset: TokenDataset | None = None) -> To
         return TokenSizes(sizes, tokenizer.end_of_text if tokenizer.adds_blank else None)
     if dataset is None or dataset.bytes is None or dataset.documents is None:
         return None
-    sizes = torch.full((tokenizer.vocab_size,), dataset.bytes / max(1, dataset.tokens - dataset.documents))
-    sizes[tokenizer.end_of_text] = 0
-    return TokenSizes(sizes.double())
+    around = [tokenizer.end_of_text, *([] if tokenizer.document_end is None else [tokenizer.document_end])]
+    text_tokens = dataset.tokens - dataset.documents * len(around)
+    sizes = torch.full((tokenizer.vocab_size,), dataset.bytes / max(1, text_tokens), dtype=torch.float64)
+    sizes[around] = 0
+    return TokenSizes(sizes)
 
 
 def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:

@@ -41,7 +41,10 @@ class Tokenizer:
         kind: "bpe", "byte", "char" or "hf".
         vocab_size: number of ids, special tokens included.
         special_tokens: text of each special token → its id.
-        end_of_text: id of the document separator.
+        end_of_text: id of the document separator: it begins every document, in training, evaluation and generation.
+        document_end: id that stands after every document too; None where nothing does.
+        stop_ids: ids that end what is generated: these two, and what the source says (an instruct model's end of turn).
+        config: what its source's `tokenizer_config.json` said, chat template included; goes out with an export.
         pattern: the split pattern of a "bpe" tokenizer, otherwise None.
         trained_on: what is known of where it came from (goes to `meta.json`, does not influence `hash`).
         hash: 16 hex digits of SHA-256 over what decides the ids.
@@ -55,9 +58,12 @@ class Tokenizer:
         special_tokens: dict[str, int],
         *,
         end_of_text: str = END_OF_TEXT,
+        document_end: str | None = None,
+        stop_tokens: Sequence[str] = (),
         pattern: str | None = None,
         hf_json: str | None = None,
         trained_on: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -65,6 +71,12 @@ class Tokenizer:
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self.end_of_text_token = end_of_text
         self.end_of_text = special_tokens[end_of_text]
+        self.document_end_token = document_end
+        self.document_end = None if document_end is None else special_tokens[document_end]
+        self.stop_tokens = tuple(stop_tokens)
+        ends = [end_of_text, *([] if document_end is None else [document_end]), *stop_tokens]
+        self.stop_ids = frozenset(special_tokens[text] for text in ends)
+        self.config = config or {}
         self.pattern = pattern
         self.hf_json = hf_json
         self.trained_on = trained_on or {}
@@ -86,6 +98,8 @@ class Tokenizer:
             "tokens": [token.hex() for token in self._tokens],
             "hf": self.hf_json,
         }
+        if self.document_end_token is not None:  # absent where absent, so that older hashes stay
+            decides["document_end"] = self.document_end_token
         canonical = json.dumps(decides, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
@@ -99,6 +113,29 @@ class Tokenizer:
         if self.kind == "byte":
             return ByteEngine(self._tokens, self.special_tokens)
         return CharEngine(self._tokens, self.special_tokens)
+
+    def named_token(self, role: str) -> str | None:
+        """The token that others call `role` ("bos_token", "pad_token", …): what the source said; else, for the two that
+        gptlab has itself, the separator for "bos_token" and what ends a text for "eos_token"."""
+        named = token_text(self.config.get(role))
+        if named is not None and named in self.special_tokens:
+            return named
+        ends = {"bos_token": self.end_of_text_token}
+        ends["eos_token"] = (*self.stop_tokens, self.document_end_token or self.end_of_text_token)[0]
+        return ends.get(role)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether other programs are to begin every text with "bos_token": as the source had it, as gptlab does it."""
+        return bool(self.config.get("add_bos_token")) if self.config else True
+
+    @property
+    def chat_template(self) -> str | None:
+        """How its source writes a conversation, as a Jinja template."""
+        found = self.config.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            found = next((each.get("template") for each in found if each.get("name") == "default"), None)
+        return found if isinstance(found, str) else None
 
     # Text to ids
 
@@ -188,13 +225,14 @@ class Tokenizer:
 
     # On disk
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, for_others: bool = False) -> None:
         """Write the tokenizer's folder (`tokenizer.json`, `merges.txt`, `meta.json`) in one atomic step.
 
+        `for_others`: such that other programs begin a text as gptlab or its source does, and not with its first word.
         A folder that is there already is replaced. Raises DataError where the tokenizer cannot be written so that
         `transformers` reads the same ids.
         """
-        save_tokenizer(self, folder)
+        save_tokenizer(self, folder, for_others=for_others)
 
 
 class TextStream:
@@ -240,6 +278,12 @@ def probe_text() -> str:
     woven = "".join(left + gap + right for left in bits for right in bits for gap in ("", " ", "\n", "  "))
     letters = "".join(chr(code) + (" " if code % 7 == 0 else "") for code in range(0x20, 0x3000))
     return woven + letters
+
+
+def token_text(entry: Any) -> str | None:
+    """The text of a token as a `tokenizer_config.json` names one: itself, or in a table."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
 
 
 def byte_tokenizer(*, name: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:

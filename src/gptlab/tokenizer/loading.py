@@ -11,7 +11,7 @@ from typing import Any
 from gptlab.errors import DataError, did_you_mean
 from gptlab.tokenizer.byte_level import from_text
 from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
-from gptlab.tokenizer.formats import GPT2_HASH, download_gpt2, huggingface_tokenizer, read_json, read_text
+from gptlab.tokenizer.formats import GPT2_HASH, Roles, download_gpt2, huggingface_tokenizer, read_json, read_text
 from gptlab.tokenizer.saving import META_FORMAT, description
 
 _BUILT_IN = ("byte", "gpt2")
@@ -89,8 +89,12 @@ def _from_own_json(meta: dict[str, Any], content: str) -> Tokenizer:
     if not isinstance(meta["name"], str):
         raise TypeError(f"name is {meta['name']!r}")
     kind, specials = meta["kind"], {str(text): int(index) for text, index in meta["special_tokens"].items()}
+    config = meta.get("tokenizer_config", {})
+    if not isinstance(config, dict):
+        raise TypeError(f"tokenizer_config is {type(config).__name__}")
+    roles = Roles(meta["end_of_text"], meta.get("document_end"), tuple(meta.get("stop_tokens", ())))
     if kind == "hf":
-        return huggingface_tokenizer(meta["name"], content, meta["end_of_text"], meta["trained_on"])
+        return huggingface_tokenizer(meta["name"], content, roles, meta["trained_on"], config)
     vocabulary: dict[str, int] = json.loads(content)["model"]["vocab"]
     tokens = [b""] * len(vocabulary)
     for text, index in vocabulary.items():
@@ -104,7 +108,8 @@ def _from_own_json(meta: dict[str, Any], content: str) -> Tokenizer:
         kind,
         tokens,
         specials,
-        end_of_text=meta["end_of_text"],
+        **roles.arguments(),
+        config=config,
         pattern=meta["pattern"],
         trained_on=meta["trained_on"],
     )
