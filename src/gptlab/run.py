@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
 from gptlab.inference.generate import Sampling, decoding_copy, generate
-from gptlab.inference.scoring import LossResult, evaluate_loss
+from gptlab.inference.scoring import LossResult, TokenSizes, evaluate_loss
 from gptlab.model import build_model
 from gptlab.parallel import World
 from gptlab.record import runfolder
@@ -69,8 +70,10 @@ class Run:
         chosen = sampling or Sampling(**options)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encode_prompt(text) for text in texts]
-        found = generate(self.generator, ids, chosen, end_of_text=self.tokenizer.end_of_text, device=self.device)
-        return [self.tokenizer.decode(row) for row in found]
+        found = generate(self.generator, ids, chosen, stop_ids=self.tokenizer.stop_ids, device=self.device)
+        return [
+            self.tokenizer.decode_continuation(row, begins=not text) for text, row in zip(texts, found, strict=True)
+        ]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of a prompt. A separator stands before it, as before every document in training."""
@@ -79,13 +82,16 @@ class Run:
     def loss(self, text: str) -> LossResult:
         """Loss on `text` as one document: `.loss` in nats a token, `.perplexity`, `.bits_per_byte`."""
         ids = np.array(self.encode_prompt(text), dtype=np.int64)
-        return evaluate_loss(
+        ordinary = torch.ones(self.tokenizer.vocab_size)
+        ordinary[self.tokenizer.end_of_text] = 0
+        found = evaluate_loss(
             self.model,
             _windows(ids, self.model.context_length),
-            token_bytes=self.tokenizer.token_bytes(),
+            sizes=TokenSizes(ordinary),
             device=self.device,
             dtype=self.dtype,
         )
+        return dataclasses.replace(found, bytes=len(text.encode("utf-8")))  # of the text itself: it is here
 
 
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign import foreign_tokenizer
 from helpers import make_data
 
 from gptlab.data import TokenDataset, prepare
@@ -16,7 +17,7 @@ from gptlab.errors import DataError, GptlabError
 from gptlab.evals import validation
 from gptlab.evals.benchmark import Options, evaluate
 from gptlab.run import Run
-from gptlab.tokenizer import byte_tokenizer
+from gptlab.tokenizer import byte_tokenizer, import_tokenizer
 
 LENGTH = 32
 
@@ -135,3 +136,36 @@ def test_separators_count_as_tokens_but_not_as_text(make_run, tmp_path: Path, mo
     assert (found["tokens"], found["bytes"]) == (len(nats), dataset.bytes)
     assert found["loss"] == pytest.approx(nats.mean(), rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(nats[text].sum() / math.log(2) / dataset.bytes, rel=1e-5)
+
+
+TEXT = "Once upon a time  there WAS a little girl. 日本の首都 🙂 naïve!\n\nUnknown: Ωmega 12345"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "words", "sentencepiece"])
+def test_bytes_are_those_of_the_text_whatever_a_tokenizer_makes_of_it(kind: str, make_run, tmp_path: Path) -> None:
+    """Lower case, one blank for two, unknown characters, a blank before the text: none of it is in the text."""
+    foreign_tokenizer(kind).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = import_tokenizer(str(tmp_path / "tokenizer.json"), name=kind, end_of_text="</s>")
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(TEXT[number:] * 3)
+    everything = [str(tmp_path / f"{number}.txt") for number in range(5)]
+    prepare(inputs=everything, validation=everything, tokenizer=tokenizer, out=tmp_path / "data", workers=1)
+    run = make_run(tokenizer, context=LENGTH, data=tmp_path / "data")
+    size = sum(len((TEXT[number:] * 3).encode()) for number in range(5))
+    found = evaluate(run, "loss").results
+    assert (found["bytes"], TokenDataset.open(tmp_path / "data", "validation").bytes) == (size, size)
+    alone = run.loss(TEXT)
+    assert alone.bytes == len(TEXT.encode())
+    assert alone.bits_per_byte == pytest.approx(alone.nats / math.log(2) / len(TEXT.encode()))
+
+
+def test_bytes_of_other_peoples_shards_are_unknown_where_tokens_are_not_the_text(make_run, tmp_path: Path) -> None:
+    foreign_tokenizer("wordpiece").save(str(tmp_path / "tokenizer.json"))
+    tokenizer = import_tokenizer(str(tmp_path / "tokenizer.json"), name="wordpiece", end_of_text="</s>")
+    (tmp_path / "text.txt").write_text(TEXT * 3)
+    text = [str(tmp_path / "text.txt")]
+    prepare(inputs=text, validation=text, tokenizer=tokenizer, out=tmp_path / "data", workers=1)
+    (tmp_path / "data" / "dataset.json").unlink()
+    found = evaluate(make_run(tokenizer, context=LENGTH, data=tmp_path / "data"), "loss").results
+    assert (found["bytes"], found["bits_per_byte"]) == (0, None)
+    assert found["loss"] > 0

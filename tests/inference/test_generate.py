@@ -32,7 +32,7 @@ def make_model(**changes: object) -> torch.nn.Module:
 
 def greedy(model: torch.nn.Module, prompts: list[list[int]], **options: bool) -> list[list[int]]:
     sampling = Sampling(max_new_tokens=40, temperature=0, stop_at_end=False)
-    return generate(model, prompts, sampling, end_of_text=None, device=CPU, **options)
+    return generate(model, prompts, sampling, stop_ids=(), device=CPU, **options)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -89,7 +89,7 @@ def test_top_k_yields_at_most_k_tokens() -> None:
 def test_top_k_through_generate() -> None:
     model = make_model()
     sampling = Sampling(max_new_tokens=1, top_k=3, seed=0, stop_at_end=False)
-    rows = generate(model, [[1, 2, 3]] * 1000, sampling, end_of_text=None, device=CPU)
+    rows = generate(model, [[1, 2, 3]] * 1000, sampling, stop_ids=(), device=CPU)
     assert len({row[0] for row in rows}) == 3
 
 
@@ -122,7 +122,7 @@ def test_a_seed_repeats_and_none_does_not() -> None:
 
     def draw(seed: int | None) -> list[list[int]]:
         sampling = Sampling(max_new_tokens=20, seed=seed, stop_at_end=False)
-        return generate(model, [[1]], sampling, end_of_text=None, device=CPU)
+        return generate(model, [[1]], sampling, stop_ids=(), device=CPU)
 
     assert draw(5) == draw(5) != draw(6)
     assert draw(None) != draw(None)
@@ -133,7 +133,7 @@ def test_stops_at_end_of_text() -> None:
     free = greedy(model, [[1, 2, 3]])[0]
     end = free[5]
     sampling = Sampling(max_new_tokens=40, temperature=0)
-    stopped = generate(model, [[1, 2, 3], [7] * 11], sampling, end_of_text=end, device=CPU)
+    stopped = generate(model, [[1, 2, 3], [7] * 11], sampling, stop_ids=[end], device=CPU)
     assert stopped[0] == free[: free.index(end)]
 
 

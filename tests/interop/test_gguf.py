@@ -15,7 +15,7 @@ from gptlab.interop.gguf import _LLAMA3, interleave, rope_factors
 from gptlab.model.position import Llama3RoPE, RoPE
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, train_bpe
-from gptlab.tokenizer.formats import _probe
+from gptlab.tokenizer.core import probe_text
 from gptlab.tokenizer.patterns import GPT4
 
 package = pytest.importorskip("gguf")
@@ -145,7 +145,7 @@ def test_our_gpt4_pattern_cuts_as_llama_bpe() -> None:
     import tokenizers
 
     splits = [tokenizers.pre_tokenizers.Split(tokenizers.Regex(p), "isolated") for p in (GPT4, _LLAMA3)]
-    ours, llama = (split.pre_tokenize_str(_probe()) for split in splits)
+    ours, llama = (split.pre_tokenize_str(probe_text()) for split in splits)
     assert ours == llama
     assert len(ours) > 1000
 

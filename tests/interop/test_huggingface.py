@@ -65,7 +65,7 @@ def test_there_and_back(name: str, wild_model: Any, place: Path) -> None:
     options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     continued = theirs.generate(ids[:, :9], attention_mask=torch.ones(1, 9), **options)[0, 9:].tolist()
     sampling = Sampling(max_new_tokens=64, temperature=0, stop_at_end=False)
-    assert generate(run.generator, [ids[0, :9].tolist()], sampling, end_of_text=None, device=run.device) == [continued]
+    assert generate(run.generator, [ids[0, :9].tolist()], sampling, stop_ids=(), device=run.device) == [continued]
     assert len(continued) == 64
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiktoken
 import tokenizers
+from foreign import foreign_tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gptlab.errors import DataError
@@ -290,7 +291,8 @@ def test_a_byte_level_tokenizer_json_becomes_bpe(awkward: list[str], tmp_path: P
     theirs.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     theirs.save(str(path))
     mine = import_tokenizer(str(path), name="x")
-    assert (mine.kind, mine.end_of_text, mine.vocab_size) == ("bpe", 1, 400)
+    assert (mine.kind, mine.end_of_text, mine.vocab_size) == ("bpe", 0, 400)
+    assert mine.stop_ids == {0, 1}
     check_same(mine, theirs, awkward)
     for text in awkward:
         assert mine.decode(mine.encode(text)) == text
@@ -396,3 +398,62 @@ def test_files_that_are_no_tokenizer(content: bytes, message: str, tmp_path: Pat
         import_tokenizer(str(tmp_path), name="x")
     with pytest.raises(DataError, match="nothing to import"):
         import_tokenizer(str(tmp_path / "nowhere"), name="x")
+
+
+# What an import and a folder say of themselves
+
+
+def test_an_import_that_does_not_give_the_sources_ids_is_refused(tmp_path: Path) -> None:
+    """Merges left out at random: no two encodings are the same."""
+    document = json.loads(foreign_tokenizer("bpe").to_str())
+    document["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(DataError, match=r"gives other ids than gptlab's reading of it.*\(dropout\)"):
+        import_tokenizer(str(tmp_path), name="x")
+
+
+def test_a_vocabulary_of_another_kind_is_not_believed_to_be_bpe(tmp_path: Path) -> None:
+    """WordPiece's tokens under the name of BPE: it loads, and cuts all text into letters and unknowns."""
+    document = json.loads(foreign_tokenizer("wordpiece").to_str())
+    document["model"] = {"type": "BPE", "unk_token": "<unk>", "merges": [], "vocab": document["model"]["vocab"]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(DataError, match=r"says that its model is BPE, and \d+ of its \d+ longer tokens .* by no merge"):
+        import_tokenizer(str(tmp_path), name="x", end_of_text="</s>")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "words", "sentencepiece"])
+def test_imports_give_the_ids_of_the_source(kind: str, awkward: list[str], tmp_path: Path) -> None:
+    theirs = foreign_tokenizer(kind)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    mine = import_tokenizer(str(tmp_path), name="x", end_of_text="</s>")
+    check_same(mine, theirs, awkward)
+    mine.save(tmp_path / "x")
+    assert load_tokenizer(tmp_path / "x").hash == mine.hash
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("special_tokens", {"<unk>": 0, "<s>": 1, "</s>": 2, "<nobody>": 3}),
+        ("vocab_size", 3),
+        ("kind", "char"),
+        ("pattern", "x"),
+        ("name", 7),
+        ("name", "gpt2"),
+        ("name", "byte"),
+    ],
+)
+def test_what_meta_json_says_is_held_against_the_tokenizer(key: str, value: Any, tmp_path: Path) -> None:
+    foreign_tokenizer("wordpiece").save(str(tmp_path / "tokenizer.json"))
+    import_tokenizer(str(tmp_path), name="x", end_of_text="</s>").save(tmp_path / "x")
+    path = tmp_path / "x" / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {key: value}), encoding="utf-8")
+    with pytest.raises(DataError, match="belongs to another" if value in ("gpt2", "byte") else "damaged: "):
+        load_tokenizer(tmp_path / "x")
+
+
+def test_a_name_leads_to_the_tokenizer_of_that_name(folder: Path) -> None:
+    folder.rename(folder.with_name("other"))
+    with pytest.raises(DataError, match=r"other/meta.json calls its tokenizer 't'"):
+        load_tokenizer("other", root=folder.parent)
+    assert load_tokenizer(folder.with_name("other")).name == "t"  # by its path it is what it says it is

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Iterator
 
 import pytest
 import regex
+import tiktoken
 from tokenizers import Regex, pre_tokenizers
 
 from gptlab.errors import DataError
-from gptlab.tokenizer import train_bpe
+from gptlab.tokenizer import patterns, train_bpe
 from gptlab.tokenizer.patterns import GPT2, GPT4, LONGEST_WHITESPACE_RUN, cut_long_whitespace, resolve_pattern
 
 GPT4_PUBLISHED = (
@@ -84,3 +87,25 @@ def test_a_pattern_that_backtracks_too_much_is_an_error_of_one_line() -> None:
     (tokenizer,) = train_bpe(["abc " * 10], [258], name="t", pattern=pattern)
     with pytest.raises(DataError, match=r"gives up on a text of 3,000,000 characters[^\n]*$"):
         tokenizer.encode("a" * 3_000_000)
+
+
+@pytest.mark.parametrize("text", [" " * 50_000 + "x", "a" + "\n" * 99_999 + "b", "x" + " \t\n" * 33_333 + "y"])
+def test_long_blanks_below_the_limit_cost_one_look(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids are tiktoken's, and the search for runs looks at each character once: its matches do not overlap, and are
+    whole runs (a search for a run of a given length looks at the rest of the run from each of its characters)."""
+    (mine,) = train_bpe([" \n\n  \t x " * 50], [262], name="t")
+    text += "word " * 20_000  # a short text is not looked at
+    ranks = {token: index for index, token in enumerate(mine.token_bytes()) if token}
+    theirs = tiktoken.Encoding("t", pat_str=GPT4, mergeable_ranks=ranks, special_tokens=mine.special_tokens)
+    looked = []
+
+    class Spy:
+        def finditer(self, text: str) -> Iterator[re.Match[str]]:
+            for found in re.finditer(r"\s+", text):
+                looked.append(found.end() - found.start())
+                yield found
+
+    assert patterns._RUN.pattern == r"\s+"
+    monkeypatch.setattr(patterns, "_RUN", Spy())
+    assert mine.encode(text) == theirs.encode_ordinary(text)
+    assert sum(looked) == sum(map(str.isspace, text))

@@ -93,9 +93,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except OSError as error:  # a folder without rights, a full disk, standard output that is closed
-        if (line := machine_error(error)) is None:
-            raise
-        _end(line, GptlabError.exit_code)
+        place = f"{error.filename}: " if error.filename else ""
+        _end(machine_error(error) or f"{place}{error.strerror or error}; look at the disk", GptlabError.exit_code)
 
 
 def _end(message: str, code: int) -> None:

@@ -18,12 +18,15 @@ def import_(
         str | None, typer.Option(help="name or folder of the tokenizer; by default the one beside the weights")
     ] = None,
     end_of_text: Annotated[
-        str | None, typer.Option(help="the token between documents; by default tokenizer_config.json's eos_token")
+        str | None, typer.Option(help="the token that begins every document; by default as the tokenizer's files say")
+    ] = None,
+    document_end: Annotated[
+        str | None, typer.Option(help="a token that stands after every document too; by default as the files say")
     ] = None,
 ) -> None:
     """Make a run folder of weights from elsewhere: GPT-2, Llama 2 and 3, Qwen3, OLMo 2, nanoGPT."""
     from gptlab.interop import import_run
 
-    folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text)
+    folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end)
     say(f"imported into {folder}")
     say(f"next: gptlab sample {folder}\n      a config with model: {{init_from: {folder}}} trains on from it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,40 +63,36 @@ def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_
     ids = [run.encode_prompt(prompt) for prompt in prompts]
     live = len(prompts) == 1 and not show_tokens
     try:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        stream = run.tokenizer.text_stream(begins=not prompts[0])
         rows: list[list[int]] = [[] for _ in prompts]
         if live:
             screen.print(Text(prompts[0], style="bold"), end="")
-        for tokens in stream_tokens(
-            run.generator, ids, sampling, end_of_text=run.tokenizer.end_of_text, device=run.device
-        ):
+        for tokens in stream_tokens(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
                     row.append(token)
                     if live:
-                        screen.print(Text(decoder.decode(run.tokenizer.decode_bytes([token]))), end="")
+                        screen.print(Text(stream.feed(token)), end="")
         if live:
-            screen.print(Text(decoder.decode(b"", final=True)))
+            screen.print(Text(stream.end()))
             return
     except UnicodeEncodeError:
         raise GptlabError("the terminal cannot show these characters; set PYTHONIOENCODING=utf-8") from None
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         if number:
             screen.rule(style="dim")
-        body = _coloured(run, row) if show_tokens else Text(run.tokenizer.decode(row))
+        if show_tokens:
+            body = _coloured(run, row, begins=not prompt)
+        else:
+            body = Text(run.tokenizer.decode_continuation(row, begins=not prompt))
         screen.print(Text.assemble((prompt, "bold"), body))
 
 
-def _coloured(run: Run, row: list[int]) -> Text:
-    """Tokens in two alternating colours; one that is not whole text by itself shows its bytes."""
+def _coloured(run: Run, row: list[int], *, begins: bool) -> Text:
+    """Tokens in two alternating colours; a character of several tokens has the colour of the last of them."""
     from rich.text import Text
 
-    text = Text()
+    stream, text = run.tokenizer.text_stream(begins=begins), Text()
     for position, token in enumerate(row):
-        piece = run.tokenizer.decode_bytes([token])
-        try:
-            shown = piece.decode("utf-8")
-        except UnicodeDecodeError:
-            shown = "".join(f"\\x{byte:02x}" for byte in piece)
-        text.append(shown.replace("\n", "⏎\n"), style=_COLOURS[position % 2])
-    return text
+        text.append(stream.feed(token).replace("\n", "⏎\n"), style=_COLOURS[position % 2])
+    return text.append(stream.end())

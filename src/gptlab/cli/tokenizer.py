@@ -158,7 +158,11 @@ def import_(
     name: Annotated[str, typer.Option(help="Name here; it goes to tokenizers/NAME.", show_default=False)],
     end_of_text: Annotated[
         str | None,
-        typer.Option(metavar="TOKEN", help="Which special token separates documents.", show_default=False),
+        typer.Option(metavar="TOKEN", help="Which special token begins every document.", show_default=False),
+    ] = None,
+    document_end: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="Which one stands after every document, too.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
@@ -166,10 +170,10 @@ def import_(
     from gptlab.tokenizer import import_tokenizer
 
     _check_free(name, force)
-    tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text)
+    tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text, document_end=document_end)
     tokenizer.save(ROOT / name)
     say(
-        f"wrote {ROOT / name}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, documents end with"
+        f"wrote {ROOT / name}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, documents begin with"
         f" {tokenizer.end_of_text_token} ({tokenizer.end_of_text}), hash {tokenizer.hash}"
     )
     _say_next(name, None)

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from gptlab.data import Batch
+from gptlab.data import Batch, TokenDataset
 from gptlab.errors import GptlabError
 from gptlab.evals.benchmark import Benchmark, Column, Evaluation, Options
 from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_length, window_settings
-from gptlab.inference.scoring import LossResult, window_sums
+from gptlab.inference.scoring import LossResult, token_sizes, window_sums
 from gptlab.run import Run
 
 
@@ -20,12 +20,16 @@ def evaluate_loss(run: Run, options: Options) -> Evaluation:
     """Loss, perplexity and bits per byte on validation text, in windows as in training's own validation."""
     sets = validation_sets(run.folder, run.config.data, run.tokenizer, options.data)
     length = window_length(run, options)
-    table = run.tokenizer.token_bytes()
 
-    def sums(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
-        return window_sums(run.model, batches, token_bytes=table, device=run.device, dtype=run.dtype)
+    def measure(name: str, dataset: TokenDataset) -> torch.Tensor:
+        sizes = token_sizes(run.tokenizer, dataset)
 
-    rows = {name: measure_windows(run, one, "loss", name, length, options.limit, sums) for name, one in sets.items()}
+        def sums(batches: Iterator[Batch]) -> Iterator[torch.Tensor]:
+            return window_sums(run.model, batches, sizes=sizes, device=run.device, dtype=run.dtype)
+
+        return measure_windows(run, dataset, "loss", name, length, options.limit, sums)
+
+    rows = {name: measure(name, dataset) for name, dataset in sets.items()}
     every = torch.cat(list(rows.values()))
     results, errors = _loss_numbers(every)
     if len(sets) > 1:

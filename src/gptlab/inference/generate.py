@@ -8,7 +8,7 @@ the text's length alone: with cache, without, alone or in a batch, a text gets t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ def stream_tokens(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    end_of_text: int | None,
+    stop_ids: Collection[int],
     device: torch.device,
     use_cache: bool = True,
 ) -> Iterator[list[int | None]]:
@@ -123,7 +123,7 @@ def stream_tokens(
     for _ in range(sampling.max_new_tokens):
         tokens = sample_token(decoder.next_logits(), sampling, generator).tolist()
         decoder.append(tokens)
-        ended = [e or (sampling.stop_at_end and t == end_of_text) for e, t in zip(ended, tokens, strict=True)]
+        ended = [e or (sampling.stop_at_end and t in stop_ids) for e, t in zip(ended, tokens, strict=True)]
         yield [None if e else t for e, t in zip(ended, tokens, strict=True)]
         if all(ended):
             return
@@ -134,13 +134,13 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    end_of_text: int | None,
+    stop_ids: Collection[int],
     device: torch.device,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """The continuations of `prompts`, prompts and end of text left out."""
+    """The continuations of `prompts`, prompts and what ended them left out."""
     rows: list[list[int]] = [[] for _ in prompts]
-    for tokens in stream_tokens(model, prompts, sampling, end_of_text=end_of_text, device=device, use_cache=use_cache):
+    for tokens in stream_tokens(model, prompts, sampling, stop_ids=stop_ids, device=device, use_cache=use_cache):
         for row, token in zip(rows, tokens, strict=True):
             if token is not None:
                 row.append(token)

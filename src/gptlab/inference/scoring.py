@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptlab.data import Batch
+from gptlab.data import Batch, TokenDataset
 from gptlab.hardware.precision import autocast
 from gptlab.loss import IGNORE
 from gptlab.parallel import World
+from gptlab.tokenizer import Tokenizer
 
 _CHUNK_LOGITS = 2**25
 
@@ -51,6 +52,37 @@ class LossResult:
         return self.text_nats / math.log(2) / self.bytes if self.bytes else None
 
 
+@dataclass(frozen=True)
+class TokenSizes:
+    """How many bytes of text ids stand for.
+
+    Attributes:
+        bytes: by id; 0 for what stands for no text.
+        blank_after: the id after which a text begins with a blank that the tokenizer put there; None where it puts none.
+    """
+
+    bytes: Tensor
+    blank_after: int | None = None
+
+
+def token_sizes(tokenizer: Tokenizer, dataset: TokenDataset | None = None) -> TokenSizes | None:
+    """The sizes of a tokenizer's ids in the text of `dataset`; None where nobody can know them.
+
+    A tokenizer that changes text (other case, unknown characters) has tokens that are not the text. Then each counts as
+    the mean of the whole split, whose text's bytes its `dataset.json` has: exact over the split, a mean over a part.
+    """
+    if tokenizer.keeps_text:
+        sizes = torch.tensor([len(piece) for piece in tokenizer.token_bytes()], dtype=torch.float64)
+        return TokenSizes(sizes, tokenizer.end_of_text if tokenizer.adds_blank else None)
+    if dataset is None or dataset.bytes is None or dataset.documents is None:
+        return None
+    around = [tokenizer.end_of_text, *([] if tokenizer.document_end is None else [tokenizer.document_end])]
+    text_tokens = dataset.tokens - dataset.documents * len(around)
+    sizes = torch.full((tokenizer.vocab_size,), dataset.bytes / max(1, text_tokens), dtype=torch.float64)
+    sizes[around] = 0
+    return TokenSizes(sizes)
+
+
 def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
     """−log p(target) at each position, (B, T) fp32; 0 where the target is IGNORE. Logits never exist whole."""
     hidden = model(inputs_BT, documents_BT).flatten(0, -2)
@@ -71,18 +103,18 @@ def evaluate_loss(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
-    token_bytes: Sequence[bytes] | None,
+    sizes: TokenSizes | None,
     device: torch.device,
     dtype: torch.dtype,
     world: World | None = None,
 ) -> LossResult:
     """Loss over `batches` (this process's share of them), summed over all processes of `world`.
 
-    `token_bytes`: the text that each id stands for, b"" for specials; None leaves bits per byte unknown.
+    `sizes`: the bytes of text that ids stand for; None leaves bits per byte unknown.
     The model is left in the mode it was in.
     """
     totals = torch.zeros(4, dtype=_sum_dtype(device), device=device)
-    for sums in window_sums(model, batches, token_bytes=token_bytes, device=device, dtype=dtype):
+    for sums in window_sums(model, batches, sizes=sizes, device=device, dtype=dtype):
         totals += sums.sum(0)
     if world is not None:
         world.all_reduce(totals)
@@ -95,7 +127,7 @@ def window_sums(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
-    token_bytes: Sequence[bytes] | None,
+    sizes: TokenSizes | None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
@@ -104,7 +136,8 @@ def window_sums(
     They stay on the device, so that nothing waits for them. Arguments as of `evaluate_loss`; the model is left in the
     mode it was in once all batches are taken.
     """
-    lengths = torch.tensor([len(b) for b in token_bytes], device=device) if token_bytes is not None else None
+    lengths = sizes.bytes.to(device, _sum_dtype(device)) if sizes is not None else None
+    blank_after = sizes.blank_after if sizes is not None else None
     training = model.training
     model.eval()
     try:
@@ -114,7 +147,10 @@ def window_sums(
                 nats = token_nats(model, inputs, targets, documents)
             counted = targets != IGNORE
             size = torch.where(counted, lengths[targets.clamp(min=0)], 0) if lengths is not None else counted * 0
-            sums = (nats, counted, nats * (size > 0), size)
+            text_nats = nats * (size > 0)
+            if blank_after is not None:
+                size = size - ((inputs == blank_after) & (size > 0)).to(size.dtype)
+            sums = (nats, counted, text_nats, size)
             yield torch.stack([value.to(_sum_dtype(device)).sum(-1) for value in sums], dim=-1)
     finally:
         model.train(training)

@@ -34,6 +34,7 @@ def import_run(
     name: str,
     tokenizer: str | None = None,
     end_of_text: str | None = None,
+    document_end: str | None = None,
     runs: Path = Path("runs"),
 ) -> Path:
     """Make the run folder `runs`/NAME-HASH of weights from elsewhere, and return it.
@@ -42,20 +43,23 @@ def import_run(
         source: a Hugging Face folder or model of the hub (see `gptlab.interop.huggingface`), or a nanoGPT `ckpt.pt`.
         name: of the run.
         tokenizer: name or folder of its tokenizer; None: the one beside the weights.
-        end_of_text: the token between documents, where the files do not name it.
+        end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
         runs: the folder for the run's folder.
 
     Raises GptlabError where anything is missing, damaged, unknown or does not fit; then nothing is written.
     """
     if str(source).endswith(".pt"):
-        if end_of_text is not None:
-            raise CheckpointError("--end-of-text is for a Hugging Face tokenizer; name a tokenizer with --tokenizer")
+        if end_of_text is not None or document_end is not None:
+            option = "--end-of-text" if end_of_text is not None else "--document-end"
+            raise CheckpointError(f"{option} is for a Hugging Face tokenizer; name a tokenizer with --tokenizer")
         from gptlab.interop.nanogpt import import_nanogpt
 
         return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
     from gptlab.interop.huggingface import import_huggingface
 
-    return import_huggingface(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, runs=runs)
+    return import_huggingface(
+        source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end, runs=runs
+    )
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:

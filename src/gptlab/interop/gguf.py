@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import CheckpointError
-from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors
+from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors, token_ids
 from gptlab.interop.llama import LLAMA, OLMO2, QWEN3
 from gptlab.interop.runs import new_folder
 from gptlab.interop.table import Values
@@ -183,7 +183,13 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: 
     writer.add_token_types(vocabulary["types"])
     if vocabulary["merges"]:
         writer.add_token_merges(vocabulary["merges"])
-    # One separator stands before every text, as in training, and ends what is generated.
-    writer.add_bos_token_id(tokenizer.end_of_text)
-    writer.add_eos_token_id(tokenizer.end_of_text)
-    writer.add_add_bos_token(True)
+    ids = token_ids(tokenizer)
+    writer.add_bos_token_id(ids["bos_token_id"])
+    writer.add_eos_token_id(ids["eos_token_id"])
+    if "pad_token_id" in ids:
+        writer.add_pad_token_id(ids["pad_token_id"])
+    if (unknown := tokenizer.named_token("unk_token")) is not None:
+        writer.add_unk_token_id(tokenizer.special_tokens[unknown])
+    writer.add_add_bos_token(tokenizer.adds_bos)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)

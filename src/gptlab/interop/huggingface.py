@@ -35,7 +35,8 @@ ARCHITECTURES = {architecture.name: architecture for architecture in (GPT2, LLAM
 """What can be imported and exported, by the `model_type` of config.json."""
 
 _GPT2_VOCABULARY = 50257
-_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json")
+GENERATION = "generation_config.json"
+_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", GENERATION)
 
 
 # ---------------------------------------------------------------- in
@@ -47,6 +48,7 @@ def import_huggingface(
     name: str,
     tokenizer: str | None = None,
     end_of_text: str | None = None,
+    document_end: str | None = None,
     runs: Path = Path("runs"),
 ) -> Path:
     """Make a run folder `runs`/NAME-HASH of the weights in `source`, and return it.
@@ -55,7 +57,7 @@ def import_huggingface(
         source: a folder with config.json and weights, or the name of a model on the Hugging Face hub.
         name: of the run.
         tokenizer: name or folder of the tokenizer, where none is beside the weights or another is wanted.
-        end_of_text: the token that separates documents, where tokenizer_config.json does not name it.
+        end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
         runs: the folder for the run's folder.
 
     Raises GptlabError where anything is missing, damaged, unknown, or does not fit; then nothing is written.
@@ -69,7 +71,7 @@ def import_huggingface(
     rows = theirs.get("vocab_size")
     if not isinstance(rows, int) or isinstance(rows, bool):
         raise CheckpointError(f"{where} does not say vocab_size, or not as a number")
-    found = _tokenizer(folder, theirs, name, tokenizer, end_of_text)
+    found = _tokenizer(folder, theirs, name, tokenizer, {"end_of_text": end_of_text, "document_end": document_end})
     config = run_config(name, section, rows, found, where)
     model = build_model(config, found.vocab_size, device="meta")
     tensors = NamedTensors(architecture, files, files.shapes, tied=section["tied"])
@@ -77,7 +79,8 @@ def import_huggingface(
     revision = folder.name if folder != Path(source) else None  # the hub's snapshots are folders named by their commit
     used = [folder / "config.json", *files.files]
     origin = import_record(source, used, architecture=architecture.name, revision=revision)
-    return write_run(name, config, convert_tensors(architecture, section, tensors), found, origin, runs)
+    beside = {GENERATION: (folder / GENERATION).read_bytes()} if (folder / GENERATION).is_file() else {}
+    return write_run(name, config, convert_tensors(architecture, section, tensors), found, origin, runs, beside)
 
 
 def _folder(source: str | Path) -> Path:
@@ -129,7 +132,9 @@ def _architecture(theirs: Values, where: str) -> Architecture:
     return ARCHITECTURES[kind]
 
 
-def _tokenizer(folder: Path, theirs: Values, name: str, chosen: str | None, end_of_text: str | None) -> Tokenizer:
+def _tokenizer(
+    folder: Path, theirs: Values, name: str, chosen: str | None, roles: Mapping[str, str | None]
+) -> Tokenizer:
     """The one that was asked for, the one beside the weights, or GPT-2's for a model that can only have that."""
     new_name = f"{name}-tokenizer"
     place = Path(chosen) if chosen is not None else folder
@@ -137,7 +142,7 @@ def _tokenizer(folder: Path, theirs: Values, name: str, chosen: str | None, end_
     if (place / "meta.json").is_file() and chosen is None:
         return load_tokenizer(place)
     if holds_theirs and not (place / "meta.json").is_file():
-        return import_tokenizer(str(place), name=new_name, end_of_text=end_of_text)
+        return import_tokenizer(str(place), name=new_name, **roles)
     if chosen is not None:
         return load_tokenizer(chosen)
     if theirs["model_type"] == "gpt2" and theirs.get("vocab_size") == _GPT2_VOCABULARY:
@@ -162,10 +167,12 @@ def export_huggingface(run: Run, folder: Path) -> Path:
     config = huggingface_config(run, architecture, section)
     tensors = {name: tensor.contiguous() for name, tensor in huggingface_tensors(run, architecture, section).items()}
     with new_folder(folder) as aside:
-        run.tokenizer.save(aside / "tokenizer")
+        run.tokenizer.save(aside / "tokenizer", for_others=True)
         for file in (aside / "tokenizer").iterdir():
             file.rename(aside / file.name)
         (aside / "tokenizer").rmdir()
+        if (run.folder / GENERATION).is_file():
+            (aside / GENERATION).write_bytes((run.folder / GENERATION).read_bytes())
         save_tensors(tensors, aside / "model.safetensors")
         (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -195,9 +202,13 @@ def fitting_architecture(
 def huggingface_config(run: Run, architecture: Architecture, section: Values) -> Values:
     """config.json."""
     rows = run.model.embedding.weight.shape[0]
-    separator = run.tokenizer.end_of_text
-    tokens = {"bos_token_id": separator, "eos_token_id": separator}
-    return architecture.to_config_json(section, rows) | tokens | {"torch_dtype": "float32"}
+    return architecture.to_config_json(section, rows) | token_ids(run.tokenizer) | {"torch_dtype": "float32"}
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the tokens that have a role: `bos_token_id`, `eos_token_id`, and `pad_token_id` where there is one."""
+    named = {role: tokenizer.named_token(f"{role}_token") for role in ("bos", "eos", "pad")}
+    return {f"{role}_token_id": tokenizer.special_tokens[text] for role, text in named.items() if text is not None}
 
 
 def huggingface_tensors(run: Run, architecture: Architecture, section: Values) -> dict[str, Tensor]:

@@ -168,9 +168,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_run(
-    name: str, config: RunConfig, tensors: Mapping[str, Tensor], tokenizer: Tokenizer, source: Values, runs: Path
+    name: str,
+    config: RunConfig,
+    tensors: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    source: Values,
+    runs: Path,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Make `runs`/NAME-HASH in one atomic step. HASH stands for weights, model and tokenizer; env.json keeps `source`.
+    `beside`: files of the source that an export gives back, by name.
 
     Raises CheckpointError where it is there already or the disk refuses.
     """
@@ -183,6 +190,8 @@ def write_run(
         session = {**session, "weights": weights_digest(aside / "model.safetensors"), "imported": source}
         runfolder.write_run_folder(aside, config, session)
         tokenizer.save(aside / "tokenizer")
+        for file, content in (beside or {}).items():
+            (aside / file).write_bytes(content)
         runfolder.log_line(aside, f"imported from {source['from']}")
     if (beyond := len(tensors["embedding.weight"]) - tokenizer.vocab_size) > 0:
         say(f"{beyond} token ids beyond the tokenizer's {tokenizer.vocab_size} are kept and never predicted")

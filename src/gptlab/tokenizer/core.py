@@ -8,6 +8,8 @@ longest), so all kinds treat them alike.
 
 from __future__ import annotations
 
+import codecs
+import functools
 import hashlib
 import json
 import re
@@ -39,7 +41,10 @@ class Tokenizer:
         kind: "bpe", "byte", "char" or "hf".
         vocab_size: number of ids, special tokens included.
         special_tokens: text of each special token → its id.
-        end_of_text: id of the document separator.
+        end_of_text: id of the document separator: it begins every document, in training, evaluation and generation.
+        document_end: id that stands after every document too; None where nothing does.
+        stop_ids: ids that end what is generated: these two, and what the source says (an instruct model's end of turn).
+        config: what its source's `tokenizer_config.json` said, chat template included; goes out with an export.
         pattern: the split pattern of a "bpe" tokenizer, otherwise None.
         trained_on: what is known of where it came from (goes to `meta.json`, does not influence `hash`).
         hash: 16 hex digits of SHA-256 over what decides the ids.
@@ -53,9 +58,12 @@ class Tokenizer:
         special_tokens: dict[str, int],
         *,
         end_of_text: str = END_OF_TEXT,
+        document_end: str | None = None,
+        stop_tokens: Sequence[str] = (),
         pattern: str | None = None,
         hf_json: str | None = None,
         trained_on: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -63,6 +71,12 @@ class Tokenizer:
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self.end_of_text_token = end_of_text
         self.end_of_text = special_tokens[end_of_text]
+        self.document_end_token = document_end
+        self.document_end = None if document_end is None else special_tokens[document_end]
+        self.stop_tokens = tuple(stop_tokens)
+        ends = [end_of_text, *([] if document_end is None else [document_end]), *stop_tokens]
+        self.stop_ids = frozenset(special_tokens[text] for text in ends)
+        self.config = config or {}
         self.pattern = pattern
         self.hf_json = hf_json
         self.trained_on = trained_on or {}
@@ -84,6 +98,8 @@ class Tokenizer:
             "tokens": [token.hex() for token in self._tokens],
             "hf": self.hf_json,
         }
+        if self.document_end_token is not None:  # absent where absent, so that older hashes stay
+            decides["document_end"] = self.document_end_token
         canonical = json.dumps(decides, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()[:16]
 
@@ -97,6 +113,29 @@ class Tokenizer:
         if self.kind == "byte":
             return ByteEngine(self._tokens, self.special_tokens)
         return CharEngine(self._tokens, self.special_tokens)
+
+    def named_token(self, role: str) -> str | None:
+        """The token that others call `role` ("bos_token", "pad_token", …): what the source said; else, for the two that
+        gptlab has itself, the separator for "bos_token" and what ends a text for "eos_token"."""
+        named = token_text(self.config.get(role))
+        if named is not None and named in self.special_tokens:
+            return named
+        ends = {"bos_token": self.end_of_text_token}
+        ends["eos_token"] = (*self.stop_tokens, self.document_end_token or self.end_of_text_token)[0]
+        return ends.get(role)
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether other programs are to begin every text with "bos_token": as the source had it, as gptlab does it."""
+        return bool(self.config.get("add_bos_token")) if self.config else True
+
+    @property
+    def chat_template(self) -> str | None:
+        """How its source writes a conversation, as a Jinja template."""
+        found = self.config.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            found = next((each.get("template") for each in found if each.get("name") == "default"), None)
+        return found if isinstance(found, str) else None
 
     # Text to ids
 
@@ -148,25 +187,103 @@ class Tokenizer:
     # Looking inside
 
     def token_bytes(self) -> list[bytes]:
-        """What each id stands for, by id; `b""` for special tokens.
+        """What each id adds to a text that goes on, by id, blanks included; `b""` for special tokens."""
+        return list(self._pieces)
 
-        For kind "hf" without byte-level tokens these are the bytes of the token as it is written inside a text.
-        """
-        return list(self._tokens)
+    @functools.cached_property
+    def _pieces(self) -> list[bytes]:
+        # Not `_tokens`, which is part of the hash: what a file writes and what its decoder makes of it may differ.
+        return self._engine.pieces(self._tokens) if isinstance(self._engine, HuggingFaceEngine) else self._tokens
+
+    @functools.cached_property
+    def adds_blank(self) -> bool:
+        """Whether the first token of a text holds a blank that is not the text's own (SentencePiece's habit)."""
+        return isinstance(self._engine, HuggingFaceEngine) and self._engine.adds_blank(self._pieces)
+
+    @functools.cached_property
+    def keeps_text(self) -> bool:
+        """Whether tokens are the text, so that its bytes can be counted from them: False where the tokenizer changes
+        text (other case, other blanks, unknown characters), as a probe in the alphabets of the world shows."""
+        if not isinstance(self._engine, HuggingFaceEngine):
+            return True
+        probe = probe_text().replace("▁", "")  # SentencePiece's word for a blank: nobody else's text has it
+        found = b"".join(map(self._pieces.__getitem__, self.encode(probe)))
+        return found.removeprefix(b" " if self.adds_blank else b"") == probe.encode("utf-8")
+
+    def text_stream(self, *, begins: bool = False) -> TextStream:
+        """A decoder that takes ids one by one. `begins`: they begin a text; otherwise they go on with one."""
+        return TextStream(self._pieces, self.special_tokens, drop_blank=begins and self.adds_blank)
+
+    def decode_continuation(self, ids: Iterable[int], *, begins: bool = False) -> str:
+        """The text that `ids` add to one before them, as `text_stream` gives it; `decode` is for a whole text."""
+        stream = self.text_stream(begins=begins)
+        return "".join([*map(stream.feed, ids), stream.end()])
 
     def pieces(self, text: str) -> list[tuple[int, bytes]]:
         """`text` as (id, bytes of that token), in order; special-token text is ordinary text."""
-        return [(token, self._tokens[token]) for token in self.encode(text)]
+        return [(token, self._pieces[token]) for token in self.encode(text)]
 
     # On disk
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, for_others: bool = False) -> None:
         """Write the tokenizer's folder (`tokenizer.json`, `merges.txt`, `meta.json`) in one atomic step.
 
+        `for_others`: such that other programs begin a text as gptlab or its source does, and not with its first word.
         A folder that is there already is replaced. Raises DataError where the tokenizer cannot be written so that
         `transformers` reads the same ids.
         """
-        save_tokenizer(self, folder)
+        save_tokenizer(self, folder, for_others=for_others)
+
+
+class TextStream:
+    """Text from ids that come one by one: a character appears with the id that completes it, never half of it.
+
+    However ids are handed over, the text is the same; bytes that are no UTF-8 become U+FFFD.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], special_tokens: dict[str, int], *, drop_blank: bool) -> None:
+        self._pieces, self._drop_blank = pieces, drop_blank
+        self._specials = {i: text.encode("utf-8") for text, i in special_tokens.items() if not pieces[i]}
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """What is known of the text with this id that was not before; may be empty."""
+        piece = self._specials.get(token, self._pieces[token])
+        if self._drop_blank and token not in self._specials:
+            piece, self._drop_blank = piece.removeprefix(b" "), False
+        return self._decoder.decode(piece)
+
+    def end(self) -> str:
+        """What half a character at the end becomes."""
+        return self._decoder.decode(b"", final=True)
+
+
+def probe_text() -> str:
+    """Text that two engines would cut differently if they read a pattern differently: words, numbers, contractions,
+    line ends and blanks in many neighbourhoods, and the alphabets of the world."""
+    bits = [
+        "don't",
+        "WE'LL",
+        "x1234567",
+        "  two",
+        "\ttab",
+        "\r\n\r\n",
+        " \n  end",
+        "...!?\n",
+        "中文字",
+        "🙂🙂",
+        "é",
+        "  ",
+    ]
+    woven = "".join(left + gap + right for left in bits for right in bits for gap in ("", " ", "\n", "  "))
+    letters = "".join(chr(code) + (" " if code % 7 == 0 else "") for code in range(0x20, 0x3000))
+    return woven + letters
+
+
+def token_text(entry: Any) -> str | None:
+    """The text of a token as a `tokenizer_config.json` names one: itself, or in a table."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
 
 
 def byte_tokenizer(*, name: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:

@@ -110,6 +110,10 @@ class CharEngine:
         return b"".join(map(self._table.__getitem__, ids))
 
 
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+"""How SentencePiece writes a token that stands for a byte."""
+
+
 class HuggingFaceEngine:
     """Hugging Face's `tokenizers`. Two of them: many files list their special tokens among the ordinary ones too, so
     that the model itself finds them in plain text; the one that encodes knows them by names that no text has."""
@@ -122,6 +126,7 @@ class HuggingFaceEngine:
         self._encoder: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(json.dumps(hidden))
         self._encoder.no_padding()
         self._encoder.no_truncation()
+        self._document = json.loads(hf_json)
 
     def encode(self, text: str) -> list[int]:
         text.encode("utf-8")  # raises where the engine would only say TypeError
@@ -134,12 +139,51 @@ class HuggingFaceEngine:
         text: str = self._decoder.decode(ids, skip_special_tokens=False)
         return text.encode("utf-8")
 
+    def pieces(self, written: list[bytes]) -> list[bytes]:
+        """What each id adds to a text that goes on, by id; `written`: as the file's vocabulary writes them.
+
+        A decoder treats the first token of a text in ways of its own (drops its blank, say), so each is decoded behind
+        an ordinary one. Tokens that stand for bytes are those bytes: alone they may be no text.
+        """
+        document = self._document
+        if '"ByteLevel"' in json.dumps([document.get("decoder"), document.get("pre_tokenizer")]):
+            return written
+        if suffix := document["model"].get("end_of_word_suffix"):
+            return [token.replace(suffix.encode("utf-8"), b" ") for token in written]
+        anchor = self._anchor()
+        if anchor is None:
+            return written
+        before = len(self._decoder.decode([anchor], skip_special_tokens=False))
+        names = [self._decoder.id_to_token(index) or "" for index in range(len(written))]
+        asked = [i for i, name in enumerate(names) if written[i] and not BYTE_TOKEN.fullmatch(name)]
+        decoded = self._decoder.decode_batch([[anchor, index] for index in asked], skip_special_tokens=False)
+        found = [bytes([int(n[3:5], 16)]) if BYTE_TOKEN.fullmatch(n) else b"" for n in names]  # special or not
+        for index, text in zip(asked, decoded, strict=True):
+            found[index] = text[before:].encode("utf-8")
+        return found
+
+    def adds_blank(self, pieces: list[bytes]) -> bool:
+        """Whether a text begins with a blank in its first token that is not the text's own."""
+        anchor = self._anchor()
+        word = "" if anchor is None else self._decoder.decode([anchor], skip_special_tokens=False)
+        return b"".join(pieces[index] for index in self.encode(word)).startswith(b" ")
+
+    def _anchor(self) -> int | None:
+        """An ordinary word of the vocabulary that stays as it is when another follows."""
+        vocabulary = self._decoder.get_vocab(with_added_tokens=False)
+        for text, index in sorted(vocabulary.items(), key=lambda item: item[1]):
+            word = text.lstrip("▁")
+            if word.isascii() and word.isalpha():
+                alone = self._decoder.decode([index], skip_special_tokens=False)
+                if alone == word and self._decoder.decode([index, index], skip_special_tokens=False).startswith(word):
+                    return index
+        return None
+
 
 def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> dict[str, Any]:
     """A `tokenizer.json` with each special token under another name, but under the same id."""
-    by_byte = re.compile(r"<0x[0-9A-F]{2}>")  # the model itself looks for these, wherever they are declared
-    names = {
-        text: f"\ue000special {index}\ue001" for text, index in special_tokens.items() if not by_byte.fullmatch(text)
+    names = {  # but not of tokens that stand for bytes: the model itself looks for these, wherever they are declared
+        text: f"\ue000special {index}\ue001" for text, index in special_tokens.items() if not BYTE_TOKEN.fullmatch(text)
     }
     model = document["model"]
     for token in document["added_tokens"]:

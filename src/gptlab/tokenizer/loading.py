@@ -11,8 +11,8 @@ from typing import Any
 from gptlab.errors import DataError, did_you_mean
 from gptlab.tokenizer.byte_level import from_text
 from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
-from gptlab.tokenizer.formats import download_gpt2, huggingface_tokenizer, read_json, read_text
-from gptlab.tokenizer.saving import META_FORMAT
+from gptlab.tokenizer.formats import GPT2_HASH, Roles, download_gpt2, huggingface_tokenizer, read_json, read_text
+from gptlab.tokenizer.saving import META_FORMAT, description
 
 _BUILT_IN = ("byte", "gpt2")
 
@@ -26,7 +26,7 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
     if is_name and (root / text).is_dir():
-        return load_folder(root / text)
+        return _named(load_folder(root / text), text, root)
     if is_name and text == "byte":
         return byte_tokenizer()
     if is_name and text == "gpt2":
@@ -60,13 +60,41 @@ def load_folder(folder: Path) -> Tokenizer:
         raise DataError(f"{damaged}{type(error).__name__} in its files ({error}){mend}") from error
     if tokenizer.hash != meta.get("hash"):
         raise DataError(f"{damaged}its ids hash to {tokenizer.hash}, meta.json says {meta.get('hash')}{mend}")
+    for key, is_so in description(tokenizer).items():
+        if meta.get(key) != is_so:
+            raise DataError(
+                f"{damaged}meta.json says {key} {_short(meta.get(key))}, and tokenizer.json has {_short(is_so)}{mend}"
+            )
+    return _named(tokenizer, tokenizer.name, folder)
+
+
+def _named(tokenizer: Tokenizer, name: str, place: Path) -> Tokenizer:
+    """`tokenizer`, where it may be called `name`. Raises DataError where its folder says another, or it is taken."""
+    if tokenizer.name != name:
+        raise DataError(
+            f"{place / name / 'meta.json'} calls its tokenizer {tokenizer.name!r}; give the folder that name, or name "
+            f"it by its path: ./{place / name}"
+        )
+    if (name == "gpt2" and tokenizer.hash != GPT2_HASH) or (name == "byte" and tokenizer.kind != "byte"):
+        raise DataError(f"{place}: the name {name!r} belongs to another vocabulary than this; import it by another")
     return tokenizer
 
 
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
 def _from_own_json(meta: dict[str, Any], content: str) -> Tokenizer:
+    if not isinstance(meta["name"], str):
+        raise TypeError(f"name is {meta['name']!r}")
     kind, specials = meta["kind"], {str(text): int(index) for text, index in meta["special_tokens"].items()}
+    config = meta.get("tokenizer_config", {})
+    if not isinstance(config, dict):
+        raise TypeError(f"tokenizer_config is {type(config).__name__}")
+    roles = Roles(meta["end_of_text"], meta.get("document_end"), tuple(meta.get("stop_tokens", ())))
     if kind == "hf":
-        return huggingface_tokenizer(meta["name"], content, meta["end_of_text"], meta["trained_on"])
+        return huggingface_tokenizer(meta["name"], content, roles, meta["trained_on"], config)
     vocabulary: dict[str, int] = json.loads(content)["model"]["vocab"]
     tokens = [b""] * len(vocabulary)
     for text, index in vocabulary.items():
@@ -80,7 +108,8 @@ def _from_own_json(meta: dict[str, Any], content: str) -> Tokenizer:
         kind,
         tokens,
         specials,
-        end_of_text=meta["end_of_text"],
+        **roles.arguments(),
+        config=config,
         pattern=meta["pattern"],
         trained_on=meta["trained_on"],
     )

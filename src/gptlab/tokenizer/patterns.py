@@ -8,7 +8,9 @@ repeat in Oniguruma), no `(?i:…)` (the engines fold different sets of characte
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 
 from gptlab.errors import DataError
 
@@ -28,7 +30,7 @@ LONGEST_WHITESPACE_RUN = 100_000
 """Longer runs of whitespace are cut: fancy-regex keeps a state a character for `\\s+(?!\\S)` and gives up at
 a million."""
 
-_LONG_RUN = re.compile(rf"(\s{{{LONGEST_WHITESPACE_RUN}}})")
+_RUN = re.compile(r"\s+")
 _STRIDE = LONGEST_WHITESPACE_RUN // 2
 
 
@@ -78,5 +80,22 @@ def cut_long_whitespace(text: str) -> list[str]:
         return [text]
     for position in range(0, len(text), _STRIDE):
         if text[position].isspace() and text[position : position + _STRIDE].isspace():
-            return [piece for piece in _LONG_RUN.split(text) if piece]
+            return list(_cut_runs(text))
     return [text]
+
+
+def _cut_runs(text: str) -> Iterator[str]:
+    """`text` cut at the start of each run that is too long, and in it every `LONGEST_WHITESPACE_RUN` characters.
+
+    Whole runs are matched and then measured: to search for a run of so many characters takes a run's length at each of
+    its characters, which is quadratic just where it finds none.
+    """
+    done = 0
+    for run in _RUN.finditer(text):
+        whole, start = (run.end() - run.start()) // LONGEST_WHITESPACE_RUN, run.start()
+        if whole:
+            cuts = [start + LONGEST_WHITESPACE_RUN * number for number in range(whole + 1)]
+            yield from (piece for piece in (text[a:b] for a, b in itertools.pairwise([done, *cuts])) if piece)
+            done = cuts[-1]
+    if done < len(text):
+        yield text[done:]

@@ -184,8 +184,11 @@ def grow_bpe(
                 [*kept, *[b""] * len(added)],
                 ids,
                 end_of_text=base.end_of_text_token,
+                document_end=base.document_end_token,
+                stop_tokens=base.stop_tokens,
                 pattern=base.pattern,
                 trained_on=trained_on,
+                config=base.config,
             )
         )
     return grown

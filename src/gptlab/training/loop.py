@@ -26,7 +26,7 @@ from gptlab.errors import BusyError, DivergedError, GptlabError
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
-from gptlab.inference.scoring import evaluate_loss
+from gptlab.inference.scoring import evaluate_loss, token_sizes
 from gptlab.model.component import after_step, before_step, training_flops
 from gptlab.optim import set_learning_rate
 from gptlab.parallel import destroy_distributed, find_world, init_distributed
@@ -275,7 +275,7 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
         results[name] = evaluate_loss(
             job.model,
             batches,
-            token_bytes=job.tokenizer.token_bytes(),
+            sizes=token_sizes(job.tokenizer, dataset),
             device=job.device,
             dtype=job.dtype,
             world=job.world,

@@ -45,13 +45,16 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     """The ids of a block's documents, each with its separator before it. Raises DataError where it is no text."""
     documents = list(block.documents(reading))
     dtype = token_dtype(tokenizer.vocab_size)
-    separator = np.array([tokenizer.end_of_text], dtype=dtype)
+    # The end of the document before and the start of this one: whether a document ends here is known where another
+    # begins. A split so begins with an end of nothing, and its last document has none.
+    ends = [] if tokenizer.document_end is None else [tokenizer.document_end]
+    separator = np.array([*ends, tokenizer.end_of_text], dtype=dtype)
     texts = tokenizer.encode_documents([document.text for document in documents])
     begins = np.array([not document.continues for document in documents], dtype=np.bool_)
     parts = [part for ids, first in zip(texts, begins, strict=True) for part in ((separator, ids) if first else (ids,))]
     return EncodedBlock(
         ids=np.concatenate(parts, dtype=dtype) if parts else np.empty(0, dtype=dtype),
-        lengths=np.array([len(ids) for ids in texts], dtype=np.int64) + begins,
+        lengths=np.array([len(ids) for ids in texts], dtype=np.int64) + begins * len(separator),
         bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
         begins=begins,
     )
