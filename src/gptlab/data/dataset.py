@@ -11,10 +11,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from gptlab.console import progress
 from gptlab.data.shards import Shard, read_header
@@ -25,6 +27,15 @@ FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
 
 Split = Literal["train", "validation"]
+Count = Annotated[int, Ge(0)]
+
+
+class MadeWith(TypedDict):
+    """The tokenizer of a data set."""
+
+    name: str
+    kind: str
+    hash: str
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class ShardEntry:
     """A shard as the manifest knows it."""
 
     file: str
-    tokens: int
+    tokens: Count
     sha256: str
 
 
@@ -40,9 +51,9 @@ class ShardEntry:
 class SplitEntry:
     """A split as the manifest knows it. `bytes` counts the UTF-8 bytes of the text, separators left out."""
 
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
+    documents: Count = 0
+    tokens: Count = 0
+    bytes: Count = 0
     shards: list[ShardEntry] = field(default_factory=list)
 
 
@@ -54,13 +65,13 @@ class Manifest:
     known (gptlab 0.3 did not count them), or there is one split.
     """
 
-    tokenizer: dict[str, str]
-    vocab_size: int
-    end_of_text: int
+    tokenizer: MadeWith
+    vocab_size: Count
+    end_of_text: Count
     splits: dict[str, SplitEntry]
     sources: list[str]
     options: dict[str, Any]
-    shared_documents: dict[str, int] | None = None
+    shared_documents: dict[str, Count] | None = None
 
     def to_json(self) -> str:
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -69,38 +80,23 @@ class Manifest:
     @classmethod
     def load(cls, folder: Path) -> Manifest:
         """Read `folder/dataset.json`. Raises DataError where it is damaged or of a later format."""
+        from gptlab.config.jsonfile import (  # its package is slow to import: kept out of the workers
+            parse_json,
+            read_json,
+        )
+
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT or content["format_version"] != FORMAT_VERSION:
+            content = read_json(path, dict[str, Any], mend="prepare it again", error=DataError)
+            head = content.pop("format", None), content.pop("format_version", None)
+            if head != (FORMAT, FORMAT_VERSION):
                 raise DataError(
-                    f"{path}: format {content['format']!r} version {content['format_version']}; this gptlab reads "
-                    f"{FORMAT!r} version {FORMAT_VERSION}, prepare the data again"
+                    f"{path}: format {head[0]!r} version {head[1]!r}; this gptlab reads {FORMAT!r} version "
+                    f"{FORMAT_VERSION}, prepare the data again"
                 )
-            splits = {
-                name: SplitEntry(
-                    documents=entry["documents"],
-                    tokens=entry["tokens"],
-                    bytes=entry["bytes"],
-                    shards=[ShardEntry(**shard) for shard in entry["shards"]],
-                )
-                for name, entry in content["splits"].items()
-            }
-            return cls(
-                tokenizer=content["tokenizer"],
-                vocab_size=content["vocab_size"],
-                end_of_text=content["end_of_text"],
-                splits=splits,
-                sources=content["sources"],
-                options=content["options"],
-                shared_documents=_shared(content.get("shared_documents")),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: is no gptlab data set description ({error!r}); prepare it again") from None
-
-
-def _shared(content: Any) -> dict[str, int] | None:
-    return None if content is None else {split: int(content[split]) for split in ("train", "validation")}
+            return parse_json(json.dumps(content), cls)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: is no gptlab data set description ({error}); prepare it again") from None
 
 
 def load_manifest(folder: Path) -> Manifest | None:

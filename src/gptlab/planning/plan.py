@@ -7,10 +7,12 @@ process that imports torch, and from the table of GPUs (`gptlab.hardware.gpus`).
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gptlab.config import RunConfig
+from gptlab.config.jsonfile import parse_json
 from gptlab.hardware.gpus import Gpu
 
 OVERHEAD_MINUTES = 60.0
@@ -183,12 +185,11 @@ class Plan:
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> Plan:
-        """The plan that `plain` wrote out."""
+        """The plan that `plain` wrote out. Raises ValueError where it is none."""
         names = {field.name for field in dataclasses.fields(cls)}
         mine = {name: value for name, value in values.items() if name in names}
         mine.setdefault("sequences_per_step", values.get("batch_rows"))  # as gptlab 0.3 wrote it
-        mine["footprint"] = Footprint(**mine["footprint"])
-        return cls(**{**mine, "assumptions": tuple(mine["assumptions"])})
+        return parse_json(json.dumps(mine), cls)
 
     def prediction(self) -> Prediction | None:
         """The prediction to compare with the run's facts; None where no time is predicted."""

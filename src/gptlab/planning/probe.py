@@ -107,7 +107,11 @@ def _time_validation(job: Job, seconds: float) -> tuple[int, float]:
     sizes = [dataset.tokens - 1 if limit is None else limit for dataset in job.validation.values()]
 
     def once(tokens: int) -> float:
-        return _time(lambda: evaluate(job, tokens=tokens))
+        log, job.metrics = job.metrics, None  # a step is validated once in a log
+        try:
+            return _time(lambda: evaluate(job, tokens=tokens))
+        finally:
+            job.metrics = log
 
     # Of a mixture each source is validated on so many tokens; the smallest bounds what can be asked of all.
     batch = min(min(sizes), config.train.sequence_length * min(config.sequences_per_step, job.micro_batch))

@@ -8,7 +8,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from gptlab.config.jsonfile import read_json
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.planning.plan import Plan, Prediction
@@ -34,8 +36,8 @@ def keep_plan(runs: Path, digest: str, plan: Plan) -> None:
 def kept_plan(runs: Path, digest: str) -> Plan | None:
     """The plan that was kept for a hash; None where there is none that can be read."""
     try:
-        return Plan.from_plain(json.loads(_plan_file(runs, digest).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Plan.from_plain(read_json(_plan_file(runs, digest), dict[str, Any], mend="delete it"))
+    except (OSError, ValueError, GptlabError):
         return None
 
 
@@ -52,11 +54,9 @@ def read_prediction(folder: Path) -> Prediction:
     """Read RUN/plan.json. Raises GptlabError where it is missing or damaged."""
     path = folder / "plan.json"
     try:
-        return Prediction(**json.loads(path.read_text(encoding="utf-8")))
+        return read_json(path, Prediction, mend="delete it, nothing else depends on it")
     except FileNotFoundError:
         raise GptlabError(f"{folder} has no plan.json: nothing was predicted before it was trained") from None
-    except (ValueError, TypeError):
-        raise GptlabError(f"{path}: damaged, or of another gptlab; delete it, nothing else depends on it") from None
 
 
 def compare_prediction(folder: Path) -> PredictionRatios:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gptlab.config import RunConfig, dump_yaml
+from gptlab.config.jsonfile import read_json
 from gptlab.errors import GptlabError
 from gptlab.planning.plan import Plan, Probe
 
@@ -26,7 +27,7 @@ def probe_in_subprocess(config: RunConfig, *, seconds: float = 20.0) -> Probe:
         command = [sys.executable, "-m", "gptlab.planning.probe", folder, str(seconds), str(time.time())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         _require_success(done, "the probe")
-        return Probe(**json.loads((Path(folder) / "probe.json").read_text(encoding="utf-8")))
+        return read_json(Path(folder) / "probe.json", Probe, mend="run the command again")
 
 
 def plan_in_subprocess(

@@ -14,15 +14,20 @@ import json
 import re
 import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from gptlab.config import RunConfig, difference
+from gptlab.config.jsonfile import read_json
 from gptlab.console import say
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, GptlabError
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
 from gptlab.parallel import World
 from gptlab.systems.tensorfile import write_tensors
@@ -111,21 +116,41 @@ class Checkpoints:
         return None
 
 
+@dataclass(frozen=True)
+class _Manifest:
+    sha256: dict[str, str]
+
+
+class _State(TypedDict, total=False):
+    """What `Checkpoints.save` is given; tests and other programs may give it more or less."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="allow")  # type: ignore[misc]
+
+    step: Annotated[int, Ge(0)]
+    tokens: Annotated[int, Ge(0)]
+    seconds: float
+    recent: list[float]
+    scaler: dict[str, Any]
+    micro_batch: Annotated[int, Ge(1)]
+    world_size: Annotated[int, Ge(1)]
+    identity: dict[str, Any]
+
+
 def verify(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        for name, digest in manifest["sha256"].items():
+        sums = read_json(path / "manifest.json", _Manifest, mend="use another checkpoint").sha256
+        for name, digest in sums.items():
             if Path(name).name != name:
                 return f"manifest.json names {name!r}, which is not a file of the checkpoint"
             if sha256_file(path / name) != digest:
                 return f"{name} does not match its checksum"
         read = {"state.json", *(file.name for file in path.glob("*.safetensors"))}
-        if unknown := read - set(manifest["sha256"]):
+        if unknown := read - set(sums):
             return f"manifest.json does not name {min(unknown)}"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, GptlabError) as error:
         return f"manifest.json cannot be read: {error}"
     return None
 
@@ -133,10 +158,10 @@ def verify(path: Path) -> str | None:
 def read_state(path: Path) -> dict[str, Any]:
     """The numbers beside the tensors: what `save` was given as `state`."""
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path / 'state.json'}: {error}; use an earlier checkpoint") from None
-    return state
+        found = read_json(path / "state.json", _State, mend="use an earlier checkpoint", error=CheckpointError)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path / 'state.json'} is missing; use an earlier checkpoint") from None
+    return dict(found)
 
 
 def read_matching_state(path: Path, identity: dict[str, Any], config: RunConfig) -> dict[str, Any]:

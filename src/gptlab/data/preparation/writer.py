@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -157,24 +157,23 @@ class DatasetWriter:
         return done
 
     def _read_journal(self) -> ResumeState | None:
+        from gptlab.config.jsonfile import parse_json, read_json  # kept out of the workers
+
+        path, mend = self.folder / JOURNAL, f"remove the folder {self.folder}"
         try:
-            content = json.loads((self.folder / JOURNAL).read_text(encoding="utf-8"))
+            content = read_json(path, dict[str, Any], mend=mend, error=DataError)
+            if content.pop("fingerprint", None) != self.fingerprint:
+                say(f"{self.folder}: other inputs or options than last time; starting over")
+                return None
+            state = parse_json(json.dumps(content), ResumeState)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise DataError(f"{self.folder / JOURNAL}: is damaged ({error}); remove the folder {self.folder}") from None
-        if content.pop("fingerprint") != self.fingerprint:
-            say(f"{self.folder}: other inputs or options than last time; starting over")
-            return None
-        splits = {
-            name: SplitEntry(**{**entry, "shards": [ShardEntry(**shard) for shard in entry["shards"]]})
-            for name, entry in content.pop("splits").items()
-        }
-        for entry in splits.values():
+            raise DataError(f"{path}: is damaged ({error}); {mend}") from None
+        for entry in state.splits.values():
             for shard in entry.shards:
                 checked_shard(self.folder, shard)
-        cursor = content.pop("cursor")
-        return ResumeState(cursor=tuple(cursor) if cursor else None, splits=splits, **content)
+        return state
 
     def _run_pass(
         self, number: int, submit: Callable[[Block], Future[EncodedBlock]], bar: Progress, task: TaskID

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.config.jsonfile import read_json
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.evidence import Evidence, evaluate_experiment
 from gptlab.lab.experiment.ledger import COMPARISON, TUNING, Ledger, RunRecord
@@ -185,7 +185,9 @@ def read_curves(findings: Findings) -> list[Curve]:
 def first_hash(folder: Path) -> str | None:
     """The hash of the statement when the first report was written; None where there is no earlier report."""
     try:
-        values: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        values: dict[str, Any] = read_json(
+            folder / "report.json", dict[str, Any], mend="write it again with `gptlab report`"
+        )
         return str(values["statement"]["first_reported"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, GptlabError):
         return None

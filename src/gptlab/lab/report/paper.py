@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gptlab.config import format_count
+from gptlab.config.jsonfile import read_json
 from gptlab.errors import GptlabError
 from gptlab.files import sha256_file, write_atomic
 from gptlab.lab.experiment.evidence import ArmEvidence
@@ -70,7 +71,7 @@ def check_sources(path: Path, store: Store) -> None:
     if not path.is_file():
         return
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path, dict[str, Any], mend="restore it, or delete it")
         if content["schema"] != SCHEMA:
             raise GptlabError(f"{path}: of schema {content['schema']}, this gptlab reads {SCHEMA}; delete it")
         known: Mapping[str, str] = content["files"]

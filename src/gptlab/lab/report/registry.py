@@ -6,12 +6,12 @@ not, as in a fresh clone, the report.json that `gptlab report` left beside the s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptlab.config.jsonfile import read_json
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.spec import Experiment, load_experiment
@@ -92,7 +92,9 @@ def _from_runs(experiment: Experiment, store: Store) -> ExperimentEntry:
 def _from_report(folder: Path) -> ExperimentEntry | None:
     """What the last report says; None where there is none that can be read."""
     try:
-        content: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(
+            folder / "report.json", dict[str, Any], mend="write it again with `gptlab report`"
+        )
         if content["schema"] != SCHEMA:
             return None
         return ExperimentEntry(
@@ -105,7 +107,7 @@ def _from_report(folder: Path) -> ExperimentEntry | None:
             last_run=str(content["last_run"]),
             error="",
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, GptlabError):
         return None
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.config import RunConfig
+from gptlab.config.jsonfile import parse_json, read_json
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.metric import Metric, check_alike
@@ -223,14 +224,13 @@ def read_noise(store: Store, digest: str) -> NoiseEstimate | None:
     """The noise estimate of a config, None where there is none. Raises GptlabError where it is damaged."""
     path = noise_path(store, digest)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("schema") != 1:
+        values = read_json(path, dict[str, Any], mend="delete it")
+        if values.pop("schema", None) != 1:
             raise ValueError
-        components = {name: VarianceComponent(**each) for name, each in values.pop("components").items()}
-        return NoiseEstimate(**values, components=components)
+        return parse_json(json.dumps(values), NoiseEstimate)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, GptlabError):
         raise GptlabError(f"{path}: damaged; delete it and run `gptlab noise` again, which trains nothing") from None
 
 
