@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gptlab.data import Reading, TokenDataset, prepare, verify
+from gptlab.data import Reading, TokenDataset, iter_documents, prepare, verify
 from gptlab.errors import BusyError, DataError
 from gptlab.tokenizer import load_tokenizer
 
@@ -339,6 +339,38 @@ def test_rows_are_joined_where_no_document_starts(tmp_path: Path) -> None:
     reading = Reading(document_start=" = [^=].* = \n$")
     prepare([str(tmp_path / "in.parquet")], tmp_path / "out", tokenizer="byte", reading=reading, workers=1)
     assert tokens_of(tmp_path / "out") == expected(articles)
+
+
+EMPTY_FIRST = {
+    "a.parquet": ["one\n", "  more\n", "= two\n"],
+    "b.parquet": ["", "", "three\n", "  more\n", "= four\n"],
+    "c.jsonl": ["", None, "five\n", "= six\n"],
+}
+
+
+@pytest.mark.parametrize("names", [["b.parquet", "a.parquet", "c.jsonl"], ["a.parquet", "b.parquet", "c.jsonl"]])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_begins_a_document_though_its_first_rows_are_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], workers: int
+) -> None:
+    """With --document-start: neither are two files' documents glued, nor does the first lack its separator."""
+    for name in names:
+        if name.endswith("parquet"):
+            pq.write_table(pa.table({"text": EMPTY_FIRST[name]}), tmp_path / name, row_group_size=2)
+        else:
+            lines = [json.dumps({"text": row}) for row in EMPTY_FIRST[name]]
+            (tmp_path / name).write_text("\n".join(["", *lines]))
+    articles = {"a.parquet": ["one\n  more\n", "= two\n"], "b.parquet": ["three\n  more\n", "= four\n"]}
+    articles["c.jsonl"] = ["five\n", "= six\n"]
+    inputs = [str(tmp_path / name) for name in names]
+    given = {"tokenizer": "byte", "reading": Reading(document_start="= "), "workers": workers}
+    prepare(inputs, tmp_path / "out", **given)
+    wanted = [article for name in names for article in articles[name]]
+    assert tokens_of(tmp_path / "out") == expected(wanted)
+    found = list(iter_documents(inputs, document_start="= "))
+    assert sum(not document.continues for document in found) == len(wanted)
+    prepare(inputs, tmp_path / "split", validation_fraction=0.3, **given)
+    assert tokens_of(tmp_path / "split", "validation") == expected(wanted[4:])
 
 
 def test_a_huggingface_dataset_is_streamed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

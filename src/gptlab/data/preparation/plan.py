@@ -21,6 +21,8 @@ from gptlab.errors import DataError
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
 
+_JOURNAL_VERSION = 2  # what one of another says is of other documents, or of other places in them
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -125,5 +127,5 @@ def _count_documents(sources: list[Source], reading: Reading, limit_bytes: int |
 def plan_fingerprint(passes: list[Pass], tokenizer: Tokenizer, options: dict[str, Any]) -> str:
     """Digest of all that decides the shards' bytes: a journal with another is of no use."""
     plan = [[one.split, [source.identity() for source in one.sources], one.validation_documents_from] for one in passes]
-    decides = [FORMAT_VERSION, plan, tokenizer.hash, options]
+    decides = [_JOURNAL_VERSION, FORMAT_VERSION, plan, tokenizer.hash, options]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

@@ -40,6 +40,15 @@ class EncodedBlock:
     bytes: NDArray[np.int64]
     begins: NDArray[np.bool_]
 
+    def opened(self, end_of_text: int) -> EncodedBlock:
+        """The same, where its first document begins one: what it would go on with is of another file."""
+        if not len(self.begins) or self.begins[0]:
+            return self
+        ids = np.concatenate([np.array([end_of_text], dtype=self.ids.dtype), self.ids])
+        lengths, begins = self.lengths.copy(), self.begins.copy()
+        lengths[0], begins[0] = lengths[0] + 1, True
+        return EncodedBlock(ids, lengths, self.bytes, begins)
+
 
 def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock:
     """The ids of a block's documents, each with its separator before it. Raises DataError where it is no text."""
