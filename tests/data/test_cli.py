@@ -110,7 +110,7 @@ def test_a_lost_a_cut_and_a_foreign_shard_are_found(refused: Refused, made: Path
         (["--input", "empty.txt", "--out", "o", "--tokenizer", "byte"], "empty.txt: no text"),
         (["--input", "bad.txt", "--out", "o", "--tokenizer", "byte"], "bad.txt: invalid UTF-8 at byte 2"),
         (["--input", "bad.txt", "--out", "o", "--tokenizer", "byte", "--workers", "2"], "bad.txt: invalid UTF-8 at"),
-        (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte"], "in.txt: exists already"),
+        (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte"], "in.txt: exists and is no data set"),
         (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte", "--force"], "is no data set"),
         (["--input", "in.txt", "--out", "in.txt/x", "--tokenizer", "byte"], "in.txt is no folder"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "many"], "--shard-size"),
