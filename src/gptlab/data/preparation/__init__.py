@@ -76,7 +76,7 @@ def prepare(
     data set. Finished shards are kept for the next try then; where there is none, nothing is left.
     """
     out, reading = Path(out), reading or Reading()
-    check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes)
+    check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes, workers)
     workers = workers or usable_cores()
     _check_target(out, force)
     block_bytes = block_bytes_for(limit_bytes)

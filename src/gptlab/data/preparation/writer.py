@@ -19,7 +19,7 @@ from gptlab.console import progress, say
 from gptlab.data.dataset import ShardEntry, Split, SplitEntry, checked_shard
 from gptlab.data.preparation.plan import Pass
 from gptlab.data.preparation.workers import EncodedBlock, encoding_workers
-from gptlab.data.shards import ShardWriter, token_dtype
+from gptlab.data.shards import MAX_SHARDS, ShardWriter, token_dtype
 from gptlab.data.sources.base import Block, Cursor, Reading
 from gptlab.data.sources.resolve import names_of, read_blocks, source_of, total_size
 from gptlab.errors import DataError
@@ -298,6 +298,10 @@ class DatasetWriter:
 
     def _open_shard(self, split: Split) -> ShardWriter:
         entry = self.state.splits.setdefault(split, SplitEntry())
+        if len(entry.shards) >= MAX_SHARDS:
+            raise DataError(
+                f"--shard-size {self.shard_size}: the {split} split has {MAX_SHARDS} shards by now; make them larger"
+            )
         number = len(entry.shards) + (1 if split == "train" else 0)  # as modded-nanogpt counts its FineWeb files
         self.writer, self.writing = ShardWriter(self.folder / f"{split}_{number:06d}.bin", self.dtype), split
         return self.writer
