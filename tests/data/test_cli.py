@@ -193,6 +193,8 @@ PLACES = {
     "dangling above": ("dangling/o", "dangling is no folder"),
     "loop": ("loop/o", "loop"),
     "device": ("/dev/null", "/dev/null"),
+    "root": ("/", "/: exists and is no data set"),
+    "here": ("", ".: exists and is no data set"),
 }
 
 
