@@ -36,7 +36,8 @@ def check_place(path: Path, option: str) -> None:
     try:
         if path.is_symlink() and not path.exists():
             raise GptlabError(f"{option} {path}: is a link to {os.readlink(path)}, where nothing is; remove it")
-        above = next(parent for parent in path.absolute().parents if parent.exists() or parent.is_symlink())
+        parents = path.absolute().parents
+        above = next((parent for parent in parents if parent.exists() or parent.is_symlink()), path)
         if not above.is_dir():
             raise GptlabError(f"{option} {path}: {above} is no folder; name another place")
         if not os.access(above, os.W_OK | os.X_OK):

@@ -110,12 +110,19 @@ def test_a_lost_a_cut_and_a_foreign_shard_are_found(refused: Refused, made: Path
         (["--input", "empty.txt", "--out", "o", "--tokenizer", "byte"], "empty.txt: no text"),
         (["--input", "bad.txt", "--out", "o", "--tokenizer", "byte"], "bad.txt: invalid UTF-8 at byte 2"),
         (["--input", "bad.txt", "--out", "o", "--tokenizer", "byte", "--workers", "2"], "bad.txt: invalid UTF-8 at"),
-        (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte"], "in.txt: exists already"),
+        (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte"], "in.txt: exists and is no data set"),
         (["--input", "in.txt", "--out", "in.txt", "--tokenizer", "byte", "--force"], "is no data set"),
         (["--input", "in.txt", "--out", "in.txt/x", "--tokenizer", "byte"], "in.txt is no folder"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "many"], "--shard-size"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "0"], "--shard-size 0"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "3G"], "at most 2147483647"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", "--shard-size=1"], "--shard-size 1: must be at least 1000"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", "--workers=1000000"], "--workers 1000000: must be at most"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", f"--num-shards={10**30}"], "must be at most 100000"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", f"--limit-bytes={10**30}"], "must be at most 1000000000"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", f"--validation-tokens={10**30}"], "must be at most 10000"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", "--validation-fraction=nan"], "between 0 and 1"),
+        (["--input=in.txt", "--out=o", "--tokenizer=byte", "--validation-fraction=1e-300"], "split"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--limit-bytes", "1.5"], "whole number"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--errors", "ignore"], "--errors ignore"),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--separator", ""], "--separator"),
@@ -127,7 +134,7 @@ def test_a_lost_a_cut_and_a_foreign_shard_are_found(refused: Refused, made: Path
             "only one of",
         ),
         (
-            ["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "5", "--num-shards", "1"],
+            ["--input", "long.txt", "--out", "o", "--tokenizer", "byte", "--shard-size", "1K", "--num-shards", "1"],
             "cannot hold the first document",
         ),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--validation-tokens", "500"], "train split"),
@@ -141,6 +148,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     refused: Refused, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "in.txt").write_text("some text here")
+    (tmp_path / "long.txt").write_text("some text here " * 100)
     (tmp_path / "one.jsonl").write_text('{"text": "a"}')
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "bad.txt").write_bytes(b"ab\xff")
@@ -185,6 +193,8 @@ PLACES = {
     "dangling above": ("dangling/o", "dangling is no folder"),
     "loop": ("loop/o", "loop"),
     "device": ("/dev/null", "/dev/null"),
+    "root": ("/", "/: exists and is no data set"),
+    "here": ("", ".: exists and is no data set"),
 }
 
 

@@ -23,7 +23,7 @@ import zstandard
 from gptlab.data import Document, Reading, iter_documents
 from gptlab.data.sources import jsonl, read_blocks, streams, tables
 from gptlab.data.sources.resolve import resolve
-from gptlab.errors import DataError
+from gptlab.errors import DataError, GptlabError
 
 
 def documents(*inputs: object, **options: object) -> list[Document]:
@@ -127,8 +127,10 @@ def test_text_with_a_nul_is_refused(tmp_path: Path) -> None:
 
 def test_replacing_does_not_make_text_of_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(("Съешь же ещё этих мягких французских булок. " * 50).encode("cp1251"))
-    with pytest.raises(DataError, match=r"a\.txt: \d+ of \d+ characters .*another encoding"):
-        texts(tmp_path / "a.txt", errors="replace")
+    for errors in ("strict", "replace"):
+        with pytest.raises(DataError, match=r"a\.txt: .*\d+ of the \d+ characters .*another encoding") as refused:
+            texts(tmp_path / "a.txt", errors=errors)
+        assert "--errors" not in str(refused.value)  # it would not help
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.txt.gz"])
@@ -355,11 +357,12 @@ def test_links_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         texts(folder / "d.txt")
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a\nb", "a\0b", "a.txt/b"])
+@pytest.mark.parametrize("name", ["x" * 300, "a\nb", "a\0b", "a.txt/b", "~nobody/a"])
 def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(DataError):
-        texts(f"{tmp_path}/{name}")
+    for given in (f"{tmp_path}/{name}", name, ""):
+        with pytest.raises(DataError):
+            texts(given)
 
 
 @pytest.mark.parametrize(
@@ -371,3 +374,9 @@ def test_addresses_that_are_none(tmp_path: Path, url: str) -> None:
         texts(url, cache=tmp_path)
     assert len(str(raised.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(GptlabError, match=r"GPTLAB_CACHE .*cache is no folder"):
+        texts("http://127.0.0.1:1/a.txt", cache=tmp_path / "cache")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from gptlab.data import Reading, TokenDataset, prepare, verify
+from gptlab.data import Reading, TokenDataset, iter_documents, prepare, verify
 from gptlab.errors import BusyError, DataError
 from gptlab.tokenizer import load_tokenizer
 
@@ -341,6 +343,38 @@ def test_rows_are_joined_where_no_document_starts(tmp_path: Path) -> None:
     assert tokens_of(tmp_path / "out") == expected(articles)
 
 
+EMPTY_FIRST = {
+    "a.parquet": ["one\n", "  more\n", "= two\n"],
+    "b.parquet": ["", "", "three\n", "  more\n", "= four\n"],
+    "c.jsonl": ["", None, "five\n", "= six\n"],
+}
+
+
+@pytest.mark.parametrize("names", [["b.parquet", "a.parquet", "c.jsonl"], ["a.parquet", "b.parquet", "c.jsonl"]])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_begins_a_document_though_its_first_rows_are_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], workers: int
+) -> None:
+    """With --document-start: neither are two files' documents glued, nor does the first lack its separator."""
+    for name in names:
+        if name.endswith("parquet"):
+            pq.write_table(pa.table({"text": EMPTY_FIRST[name]}), tmp_path / name, row_group_size=2)
+        else:
+            lines = [json.dumps({"text": row}) for row in EMPTY_FIRST[name]]
+            (tmp_path / name).write_text("\n".join(["", *lines]))
+    articles = {"a.parquet": ["one\n  more\n", "= two\n"], "b.parquet": ["three\n  more\n", "= four\n"]}
+    articles["c.jsonl"] = ["five\n", "= six\n"]
+    inputs = [str(tmp_path / name) for name in names]
+    given = {"tokenizer": "byte", "reading": Reading(document_start="= "), "workers": workers}
+    prepare(inputs, tmp_path / "out", **given)
+    wanted = [article for name in names for article in articles[name]]
+    assert tokens_of(tmp_path / "out") == expected(wanted)
+    found = list(iter_documents(inputs, document_start="= "))
+    assert sum(not document.continues for document in found) == len(wanted)
+    prepare(inputs, tmp_path / "split", validation_fraction=0.3, **given)
+    assert tokens_of(tmp_path / "split", "validation") == expected(wanted[4:])
+
+
 def test_a_huggingface_dataset_is_streamed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     from gptlab.data.sources import hub
@@ -357,3 +391,65 @@ def test_a_huggingface_dataset_is_streamed_and_resumed(tmp_path: Path, monkeypat
             prepare([f"hf://{folder}@train"], tmp_path / "out", **given)
     prepare([f"hf://{folder}@train"], tmp_path / "out", **given)
     assert tokens_of(tmp_path / "out", "validation") + tokens_of(tmp_path / "out") == expected(texts)
+
+
+def test_it_says_how_far_it_is_where_there_is_no_terminal(
+    corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gptlab import console
+
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    (tmp_path / "in.txt").write_text("\n".join(corpus[1]) * 50)
+    prepare([str(tmp_path / "in.txt")], tmp_path / "out", tokenizer="byte", workers=1)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tokenizing: ")]
+    assert re.fullmatch(r"tokenizing: \d.* of \d\.\d MB \(\d+%\), \d+ s", told[0])
+    assert "(100%)" in told[-1]
+    prepare([str(corpus[0] / "b.jsonl.gz")], tmp_path / "other", tokenizer="byte", workers=1)
+    assert re.search(r"^tokenizing: \d+\.\d kB, \d+ s$", capsys.readouterr().err, re.M)
+
+
+def test_an_interrupt_while_a_worker_starts_comes_later_and_not_to_the_worker() -> None:
+    from gptlab.data.preparation.workers import _interrupts_later
+
+    blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    reached = []
+
+    @_interrupts_later()
+    def start() -> None:
+        signal.raise_signal(signal.SIGINT)
+        reached.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert reached == ["True\n"]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task").is_dir(), reason="looks for workers in /proc")
+def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
+    """It goes to the whole group of processes, as from a keyboard."""
+    (tmp_path / "in.txt").write_text("some words and more of them\n" * 400_000)
+    command = ["data", "prepare", "--input", "in.txt", "--tokenizer", "byte", "--out", "o", "--workers", "4"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptlab", *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def in_the_middle() -> bool:
+        """Whether a worker has begun its imports."""
+        with contextlib.suppress(OSError):
+            return any("numpy" in Path(f"/proc/{child}/maps").read_text() for child in children.read_text().split())
+        return False
+
+    while process.poll() is None and not in_the_middle():
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]

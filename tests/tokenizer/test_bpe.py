@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -212,6 +213,23 @@ def test_an_error_of_the_source_passes_through() -> None:
     for trainer in ("rustbpe", "tokenizers"):
         with pytest.raises(DataError, match="file 3 is damaged"):
             train_bpe(texts(), [300], name="t", trainer=trainer)
+
+
+@pytest.mark.parametrize("text", ["a", "a b c d", "ab", "aaaa b aaaa"])
+@pytest.mark.parametrize("trainer", ["rustbpe", "tokenizers"])
+@pytest.mark.parametrize("specials", [[], ["<a>"]])
+def test_the_size_that_is_advised_can_be_had(text: str, trainer: str, specials: list[str]) -> None:
+    options = {"name": "t", "trainer": trainer, "special_tokens": specials}
+    with pytest.raises(DataError, match="runs out of pairs") as refused:
+        train_bpe([text], [400], **options)
+    advised = re.search(r"--vocab-size (\d+)$", str(refused.value))
+    if advised is None:
+        assert text == "a"
+        assert "--kind byte" in str(refused.value)
+    else:
+        (made,) = train_bpe([text], [int(advised[1])], **options)
+        with pytest.raises(DataError, match="it has none; give more text, or keep 't' as it is"):
+            grow_bpe(made, ["a"], [400], name="g")
 
 
 def test_what_cannot_grow(awkward: list[str]) -> None:

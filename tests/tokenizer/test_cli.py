@@ -167,3 +167,13 @@ def test_mistakes_are_one_line_and_leave_nothing(run: Run, arguments: tuple[str,
     assert err.splitlines()[-1] == errors[0]
     assert message in errors[0]
     assert not Path("tokenizers").exists()
+
+
+def test_force_replaces_nothing_that_is_no_tokenizer(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tokenizers" / "mine").mkdir(parents=True)
+    (tmp_path / "tokenizers" / "mine" / "notes.txt").write_text("mine")
+    for force in ([], ["--force"]):
+        code, _, err = run("train", "--kind", "byte", "--name", "mine", *force)
+        assert code == 2
+        assert "is no tokenizer, so --force does not replace it" in err
+    assert (tmp_path / "tokenizers" / "mine" / "notes.txt").read_text() == "mine"

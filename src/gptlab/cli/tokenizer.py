@@ -310,6 +310,8 @@ def _check_free(name: str, force: bool) -> None:
     check_name(name)
     folder = ROOT / name
     check_place(folder, "--name")
+    if folder.exists() and not (folder / "meta.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} exists and is no tokenizer, so --force does not replace it; choose another --name")
     if folder.exists() and not force:
         raise DataError(f"{folder} exists; choose another --name, or replace it with --force")
 

@@ -26,6 +26,7 @@ from gptlab.files import fsync_directory, sha256_file
 
 HEADER_BYTES = 256 * 4
 MAX_TOKENS = 2**31 - 1  # the header counts in int32
+MAX_SHARDS = 100_000  # of a split
 _LAYOUTS: dict[tuple[int, int], np.dtype[Any]] = {
     (20240520, 1): np.dtype("<u2"),
     (20240801, 7): np.dtype("<u4"),

@@ -94,7 +94,8 @@ def train_bpe(
     Raises DataError for a size too small for the bytes and specials, a text too small for the size, an empty text.
     """
     specials = check_special_tokens(special_tokens)
-    sizes = _check_sizes(vocab_sizes, smallest=256 + len(specials) + 1, what="256 bytes")
+    smallest = 256 + len(specials) + 1
+    sizes = _check_sizes(vocab_sizes, smallest=smallest, what="256 bytes")
     expression = resolve_pattern(pattern)
     stream = _CountedTexts(texts)
     wanted = sizes[-1] - len(specials)
@@ -104,7 +105,7 @@ def train_bpe(
         tokens = _train_tokenizers(stream, wanted, expression)
     else:
         raise DataError(f"no trainer {trainer!r}; valid: {', '.join(TRAINERS)}")
-    _check_reached(stream, len(tokens), wanted, sizes[-1])
+    _check_reached(stream, len(tokens), wanted, sizes[-1], smallest=smallest, instead="take --kind byte")
     trained_on = {**stream.summary(), "trainer": trainer}
     return [
         with_special_tokens(
@@ -167,7 +168,8 @@ def grow_bpe(
     tokens = list(old)
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
-    _check_reached(stream, len(tokens), base.vocab_size + wanted, sizes[-1])
+    reached = (len(tokens), base.vocab_size + wanted, sizes[-1])
+    _check_reached(stream, *reached, smallest=smallest, instead=f"keep {base.name!r} as it is")
     trained_on = {
         **stream.summary(),
         "trainer": "gptlab",
@@ -211,14 +213,17 @@ def _check_sizes(sizes: Sequence[int], *, smallest: int, what: str) -> list[int]
     return ordered
 
 
-def _check_reached(stream: _CountedTexts, reached: int, wanted: int, asked: int) -> None:
+def _check_reached(
+    stream: _CountedTexts, reached: int, wanted: int, asked: int, *, smallest: int, instead: str
+) -> None:
     if stream.bytes == 0:
         raise DataError("the training text is empty; check --input")
     if reached < wanted:
-        raise DataError(
-            f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: the largest vocabulary it gives "
-            f"is {asked - (wanted - reached):,}; give more text, or --vocab-size {asked - (wanted - reached)}"
-        )
+        largest = asked - (wanted - reached)
+        fix = f"the largest vocabulary it gives is {largest:,}; give more text, or --vocab-size {largest}"
+        if largest < smallest:  # no merge at all
+            fix = f"it has none; give more text, or {instead}"
+        raise DataError(f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: {fix}")
 
 
 # rustbpe

@@ -76,7 +76,7 @@ def prepare(
     data set. Finished shards are kept for the next try then; where there is none, nothing is left.
     """
     out, reading = Path(out), reading or Reading()
-    check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes)
+    check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes, workers)
     workers = workers or usable_cores()
     _check_target(out, force)
     block_bytes = block_bytes_for(limit_bytes)
@@ -120,10 +120,12 @@ def prepare(
 
 def _check_target(out: Path, force: bool) -> None:
     check_place(out, "--out")
-    if out.exists() and not force:
+    if not out.exists():
+        return
+    if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is no data set, so --force does not replace it; choose another --out")
+    if not force:
         raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is no data set, so --force does not replace it; choose another --out")
 
 
 def _count_shared(folder: Path, splits: dict[str, SplitEntry], end_of_text: int) -> dict[str, int] | None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from gptlab.console import progress
 from gptlab.data.dataset import FORMAT_VERSION, Split
 from gptlab.data.preparation.overlap import refuse_equal_files
-from gptlab.data.shards import MAX_TOKENS
+from gptlab.data.preparation.workers import usable_cores
+from gptlab.data.shards import MAX_SHARDS, MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
 from gptlab.data.sources.resolve import read_documents, total_size
 from gptlab.data.sources.text import character_split
@@ -20,6 +21,11 @@ from gptlab.errors import DataError
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
+
+_JOURNAL_VERSION = 2  # what one of another says is of other documents, or of other places in them
+
+_LEAST_TOKENS = 1000  # of a shard: fewer are smaller than its header
+_MOST_TEXT = 10**15  # bytes or tokens: far more than anybody has written
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ def check_options(
     shard_size: int,
     num_shards: int | None,
     limit_bytes: int | None,
+    workers: int | None,
 ) -> None:
+    """Raise DataError for options that exclude each other, and for numbers that cannot be."""
     if (validation is not None) + (fraction is not None) + (tokens is not None) > 1:
         raise DataError("give only one of --validation, --validation-fraction and --validation-tokens")
     if fraction is not None and not 0 < fraction < 1:
@@ -59,16 +67,18 @@ def check_options(
         raise DataError(
             "--num-shards leaves out the last documents, which --validation-fraction wants; use --validation-tokens"
         )
-    for name, value in (
-        ("--shard-size", shard_size),
-        ("--num-shards", num_shards),
-        ("--limit-bytes", limit_bytes),
-        ("--validation-tokens", tokens),
+    cores = usable_cores()
+    for name, value, least, most, why in (
+        ("--shard-size", shard_size, _LEAST_TOKENS, MAX_TOKENS, "a shard's header counts no more"),
+        ("--num-shards", num_shards, 1, MAX_SHARDS, "more files serve nobody; make shards larger"),
+        ("--limit-bytes", limit_bytes, 1, _MOST_TEXT, "there is no such text; leave it out"),
+        ("--validation-tokens", tokens, 1, _MOST_TEXT, "there is no such text"),
+        ("--workers", workers, 1, max(32, 4 * cores), f"this machine has {cores} cores"),
     ):
-        if value is not None and value < 1:
-            raise DataError(f"{name} {value}: must be at least 1")
-    if shard_size > MAX_TOKENS:
-        raise DataError(f"--shard-size {shard_size}: a shard holds at most {MAX_TOKENS} tokens; make more of them")
+        if value is not None and value < least:
+            raise DataError(f"{name} {value}: must be at least {least}")
+        if value is not None and value > most:
+            raise DataError(f"{name} {value}: must be at most {most}; {why}")
 
 
 def plan_passes(
@@ -125,5 +135,5 @@ def _count_documents(sources: list[Source], reading: Reading, limit_bytes: int |
 def plan_fingerprint(passes: list[Pass], tokenizer: Tokenizer, options: dict[str, Any]) -> str:
     """Digest of all that decides the shards' bytes: a journal with another is of no use."""
     plan = [[one.split, [source.identity() for source in one.sources], one.validation_documents_from] for one in passes]
-    decides = [FORMAT_VERSION, plan, tokenizer.hash, options]
+    decides = [_JOURNAL_VERSION, FORMAT_VERSION, plan, tokenizer.hash, options]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()

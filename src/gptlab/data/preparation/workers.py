@@ -40,6 +40,15 @@ class EncodedBlock:
     bytes: NDArray[np.int64]
     begins: NDArray[np.bool_]
 
+    def opened(self, end_of_text: int) -> EncodedBlock:
+        """The same, where its first document begins one: what it would go on with is of another file."""
+        if not len(self.begins) or self.begins[0]:
+            return self
+        ids = np.concatenate([np.array([end_of_text], dtype=self.ids.dtype), self.ids])
+        lengths, begins = self.lengths.copy(), self.begins.copy()
+        lengths[0], begins[0] = lengths[0] + 1, True
+        return EncodedBlock(ids, lengths, self.bytes, begins)
+
 
 def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock:
     """The ids of a block's documents, each with its separator before it. Raises DataError where it is no text."""
@@ -85,10 +94,35 @@ def encoding_workers(
     # "spawn": a forked child would inherit the locks of whatever threads the caller has (Arrow, BLAS, torch).
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, reading))
+
+    def submit(block: Block) -> Future[EncodedBlock]:
+        with _interrupts_later():  # a worker may be started here
+            return pool.submit(_encode_in_worker, block)
+
     try:
-        yield lambda block: pool.submit(_encode_in_worker, block)
+        yield submit
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment. A process that is started meanwhile never gets one: it is the parent's to hear it,
+    and one in the middle of its imports could only answer with a traceback."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+    heard: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))  # another thread's may still hear it
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 _worker: tuple[Tokenizer, Reading] | None = None

@@ -19,9 +19,9 @@ from gptlab.console import progress, say
 from gptlab.data.dataset import ShardEntry, Split, SplitEntry, checked_shard
 from gptlab.data.preparation.plan import Pass
 from gptlab.data.preparation.workers import EncodedBlock, encoding_workers
-from gptlab.data.shards import ShardWriter, token_dtype
+from gptlab.data.shards import MAX_SHARDS, ShardWriter, token_dtype
 from gptlab.data.sources.base import Block, Cursor, Reading
-from gptlab.data.sources.resolve import names_of, read_blocks, total_size
+from gptlab.data.sources.resolve import names_of, read_blocks, source_of, total_size
 from gptlab.errors import DataError
 from gptlab.files import atomic_folder, write_atomic
 
@@ -44,6 +44,7 @@ class ResumeState:
         skip: ids of that block that are in completed shards.
         documents, bytes, tokens: of this pass before that block, whichever split they went to.
         split: of the last document before that block.
+        source: the file that it is of (`resolve.source_of`): of another, the block's first one begins a document.
         splits: what is written.
     """
 
@@ -54,6 +55,7 @@ class ResumeState:
     bytes: int = 0
     tokens: int = 0
     split: Split | None = None
+    source: list[Any] | None = None
     splits: dict[str, SplitEntry] = field(default_factory=dict)
 
 
@@ -93,7 +95,7 @@ class DatasetWriter:
         self.writer: ShardWriter | None = None
         self.writing: Split = "train"
         self.fingerprint = ""
-        self.at_block_end: tuple[int, int, int, Split | None] | None = None  # counts at the end of the last block
+        self.at_block_end: tuple[int, int, int, Split, list[Any] | None] | None = None  # at the end of the last block
 
     def run(self, fingerprint: str) -> None:
         """Write all shards; `state.splits` tells them afterwards. Raises DataError as `prepare` does."""
@@ -212,9 +214,11 @@ class DatasetWriter:
         """Write a block's ids. Returns whether a limit ends the pass here."""
         one, state = self.passes[number], self.state
         if self.at_block_end is not None:  # the block before is done: what was counted in it holds from here on
-            state.documents, state.bytes, state.tokens, state.split = self.at_block_end
+            state.documents, state.bytes, state.tokens, state.split, state.source = self.at_block_end
             state.skip = 0
         state.cursor = block.cursor
+        if source_of(block) != state.source:
+            encoded = encoded.opened(self.tokenizer.end_of_text)
         documents = _Documents(encoded, state.skip)
         switch, first, second = self._split_change(one, documents)
         stop, complete = self._limit(one, documents, switch, first, second)
@@ -225,6 +229,7 @@ class DatasetWriter:
             state.bytes + int(encoded.bytes.sum()),
             state.tokens + len(encoded.ids),
             second if switch < len(documents.ends) else first,
+            source_of(block) if len(documents.ends) else state.source,
         )
         return complete
 
@@ -292,6 +297,10 @@ class DatasetWriter:
 
     def _open_shard(self, split: Split) -> ShardWriter:
         entry = self.state.splits.setdefault(split, SplitEntry())
+        if len(entry.shards) >= MAX_SHARDS:
+            raise DataError(
+                f"--shard-size {self.shard_size}: the {split} split has {MAX_SHARDS} shards by now; make them larger"
+            )
         number = len(entry.shards) + (1 if split == "train" else 0)  # as modded-nanogpt counts its FineWeb files
         self.writer, self.writing = ShardWriter(self.folder / f"{split}_{number:06d}.bin", self.dtype), split
         return self.writer

@@ -27,7 +27,8 @@ from gptlab.errors import DataError
 
 BLOCK_BYTES = 1 << 20
 
-_MOST_REPLACED = 0.25  # of the characters of a text, where `errors` is "replace": beyond it, it is no UTF-8 at all
+_MOST_REPLACED = 0.25  # of the characters of a text: where more would be, it is no UTF-8 at all
+_JUDGED = 1 << 10  # characters that this can be said of
 
 Cursor = tuple[int, Any]
 """Where a block begins: number of the source, and a position that JSON can hold."""
@@ -68,18 +69,21 @@ class Reading:
     def decode(self, data: bytes, source: str, offset: int) -> str:
         """UTF-8 bytes, which stand at `offset` of `source`, as text. Raises DataError naming the bad byte."""
         try:
-            text = data.decode("utf-8", errors=self.errors)
+            text = data.decode("utf-8")
+            problem = f"a NUL at byte {offset + data.index(0)}" if "\0" in text else ""
         except UnicodeDecodeError as error:
-            raise self._no_text(f"{source}: invalid UTF-8 at byte {offset + error.start}") from None
-        if "\0" in text:
-            if self.errors == "strict":
-                raise self._no_text(f"{source}: a NUL at byte {offset + data.index(0)}")
-            text = text.replace("\0", "\ufffd")
-        if len(text) >= 1 << 10 and text.count("\ufffd") > _MOST_REPLACED * len(text):
+            text, problem = data.decode("utf-8", errors="replace"), f"invalid UTF-8 at byte {offset + error.start}"
+        if not problem:
+            return text
+        text = text.replace("\0", "\ufffd")
+        replaced = text.count("\ufffd")
+        if len(text) >= _JUDGED and replaced > _MOST_REPLACED * len(text):
             raise DataError(
-                f"{source}: {text.count(chr(0xFFFD))} of {len(text)} characters from byte {offset} on are no UTF-8;"
+                f"{source}: {problem}, and {replaced} of the {len(text)} characters from byte {offset} on are no UTF-8;"
                 " it is binary or in another encoding: convert it first (iconv), or leave it out"
             )
+        if self.errors == "strict":
+            raise self._no_text(f"{source}: {problem}")
         return text
 
     def pick(self, row: object, source: str, place: str) -> object:

@@ -14,6 +14,7 @@ from gptlab.console import progress
 from gptlab.data.sources import kinds
 from gptlab.data.sources.base import Source
 from gptlab.errors import DataError
+from gptlab.files import check_place
 
 PREFIXES = ("http://", "https://")
 
@@ -38,6 +39,7 @@ def download(url: str, cache: Path | None = None) -> Path:
     target = cache_folder(cache) / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
     if target.exists():
         return target
+    check_place(target, "GPTLAB_CACHE")
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

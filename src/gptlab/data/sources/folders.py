@@ -19,7 +19,12 @@ def local_files(given: str) -> list[Path]:
 
     Raises DataError where there is none, and for links that lead nowhere.
     """
-    path = Path(given).expanduser()
+    if not given:
+        raise DataError("an input without a name; name a file, a folder, a glob or an address")
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{given}: is no path ({error}); check the path of the input") from None
     with damage_as_data_error(given):
         if _exists(path):
             return _files_of(path, given)
