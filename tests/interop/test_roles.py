@@ -150,9 +150,7 @@ def test_generation_stops_where_the_source_says(wild_model: Any, place: Path) ->
     free = Sampling(max_new_tokens=200, temperature=0, stop_at_end=False)
     (row,) = generate(run.generator, [prompt], free, stop_ids=(), device=run.device)
     for stop in (row[3], row[5]):  # any of several
-        (stopped,) = generate(
-            run.generator, [prompt], Sampling(200, 0), stop_ids=[stop, 1_000_000], device=run.device
-        )
+        (stopped,) = generate(run.generator, [prompt], Sampling(200, 0), stop_ids=[stop, 1_000_000], device=run.device)
         assert stopped == row[: row.index(stop)]
 
 
@@ -194,7 +192,9 @@ def test_an_export_of_ours_begins_with_the_separator(wild_model: Any, place: Pat
     assert (reader.bos_token_id, reader.eos_token_id) == (small.end_of_text, small.end_of_text)
     ids = reader("the cat", return_tensors="pt")
     with torch.no_grad():
-        theirs = model.generate(**ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :]
+        theirs = model.generate(**ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[
+            0, ids["input_ids"].shape[1] :
+        ]
     (ours,) = run.generate("the cat", max_new_tokens=20, temperature=0)
     assert reader.decode(theirs, skip_special_tokens=True) == ours
 

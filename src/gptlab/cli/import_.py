@@ -27,8 +27,6 @@ def import_(
     """Make a run folder of weights from elsewhere: GPT-2, Llama 2 and 3, Qwen3, OLMo 2, nanoGPT."""
     from gptlab.interop import import_run
 
-    folder = import_run(
-        source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end
-    )
+    folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end)
     say(f"imported into {folder}")
     say(f"next: gptlab sample {folder}\n      a config with model: {{init_from: {folder}}} trains on from it")

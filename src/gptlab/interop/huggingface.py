@@ -129,7 +129,9 @@ def _architecture(theirs: Values, where: str) -> Architecture:
     kind = theirs.get("model_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)  # and no guess at one of like name: that would be another model
-        raise CheckpointError(f"{where}: architecture {kind if kind is None else str(kind)[:60]!r} is not known; known are {known}")
+        raise CheckpointError(
+            f"{where}: architecture {kind if kind is None else str(kind)[:60]!r} is not known; known are {known}"
+        )
     return ARCHITECTURES[kind]
 
 

@@ -109,7 +109,9 @@ def read_pickle(path: Path) -> Any:
             "save it again with tensors only, and do not trust where it came from"
         ) from None
     except Exception as error:  # an unpickler fed with junk raises whatever the junk asks for
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_line(error)})") from None
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_line(error)})"
+        ) from None
 
 
 def _check_zip(path: Path) -> None:

@@ -183,9 +183,7 @@ class HuggingFaceEngine:
 def _hide_specials(document: dict[str, Any], special_tokens: dict[str, int]) -> dict[str, Any]:
     """A `tokenizer.json` with each special token under another name, but under the same id."""
     names = {  # but not of tokens that stand for bytes: the model itself looks for these, wherever they are declared
-        text: f"\ue000special {index}\ue001"
-        for text, index in special_tokens.items()
-        if not BYTE_TOKEN.fullmatch(text)
+        text: f"\ue000special {index}\ue001" for text, index in special_tokens.items() if not BYTE_TOKEN.fullmatch(text)
     }
     model = document["model"]
     for token in document["added_tokens"]:

@@ -45,6 +45,8 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path} is no JSON that can be read: {str(error)[:100]}") from None
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,9 @@ def _start(
     if config.get("add_bos_token") is True and bos in known:
         return bos, "tokenizer_config.json: add_bos_token"
     if END_OF_TEXT in known and eos in known:
-        return END_OF_TEXT, "the usual separator" + ("" if eos == END_OF_TEXT else f"; {eos}, its eos_token, ends a turn")
+        return END_OF_TEXT, "the usual separator" + (
+            "" if eos == END_OF_TEXT else f"; {eos}, its eos_token, ends a turn"
+        )
     if bos in known and bos != eos and config.get("add_bos_token") is not False:
         return bos, "tokenizer_config.json: bos_token"
     if eos in known:

@@ -74,7 +74,9 @@ def save_tokenizer(tokenizer: TokenizerData, folder: Path, *, for_others: bool =
     }
     with atomic_folder(folder) as aside:
         (aside / "tokenizer.json").write_bytes(content.encode("utf-8"))
-        (aside / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (aside / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         if merges is not None:
             written = [to_text(token) for token in tokenizer.token_bytes()]
             lines = ["#version: 0.2", *(f"{written[left]} {written[right]}" for left, right in merges)]
@@ -105,7 +107,11 @@ def _template(tokenizer: TokenizerData, config: dict[str, Any]) -> dict[str, Any
 
     def text(name: str) -> list[dict[str, Any]]:
         sequence = {"Sequence": {"id": name, "type_id": 0}}
-        return [*(piece(r) for r in roles if r == "bos_token"), sequence, *(piece(r) for r in roles if r == "eos_token")]
+        return [
+            *(piece(r) for r in roles if r == "bos_token"),
+            sequence,
+            *(piece(r) for r in roles if r == "eos_token"),
+        ]
 
     ids = {config[role]: tokenizer.special_tokens[config[role]] for role in roles}
     return {
