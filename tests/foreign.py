@@ -40,6 +40,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biases": ("Llama", {**SIZES, "attention_bias": True, "mlp_bias": True, "head_dim": 16}),
     "qwen3": ("Qwen3", {**SIZES, "head_dim": 16, "rope_theta": 1e6}),
     "qwen3-tied-yarn": ("Qwen3", {**SIZES, "head_dim": 16, "tie_word_embeddings": True, "rope_scaling": YARN}),
+    "mistral": ("Mistral", {**SIZES, "rope_theta": 1e6, "sliding_window": None}),
+    "mistral-wide": ("Mistral", {**SIZES, "head_dim": 16, "sliding_window": 1024}),
+    "qwen2": ("Qwen2", {**SIZES, "rope_theta": 1e6}),
+    "qwen2-tied": ("Qwen2", {**SIZES, "tie_word_embeddings": True}),
+    "olmo": ("Olmo", {**SIZES, "pad_token_id": None}),
+    "olmo-biases": ("Olmo", {**SIZES, "pad_token_id": None, "attention_bias": True, "tie_word_embeddings": True}),
     "olmo2": ("Olmo2", {**SIZES, "pad_token_id": None, "rope_theta": 500000.0}),
 }
 """What a config of transformers is given, by a name."""

@@ -20,6 +20,7 @@ from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
+from gptlab.inference.chat import render_chat
 from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.inference.scoring import LossResult, TokenSizes, evaluate_loss
 from gptlab.model import build_model
@@ -65,19 +66,40 @@ class Run:
         """The model laid out for generation; made when it is first asked for."""
         return decoding_copy(self.model, self.device, self.dtype)
 
-    def generate(self, prompts: str | Sequence[str], *, sampling: Sampling | None = None, **options: Any) -> list[str]:
-        """Continuations of `prompts`, without the prompts. `options` are the fields of `Sampling`."""
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        special: bool = False,
+        chat: bool = False,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Continuations of `prompts`, without the prompts. `options` are the fields of `Sampling`; `special` and `chat`
+        as of `encode_prompt`."""
         chosen = sampling or Sampling(**options)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        ids = [self.encode_prompt(text) for text in texts]
+        ids = [self.encode_prompt(text, special=special, chat=chat) for text in texts]
         found = generate(self.generator, ids, chosen, stop_ids=self.tokenizer.stop_ids, device=self.device)
         return [
-            self.tokenizer.decode_continuation(row, begins=not text) for text, row in zip(texts, found, strict=True)
+            self.tokenizer.decode_continuation(row, begins=chat or not text)
+            for text, row in zip(texts, found, strict=True)
         ]
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a prompt. A separator stands before it, as before every document in training."""
-        return [self.tokenizer.end_of_text, *self.tokenizer.encode(text)]
+    def encode_prompt(self, text: str, *, special: bool = False, chat: bool = False) -> list[int]:
+        """The ids of a prompt. A separator stands before it, as before every document in training.
+
+        `special`: special tokens in the text are read as such, and a separator that it begins with is not put twice.
+        `chat`: the text is what a user says to an instruct model, and its tokenizer's template says how that is written.
+        Raises DataError where the tokenizer has no such template.
+        """
+        if chat:
+            return self.tokenizer.encode(
+                render_chat(self.tokenizer, [{"role": "user", "content": text}]), allow_special=True
+            )
+        ids = self.tokenizer.encode(text, allow_special=special)
+        start = self.tokenizer.end_of_text
+        return ids if special and ids[:1] == [start] else [start, *ids]
 
     def loss(self, text: str) -> LossResult:
         """Loss on `text` as one document: `.loss` in nats a token, `.perplexity`, `.bits_per_byte`."""

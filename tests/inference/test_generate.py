@@ -139,11 +139,35 @@ def test_stops_at_end_of_text() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": -1.0}, {"temperature": -1}, {"max_new_tokens": 0}],
+    [
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -1.0},
+        {"temperature": -1},
+        {"max_new_tokens": 0},
+        {"temperature": 1e-320},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"seed": 2**64},
+        {"seed": -(2**63) - 1},
+    ],
 )
 def test_bad_sampling_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(GptlabError, match=next(iter(options))):
         Sampling(**options)
+
+
+def test_a_top_k_that_the_vocabulary_does_not_have_is_refused() -> None:
+    sampling = Sampling(max_new_tokens=1, top_k=62, stop_at_end=False)
+    with pytest.raises(GptlabError, match="top_k is 62, and the vocabulary has 61 tokens"):
+        generate(make_model(), [[1]], sampling, stop_ids=(), device=CPU)
+    every = Sampling(max_new_tokens=1, top_k=61, temperature=1e-6, seed=2**64 - 1, stop_at_end=False)
+    assert len(generate(make_model(), [[1]], every, stop_ids=(), device=CPU)[0]) == 1
+
+
+def test_no_prompts_have_no_continuations() -> None:
+    assert greedy(make_model(), []) == []
 
 
 def test_empty_prompt_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from gptlab.cli.sample import _show_samples
 from gptlab.config import config_from
+from gptlab.errors import DataError
+from gptlab.inference.chat import render_chat
 from gptlab.inference.generate import Sampling
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, byte_tokenizer, import_tokenizer, train_bpe
@@ -121,3 +124,70 @@ def test_which_tokenizers_keep_text(kind: str, tmp_path: Path) -> None:
     found = import_tokenizer(str(tmp_path / "tokenizer.json"), name="it", end_of_text="</s>")
     assert found.keeps_text == (kind in ("bpe", "sentencepiece"))
     assert found.adds_blank == (kind != "bpe")
+
+
+# ---------------------------------------------------------------- special tokens and chats
+
+CHAT = """{%- for m in messages %}
+{%- if m.role not in ('user', 'assistant') %}{{ raise_exception('no such role') }}{% endif %}
+<s>{{ m.role }}
+{{ m.content | trim }}</s>
+{% endfor %}{% if add_generation_prompt %}<s>assistant
+{% endif %}"""
+
+
+@pytest.fixture
+def instruct(tmp_path: Path) -> Tokenizer:
+    """A tokenizer that came with a chat template."""
+    (tmp_path / "it").mkdir()
+    foreign_tokenizer("bpe").save(str(tmp_path / "it" / "tokenizer.json"))
+    (tmp_path / "it" / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<unk>", "eos_token": "</s>"}))
+    (tmp_path / "it" / "chat_template.jinja").write_text(CHAT)
+    return import_tokenizer(str(tmp_path / "it"), name="it")
+
+
+def test_special_tokens_are_read_where_asked(instruct: Tokenizer, tmp_path: Path) -> None:
+    run, _ = recited(instruct, "", [5], tmp_path)
+    plain, special = run.encode_prompt("<s>hi"), run.encode_prompt("<s>hi", special=True)
+    assert plain == [0, *instruct.encode("<s>hi")]
+    assert special == [0, 1, *instruct.encode("hi")]
+    assert run.encode_prompt("<unk>hi", special=True) == [0, *instruct.encode("hi")]  # not a separator twice
+
+
+def test_a_chat_is_written_as_transformers_writes_it(
+    instruct: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "it")
+    turns = [{"role": "user", "content": " the girl <b> "}]
+    expected = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert render_chat(instruct, turns) == expected
+    run, _ = recited(instruct, "", [5], tmp_path)
+    assert run.encode_prompt(" the girl <b> ", chat=True) == theirs(expected, add_special_tokens=False)["input_ids"]
+    start = instruct.encode(expected, allow_special=True)
+    ids = instruct.encode("there was")
+    run.model = Reciter([*start, *ids], instruct.vocab_size)
+    sampling = Sampling(max_new_tokens=len(ids), temperature=0, stop_at_end=False)
+    _show_samples(run, [" the girl <b> "], sampling, show_tokens=False, chat=True)
+    assert capsys.readouterr().out == " the girl <b> \nthere was\n"
+    assert run.generate(" the girl <b> ", chat=True, sampling=sampling) == ["there was"]
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('no system turns') }}", "no system turns"),
+        ("{% for m in messages %}", "gives no text: Unexpected end of template"),
+        ("{{ messages.append(1) }}", "is unsafe"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "is unsafe"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        (None, "has no chat template"),
+    ],
+)
+def test_a_template_runs_in_a_sandbox_and_its_errors_are_one_line(
+    instruct: Tokenizer, template: str | None, reason: str
+) -> None:
+    instruct.config["chat_template"] = template
+    with pytest.raises(DataError, match=reason) as refused:
+        render_chat(instruct, [{"role": "user", "content": "hi"}])
+    assert "\n" not in str(refused.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,26 @@ def test_several_tensors_that_do_not_fit_are_a_table(theirs: Path, mistake: Mist
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model_type": "mamba"}, "architecture 'mamba' is not known; known are gpt2, llama, qwen3, olmo2"),
+        ({"model_type": "mamba"}, "'mamba' is not known; known are gpt2, llama, mistral, qwen2, qwen3, olmo, olmo2"),
+        ({"model_type": ["llama"]}, "is not known; known are"),
+        ({"model_type": "qwen3_moe"}, "known are gpt2, llama, mistral, qwen2, qwen3, olmo, olmo2\n"),  # and no advice
+        ({"rope_interleaved": True}, "rope_interleaved is True, and gptlab has that only as False"),
+        (
+            {"embedding_multiplier": 12.0, "attn_logit_softcapping": 50.0, "unk_token_id": 0},
+            "'attn_logit_softcapping' (50.0), 'embedding_multiplier' (12.0) are no fields of llama",
+        ),
+        ({"num_hidden_layers": 10**9}, "says 1000000000 layers, and its 12 tensors leave room for 1 to 12"),
+        ({"num_hidden_layers": 10**400}, "layers, and its 12 tensors"),
+        ({"num_hidden_layers": 0}, "says 0 layers"),
+        ({"num_hidden_layers": 1.5}, "says 1.5 layers"),
+        ({"hidden_size": 10**12}, "says a width of 1000000000000, and model.embed_tokens.weight is 257×64"),
+        ({"num_attention_heads": 0}, "says 0 heads"),
+        ({"num_attention_heads": 10**9}, "says 1000000000 heads"),
+        ({"intermediate_size": 10**12}, "units in a hidden layer"),
+        ({"max_position_embeddings": 10**12}, "says 1000000000000 positions"),
+        ({"vocab_size": 10**15}, "token ids"),
+        ({"rope_parameters": [1]}, "its values do not fit together"),
+        ({"rope_parameters": {"rope_theta": "wide"}}, "its values do not fit together"),
         ({"model_type": None}, "architecture None is not known"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and gptlab has that only as 'silu'"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1.0}}, "rope type 'longrope' is not one"),
@@ -258,3 +278,90 @@ def test_a_full_disk_leaves_nothing(theirs: Path, mistake: Mistake, monkeypatch:
     printed = mistake(*IMPORT)
     assert "cannot write runs/it-" in printed
     assert "No space left on device" in printed
+
+
+def test_fields_that_change_no_number_are_no_obstacle(theirs: Path) -> None:
+    """What the published configs of SmolLM2 and others say beside the model."""
+    inert = {"_model_name_or_path": "x", "unk_token_id": 0, "is_llama_config": True, "rope_interleaved": False}
+    change_config(theirs, **inert, **{"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}})
+    gptlab(*IMPORT, cwd=theirs.parent)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "line"),
+    [
+        ("mistral", {"sliding_window": 128}, "each token sees the last 128 of 1024 (sliding_window)"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window is on"),
+        ("olmo", {"clip_qkv": 8.0}, "clip_qkv is 8.0, and gptlab has that only as None"),
+    ],
+)
+def test_parts_of_newer_architectures_that_gptlab_lacks(
+    wild_model: Any, place: Path, mistake: Mistake, model: str, changes: dict[str, Any], line: str
+) -> None:
+    wild_model(model, num_hidden_layers=1).save_pretrained(place / "theirs")
+    change_config(place / "theirs", **changes)
+    assert line in mistake(*IMPORT)
+
+
+def test_a_mistral_that_does_not_say_its_window_has_one(wild_model: Any, place: Path, mistake: Mistake) -> None:
+    wild_model("mistral", num_hidden_layers=1, max_position_embeddings=8192).save_pretrained(place / "theirs")
+    path = place / "theirs" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "sliding_window"}))
+    assert "sees the last 4096 of 8192" in mistake(*IMPORT)
+
+
+JUNK = {
+    "empty": b"",
+    "text": b"This is no checkpoint.",
+    "pickle of a number": pickle.dumps(7),
+    "opcodes": b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01u",
+    "zeros": bytes(1000),
+    "zip and no more": b"PK\x03\x04" + bytes(200),
+    "get of nothing": b"\x80\x02h\x05.",
+    "stack of nothing": b"\x80\x02\x86.",
+}
+
+
+@pytest.mark.parametrize("content", JUNK.values(), ids=JUNK)
+def test_a_pickle_of_junk(theirs: Path, mistake: Mistake, content: bytes) -> None:
+    (theirs / "model.safetensors").unlink()
+    (theirs / "pytorch_model.bin").write_bytes(content)
+    assert "pytorch_model.bin" in mistake(*IMPORT)
+    (theirs.parent / "ckpt.pt").write_bytes(content)
+    assert "ckpt.pt" in mistake("import", "ckpt.pt", "--name", "it", "--tokenizer", "bytes")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"weight_map": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"weight_map": {"a": {"b": "c"}}}', '{"weight_map": {"a": 3}}'],
+    ids=["deep", "nested", "number"],
+)  # fmt: skip
+def test_an_index_that_is_none(theirs: Path, mistake: Mistake, content: str) -> None:
+    (theirs / "model.safetensors").rename(theirs / "model-1.safetensors")
+    (theirs / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json is no index of tensors" in mistake(*IMPORT)
+
+
+def test_a_config_nested_without_end(theirs: Path, mistake: Mistake) -> None:
+    (theirs / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert "theirs/config.json cannot be read" in mistake(*IMPORT)
+
+
+def test_a_flipped_byte_in_a_pt_file(place: Path, mistake: Mistake) -> None:
+    torch.save(nanogpt_content(), place / "ckpt.pt")
+    whole = (place / "ckpt.pt").read_bytes()
+    with zipfile.ZipFile(place / "ckpt.pt") as archive:
+        places = [info.header_offset + 200 for info in archive.infolist() if info.file_size > 1000]
+    assert len(places) > 5
+    for at in places[:6]:
+        (place / "ckpt.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert "ckpt.pt is damaged" in mistake("import", "ckpt.pt", "--name", "it", "--tokenizer", "bytes")
+
+
+@pytest.mark.parametrize("size", ["n_layer", "n_head", "n_embd", "block_size", "vocab_size"])
+@pytest.mark.parametrize("value", [10**12, 0, -1, "x", None, 1.5])
+def test_sizes_of_a_nanogpt_checkpoint_that_cannot_be(place: Path, mistake: Mistake, size: str, value: Any) -> None:
+    content = nanogpt_content()
+    content["model_args"][size] = value
+    torch.save(content, place / "ckpt.pt")
+    mistake("import", "ckpt.pt", "--name", "it", "--tokenizer", "bytes")

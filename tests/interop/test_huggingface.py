@@ -257,6 +257,8 @@ OURS = {
     "llama": {"block": {"mlp": "SwiGLU"}},
     "llama-gains-left-out": {"block": {"mlp": "SwiGLU"}, "norm": {"use": "RMSNorm", "affine": False}, "tied": False},
     "qwen3": {"block": {"attention": {"qk_norm": "RMSNorm", "kv_heads": 2}, "mlp": "SwiGLU"}},
+    "qwen2": {"block": {"attention": {"bias": True, "out_bias": False, "kv_heads": 2}, "mlp": "SwiGLU"}},
+    "olmo": {"block": {"mlp": "SwiGLU"}, "norm": {"use": "LayerNorm", "affine": False, "bias": False, "eps": 1e-5}},
     "gpt2-without-biases": {
         "block": {"attention": {"bias": False}, "mlp": {"use": "GELU", "approximate": "none"}},
         "norm": {"use": "LayerNorm", "bias": False},

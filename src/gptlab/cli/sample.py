@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.options import Checkpoint, Device
-from gptlab.console import output
+from gptlab.console import output, say
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def sample(
     min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
     seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
     show_tokens: Annotated[bool, typer.Option(help="colour the tokens")] = False,
+    special: Annotated[bool, typer.Option("--special", help="read special tokens in the prompts as such")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="put each prompt into the model's chat template")] = False,
     ignore_end: Annotated[bool, typer.Option(help="go on after end of text")] = False,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
@@ -50,23 +52,35 @@ def sample(
     )
     from gptlab.interop import load
 
-    _show_samples(load(run, device=device, checkpoint=checkpoint), prompts or [""], sampling, show_tokens=show_tokens)
+    loaded = load(run, device=device, checkpoint=checkpoint)
+    if prompts and "" in prompts and not chat:
+        say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
+    _show_samples(loaded, prompts or [""], sampling, show_tokens=show_tokens, special=special, chat=chat)
 
 
-def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_tokens: bool) -> None:
-    """Continue all prompts together and print each with its continuation."""
+def _show_samples(
+    run: Run,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    show_tokens: bool,
+    special: bool = False,
+    chat: bool = False,
+) -> None:
+    """Continue all prompts together and print each with its continuation; of a chat, the answer on a line of its own."""
     from rich.text import Text
 
     from gptlab.inference.generate import stream_tokens
 
     screen = output()
-    ids = [run.encode_prompt(prompt) for prompt in prompts]
+    ids = [run.encode_prompt(prompt, special=special, chat=chat) for prompt in prompts]
+    between = "\n" if chat else ""
     live = len(prompts) == 1 and not show_tokens
     try:
-        stream = run.tokenizer.text_stream(begins=not prompts[0])
+        stream = run.tokenizer.text_stream(begins=chat or not prompts[0])
         rows: list[list[int]] = [[] for _ in prompts]
         if live:
-            screen.print(Text(prompts[0], style="bold"), end="")
+            screen.print(Text(prompts[0] + between, style="bold"), end="")
         for tokens in stream_tokens(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
@@ -81,11 +95,12 @@ def _show_samples(run: Run, prompts: Sequence[str], sampling: Sampling, *, show_
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         if number:
             screen.rule(style="dim")
+        begins = chat or not prompt
         if show_tokens:
-            body = _coloured(run, row, begins=not prompt)
+            body = _coloured(run, row, begins=begins)
         else:
-            body = Text(run.tokenizer.decode_continuation(row, begins=not prompt))
-        screen.print(Text.assemble((prompt, "bold"), body))
+            body = Text(run.tokenizer.decode_continuation(row, begins=begins))
+        screen.print(Text.assemble((prompt + between, "bold"), body))
 
 
 def _coloured(run: Run, row: list[int], *, begins: bool) -> Text:

@@ -8,6 +8,7 @@ the text's length alone: with cache, without, alone or in a batch, a text gets t
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 
 from gptlab.errors import GptlabError
 from gptlab.inference.cache import KVCache
+
+
+_COLDEST = 1e-6
+"""The lowest temperature above 0: logits over less than this may leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,12 @@ class Sampling:
     def __post_init__(self) -> None:
         problems = {
             "max_new_tokens must be at least 1": self.max_new_tokens < 1,
-            "temperature must be 0 or more": not self.temperature >= 0,
+            f"temperature must be 0, or from {_COLDEST} on": not (
+                self.temperature == 0 or _COLDEST <= self.temperature < math.inf
+            ),
             "top_k must be at least 1": self.top_k is not None and self.top_k < 1,
             "top_p must be above 0 and at most 1": self.top_p is not None and not 0 < self.top_p <= 1,
+            "seed must be from -2^63 to 2^64 - 1": self.seed is not None and not -(2**63) <= self.seed < 2**64,
             "min_p must be from 0 to 1": self.min_p is not None and not 0 <= self.min_p <= 1,
         }
         for problem, present in problems.items():
@@ -109,8 +117,14 @@ def stream_tokens(
 ) -> Iterator[list[int | None]]:
     """Yield, a step at a time, the new token of each row (None for rows that have ended). Stops when all have.
 
-    Raises GptlabError for an empty prompt.
+    Raises GptlabError for a prompt without tokens, or a top_k that the vocabulary does not have.
     """
+    if not prompts:
+        return
+    if sampling.top_k is not None and sampling.top_k > model.vocab_size:
+        raise GptlabError(
+            f"top_k is {sampling.top_k}, and the vocabulary has {model.vocab_size} tokens; leave top_k out to keep all"
+        )
     if any(not prompt for prompt in prompts):
         raise GptlabError("a prompt is empty; give at least one token (or text)")
     model.eval()

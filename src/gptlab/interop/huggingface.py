@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.errors import CheckpointError, did_you_mean
+from gptlab.errors import CheckpointError
 from gptlab.interop.gpt2 import GPT2
-from gptlab.interop.llama import LLAMA, OLMO2, QWEN3
+from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, QWEN2, QWEN3
 from gptlab.interop.runs import (
     NamedTensors,
+    check_sizes,
     check_tensors,
     convert_tensors,
     import_record,
@@ -31,7 +32,7 @@ from gptlab.model import build_model
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer
 
-ARCHITECTURES = {architecture.name: architecture for architecture in (GPT2, LLAMA, QWEN3, OLMO2)}
+ARCHITECTURES = {each.name: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2)}
 """What can be imported and exported, by the `model_type` of config.json."""
 
 _GPT2_VOCABULARY = 50257
@@ -71,6 +72,7 @@ def import_huggingface(
     rows = theirs.get("vocab_size")
     if not isinstance(rows, int) or isinstance(rows, bool):
         raise CheckpointError(f"{where} does not say vocab_size, or not as a number")
+    check_sizes(architecture, section, rows, files.shapes, where)
     found = _tokenizer(folder, theirs, name, tokenizer, {"end_of_text": end_of_text, "document_end": document_end})
     config = run_config(name, section, rows, found, where)
     model = build_model(config, found.vocab_size, device="meta")
@@ -116,7 +118,7 @@ def _read_config(path: Path) -> Values:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent} is no Hugging Face folder: it holds no config.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no config: it is not a table of names and values")
@@ -125,10 +127,11 @@ def _read_config(path: Path) -> Values:
 
 def _architecture(theirs: Values, where: str) -> Architecture:
     kind = theirs.get("model_type")
-    if kind not in ARCHITECTURES:
-        hint = did_you_mean(str(kind), ARCHITECTURES) if kind else ""
-        known = ", ".join(ARCHITECTURES)
-        raise CheckpointError(f"{where}: architecture {kind!r} is not known; known are {known}. {hint}".rstrip(". "))
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)  # and no guess at one of like name: that would be another model
+        raise CheckpointError(
+            f"{where}: architecture {kind if kind is None else str(kind)[:60]!r} is not known; known are {known}"
+        )
     return ARCHITECTURES[kind]
 
 
@@ -189,7 +192,8 @@ def fitting_architecture(
         raise CheckpointError(f"{run.folder} cannot be exported: model is {run.config.model.use}, a class of your own")
     section = with_computed_sizes(run.config.model.plain(), run.config.train.sequence_length)
     found = [(architecture.mismatches(section), architecture) for architecture in among]
-    obstacles, closest = min(found, key=lambda pair: len(pair[0]))
+    came_as = _imported_as(run.folder)  # of two that fit, as which it came: Mistral without a window is a Llama, too
+    obstacles, closest = min(found, key=lambda pair: (len(pair[0]), pair[1].name != came_as))
     if not obstacles:
         return closest, section
     parts = ", ".join(f"model.{key} is {_short(here)} (there: {_short(there)})" for key, here, there in obstacles[:4])
@@ -197,6 +201,15 @@ def fitting_architecture(
         f"{run.folder} cannot be exported: no known architecture has its parts; {closest.name} comes closest, but "
         f"{parts}"
     )
+
+
+def _imported_as(folder: Path) -> str | None:
+    """The architecture that a run was imported as, from its env.json; None for one that was trained here."""
+    try:
+        sessions = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        return str(sessions[0]["imported"]["architecture"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def huggingface_config(run: Run, architecture: Architecture, section: Values) -> Values:

@@ -1,7 +1,8 @@
-"""Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783), Qwen3 (arXiv:2505.09388) and OLMo 2 (arXiv:2501.00656).
+"""Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783) and what is built like it: Mistral (arXiv:2310.06825), Qwen2
+(arXiv:2407.10671), Qwen3 (arXiv:2505.09388), OLMo (arXiv:2402.00838) and OLMo 2 (arXiv:2501.00656).
 
-All are one table: RMSNorm, SwiGLU, rotary positions, grouped heads. They differ in where norms stand, in whether and
-over what width queries and keys are normalized, and in biases.
+All are one table: a norm, SwiGLU, rotary positions, grouped heads. They differ in where norms stand and what they learn,
+in whether and over what width queries and keys are normalized, and in biases.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ _FIELDS = (
     Field("intermediate_size", ("block.mlp.hidden",)),
     Field("max_position_embeddings", ("context_length",)),
     Field("tie_word_embeddings", ("tied",), default=False),
-    Field("attention_bias", ("block.attention.bias",), default=False),
 )
+_BIAS = Field("attention_bias", ("block.attention.bias",), default=False)
 _CONSTANT = {
     "use": "GPT",
     "norm.use": "RMSNorm",
@@ -103,27 +104,36 @@ def _head_dim(theirs: Values) -> int:
     return int(theirs["hidden_size"] // theirs["num_attention_heads"])
 
 
-def _rows(norms: tuple[str, str], *, qk_norm: bool = False) -> Any:
-    """The rows of a member of the family. `norms`: what it calls the norm of the attention and of the MLP."""
+def _rows(norms: tuple[str, str] | None, *, qk_norm: bool = False) -> Any:
+    """The rows of a member of the family. `norms`: what it calls the norm of the attention and of the MLP; None where
+    norms learn nothing."""
 
     def rows(model: Values) -> list[Row]:
-        def kinds(flag: str) -> tuple[str, ...]:
-            return ("weight", "bias") if get(model, flag) else ("weight",)
+        def kinds(flag: str, otherwise: str = "") -> tuple[str, ...]:
+            given = get(model, flag)
+            return ("weight", "bias") if (get(model, otherwise) if given is None else given) else ("weight",)
 
         attention, mlp = "blocks.{i}.attention", "blocks.{i}.mlp"
         q, k, v = (f"layers.{{i}}.self_attn.{part}_proj" for part in "qkv")
         found = [
             Row("embedding", ("embed_tokens",)),
-            Row("blocks.{i}.attention_norm", (f"layers.{{i}}.{norms[0]}",)),
             Row(f"{attention}.qkv", (q, k, v), kinds("block.attention.bias")),
-            Row(f"{attention}.out", ("layers.{i}.self_attn.o_proj",), kinds("block.attention.bias")),
-            Row("blocks.{i}.mlp_norm", (f"layers.{{i}}.{norms[1]}",)),
+            Row(
+                f"{attention}.out",
+                ("layers.{i}.self_attn.o_proj",),
+                kinds("block.attention.out_bias", "block.attention.bias"),
+            ),
             *(
                 Row(f"{mlp}.{n}", (f"layers.{{i}}.mlp.{n}_proj",), kinds("block.mlp.bias"))
                 for n in ("gate", "up", "down")
             ),
-            Row("norm", ("norm",)),
         ]
+        if norms is not None:
+            found += [
+                Row("blocks.{i}.attention_norm", (f"layers.{{i}}.{norms[0]}",)),
+                Row("blocks.{i}.mlp_norm", (f"layers.{{i}}.{norms[1]}",)),
+                Row("norm", ("norm",)),
+            ]
         if qk_norm:
             found += [Row(f"{attention}.{n}_norm", (f"layers.{{i}}.self_attn.{n}_norm",)) for n in "qk"]
         return found if model["tied"] else [*found, Row("head", ("lm_head",))]
@@ -136,6 +146,7 @@ LLAMA = Architecture(
     class_name="LlamaForCausalLM",
     fields=(
         *_FIELDS,
+        _BIAS,
         Field("head_dim", ("head_dim",), default=_head_dim),
         Field("rms_norm_eps", ("norm.eps",), default=1e-6),
         Field("mlp_bias", ("block.mlp.bias",), default=False),
@@ -154,12 +165,61 @@ LLAMA = Architecture(
 
 
 def _no_window(theirs: Values) -> Values:
-    """Qwen3's window is a number that counts only where another field switches it on."""
+    """Qwen's window is a number that counts only where another field switches it on."""
     if theirs.get("use_sliding_window") or set(theirs.get("layer_types") or ()) - {"full_attention"}:
+        raise CheckpointError("config.json: use_sliding_window is on, and gptlab imports Qwen with full attention only")
+    return _read_rope(theirs)
+
+
+def _window_of_all(theirs: Values) -> Values:
+    """Mistral's window is 4,096 tokens where its config does not say; one as wide as the context is none."""
+    window, context = theirs.get("sliding_window", 4096), theirs["max_position_embeddings"]
+    if window is not None and window < context:
         raise CheckpointError(
-            "config.json: use_sliding_window is on, and gptlab imports Qwen3 with full attention only"
+            f"config.json: each token sees the last {window} of {context} (sliding_window), and gptlab imports Mistral "
+            "with full attention only; where the model was trained so, set sliding_window to null"
         )
     return _read_rope(theirs)
+
+
+MISTRAL = Architecture(
+    name="mistral",
+    class_name="MistralForCausalLM",
+    fields=(
+        *_FIELDS,
+        Field("head_dim", ("head_dim",), default=_head_dim),
+        Field("rms_norm_eps", ("norm.eps",), default=1e-6),
+    ),
+    constant=_CONSTANT,
+    rows=_rows(("input_layernorm", "post_attention_layernorm")),
+    must_be=_SILU,
+    inert=_INERT,
+    ignored=_OLD_BUFFERS,
+    prefix="model.",
+    read_extra=_window_of_all,
+    write_extra=lambda model: _write_rope(model) | {"sliding_window": None},
+    extra_fields=_ROPE_FIELDS | {"sliding_window"},
+    fillable=("norm.affine",),
+)
+QWEN2 = Architecture(
+    name="qwen2",
+    class_name="Qwen2ForCausalLM",
+    fields=(
+        *_FIELDS,
+        Field("head_dim", ("head_dim",), default=_head_dim),
+        Field("rms_norm_eps", ("norm.eps",), default=1e-6),
+    ),
+    constant={**_CONSTANT, "block.attention.bias": True, "block.attention.out_bias": False},
+    rows=_rows(("input_layernorm", "post_attention_layernorm")),
+    must_be=_SILU,
+    inert=_INERT | {"sliding_window", "max_window_layers"},
+    ignored=_OLD_BUFFERS,
+    prefix="model.",
+    read_extra=_no_window,
+    write_extra=lambda model: _write_rope(model) | {"use_sliding_window": False},
+    extra_fields=_ROPE_FIELDS | {"use_sliding_window", "layer_types"},
+    fillable=("norm.affine",),
+)
 
 
 QWEN3 = Architecture(
@@ -167,6 +227,7 @@ QWEN3 = Architecture(
     class_name="Qwen3ForCausalLM",
     fields=(
         *_FIELDS,
+        _BIAS,
         Field("head_dim", ("head_dim",), default=128),
         Field("rms_norm_eps", ("norm.eps", "block.attention.qk_norm.eps"), default=1e-6),
     ),
@@ -184,7 +245,7 @@ QWEN3 = Architecture(
 OLMO2 = Architecture(
     name="olmo2",
     class_name="Olmo2ForCausalLM",
-    fields=(*_FIELDS, Field("rms_norm_eps", ("norm.eps", "block.attention.qk_norm.eps"), default=1e-5)),
+    fields=(*_FIELDS, _BIAS, Field("rms_norm_eps", ("norm.eps", "block.attention.qk_norm.eps"), default=1e-5)),
     constant={
         **_CONSTANT,
         "block.placement": "reordered",
@@ -200,4 +261,18 @@ OLMO2 = Architecture(
     write_extra=_write_rope,
     extra_fields=_ROPE_FIELDS,
     fillable=("norm.affine", "block.attention.qk_norm.affine"),
+)
+OLMO = Architecture(
+    name="olmo",
+    class_name="OlmoForCausalLM",
+    fields=(*_FIELDS, _BIAS),
+    constant={**_CONSTANT, "norm.use": "LayerNorm", "norm.affine": False, "norm.bias": False, "norm.eps": 1e-5},
+    rows=_rows(None),
+    must_be={**_SILU, "clip_qkv": None},
+    inert=_INERT,
+    ignored=_OLD_BUFFERS,
+    prefix="model.",
+    read_extra=_read_rope,
+    write_extra=_write_rope,
+    extra_fields=_ROPE_FIELDS,
 )

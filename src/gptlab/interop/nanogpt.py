@@ -17,6 +17,7 @@ from gptlab.interop.gpt2 import gpt2_config, model_arguments, nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors
 from gptlab.interop.runs import (
     NamedTensors,
+    check_sizes,
     check_tensors,
     convert_tensors,
     import_record,
@@ -24,7 +25,7 @@ from gptlab.interop.runs import (
     run_config,
     write_run,
 )
-from gptlab.interop.table import Architecture, Values, get
+from gptlab.interop.table import Architecture, Values, get, with_computed_sizes
 from gptlab.interop.tensors import read_pickle
 from gptlab.model import build_model
 from gptlab.run import Run
@@ -88,12 +89,13 @@ def _read(path: Path, name: str, chosen: str | None) -> tuple[RunConfig, dict[st
         section = _section(sizes, str(path))
         rows = int(sizes["vocab_size"])
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    except (KeyError, TypeError, AttributeError, ValueError):
+        layout, whole = _layout(section), with_computed_sizes(section, 1)
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise CheckpointError(f"{path} {_NO_FILE}") from None
     beside = path.parent / "tokenizer"
     tokenizer = load_tokenizer(chosen if chosen is not None else beside if beside.is_dir() else "gpt2")
+    check_sizes(layout, whole, rows, shapes, str(path))
     config = run_config(name, section, rows, tokenizer, str(path))
-    layout = _layout(section)
     named = NamedTensors(layout, tensors, shapes, tied=True)
     check_tensors(layout, build_model(config, tokenizer.vocab_size, device="meta"), section, named.shapes, str(path))
     return config, convert_tensors(layout, section, named), tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from gptlab.console import console, say
 from gptlab.errors import CheckpointError, DataError
 from gptlab.files import atomic_folder
 from gptlab.hardware.device import describe
-from gptlab.interop.table import Architecture, Values
+from gptlab.interop.table import Architecture, Values, get
 from gptlab.record import runfolder
 from gptlab.systems.tensorfile import write_tensors
 from gptlab.tokenizer import Tokenizer
 
 Shape = tuple[int, ...]
 _SHOWN = 40  # rows of the table of what does not fit
+_LONGEST = 1 << 27  # positions of a context, more than any model has: angles are computed for all of them
 _WINDOW = 1024  # tokens of a window of the loss task, where the model sees as many
 
 
@@ -46,6 +48,36 @@ def padding(vocab_size: int, rows: int) -> int:
     """The `pad_vocab` that makes `rows` embedding rows of `vocab_size` ids: a power of two where one does."""
     powers = [2**n for n in range(13)]
     return next((n for n in powers if -(-vocab_size // n) * n == rows), rows)
+
+
+def check_sizes(
+    architecture: Architecture, section: Values, rows: Any, shapes: Mapping[str, Shape], where: str
+) -> None:
+    """Hold a config's sizes against the tensors that there are, before anything of these sizes is built.
+
+    Raises CheckpointError for sizes that no tensor has: more layers than tensors, another width than the embedding's.
+    """
+    largest = max((math.prod(shape) for shape in shapes.values()), default=0)
+    limits = {
+        "layers": (section["layers"], len(shapes)),
+        "heads": (section["heads"], largest),
+        "token ids": (rows, largest),
+        "units in a hidden layer": (get(section, "block.mlp.hidden"), largest),
+        "positions": (section["context_length"], _LONGEST),
+    }
+    for what, (size, limit) in limits.items():
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= limit:
+            raise CheckpointError(
+                f"{where} says {str(size)[:40]} {what}, and its {len(shapes)} tensors leave room for 1 to {limit:,}; get "
+                "the config and the weights of one model"
+            )
+    table = next(theirs[0] for ours, theirs, _, _ in architecture.names(section) if ours == "embedding.weight")
+    have = next((shape for name, shape in shapes.items() if architecture.canonical_name(name) == table), ())
+    if len(have) == 2 and section["dim"] != have[1]:
+        raise CheckpointError(
+            f"{where} says a width of {str(section['dim'])[:40]}, and {table} is {_shape(have)}; get the config and the "
+            "weights of one model"
+        )
 
 
 def check_tensors(

@@ -97,19 +97,30 @@ class Architecture:
 
         Raises CheckpointError for a field that is missing, unknown, or has a value that gptlab has no part for.
         """
-        theirs = dict(theirs)
-        for key, wanted in self.must_be.items():
+        try:
+            return self._section(dict(theirs), where)
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise CheckpointError(
+                f"{where} is no config of {self.name}: its values do not fit together ({type(error).__name__}: {error})"
+            ) from None
+
+    def _section(self, theirs: Values, where: str) -> Values:
+        for key, wanted in (COMMON_MUST_BE | dict(self.must_be)).items():
             if key in theirs and theirs[key] != wanted:
                 raise CheckpointError(
                     f"{where}: {key} is {theirs[key]!r}, and gptlab has that only as {wanted!r}; "
                     f"this {self.name} model cannot be imported"
                 )
-        known = {f.theirs for f in self.fields} | set(self.must_be) | self.inert | self.extra_fields | COMMON
+        fields = {f.theirs for f in self.fields} | set(self.must_be) | self.extra_fields
+        known = fields | self.inert | COMMON | set(COMMON_MUST_BE)
         unknown = sorted(key for key, value in theirs.items() if key not in known and value is not None)
         if unknown:
+            shown = ", ".join(f"{key!r} ({str(theirs[key])[:60]})" for key in unknown)
+            near = did_you_mean(unknown[0], fields)
+            hint = f"; {near.rstrip('. ')}" if len(unknown) == 1 and near.startswith("did you mean") else ""
             raise CheckpointError(
-                f"{where}: {unknown[0]!r} ({str(theirs[unknown[0]])[:60]}) is no field of {self.name} that gptlab "
-                f"knows; {did_you_mean(unknown[0], {f.theirs for f in self.fields})} If it changes no number, delete it"
+                f"{where}: {shown} {'is no field' if len(unknown) == 1 else 'are no fields'} of {self.name} that gptlab "
+                f"knows{hint}; delete what changes no number, and import nothing that has what does"
             )
         section: Values = {}
         for key, value in self.constant.items():
@@ -182,8 +193,43 @@ class Architecture:
         return self._full(name)
 
 
+COMMON_MUST_BE: dict[str, Any] = {
+    "rope_interleaved": False,
+    "pruned_heads": {},
+    "is_encoder_decoder": False,
+    "add_cross_attention": False,
+}
+"""Fields of any config.json that may have this value alone."""
+
 COMMON = frozenset(
     [
+        "_commit_hash",
+        "_model_name_or_path",
+        "unk_token_id",
+        "mask_token_id",
+        "cls_token_id",
+        "is_llama_config",
+        "transformers.js_config",
+        "unsloth_version",
+        "unsloth_fixed",
+        "_flash_attn_2_enabled",
+        "_unsloth_fixed",
+        "neftune_noise_alpha",
+        "output_scores",
+        "output_logits",
+        "return_dict_in_generate",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "remove_invalid_values",
+        "exponential_decay_length_penalty",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "bad_words_ids",
+        "num_beam_groups",
+        "diversity_penalty",
+        "encoder_no_repeat_ngram_size",
+        "tf_legacy_loss",
+        "cross_attention_hidden_size",
         "model_type",
         "architectures",
         "vocab_size",
@@ -216,7 +262,6 @@ COMMON = frozenset(
         "attn_implementation",
         "chunk_size_feed_forward",
         "is_decoder",
-        "is_encoder_decoder",
         "tie_encoder_decoder",
         "_attn_implementation_autoset",
         "max_length",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _find(folder: Path) -> list[Path]:
             try:
                 files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
                 return sorted(folder / Path(file).name for file in files)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise CheckpointError(f"{index} is no index of tensors; {_AGAIN}") from None
     raise CheckpointError(f"{folder} holds no weights: no {' or '.join(_KINDS)}, whole or with an .index.json")
 
@@ -96,6 +97,7 @@ def read_pickle(path: Path) -> Any:
 
     Raises CheckpointError where the file is missing, damaged, or holds more.
     """
+    _check_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -106,8 +108,25 @@ def read_pickle(path: Path) -> Any:
             f"{path} holds more than tensors and plain values, and was not run ({' '.join(first.split())[:120]}); "
             "save it again with tensors only, and do not trust where it came from"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_line(error)}") from None
+    except Exception as error:  # an unpickler fed with junk raises whatever the junk asks for
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {_line(error)})"
+        ) from None
+
+
+def _check_zip(path: Path) -> None:
+    """Raise CheckpointError where a file of `torch.save`, a zip archive, is not what its checksums say.
+
+    torch does not look at them. The format before torch 1.6 has none.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+            if bad is not None:
+                raise CheckpointError(f"{path} is damaged (the checksum of {bad} is another); {_AGAIN}")
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({_line(error)}); {_AGAIN}") from None
 
 
 def _line(error: Exception) -> str:

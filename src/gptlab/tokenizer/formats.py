@@ -45,8 +45,8 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error.msg} at line {error.lineno}") from None
-    except (RecursionError, ValueError):
-        raise DataError(f"{path} is not JSON: nested too deep, or a number of too many digits") from None
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path} is no JSON that can be read: {str(error)[:100]}") from None
 
 
 @dataclass(frozen=True)
