@@ -193,7 +193,7 @@ def test_a_power_law_does_not_know_where_the_run_ends() -> None:
 @pytest.mark.parametrize(
     ("use", "arguments", "message"),
     [
-        ("AdamW", {"lr": -1e-3}, "optimizer.lr: -0.001 is out of range; make it at least 0"),
+        ("AdamW", {"lr": -1e-3}, "optimizer.lr: -0.001 is out of range; make it above 0"),
         ("AdamW", {"head_lr": -1e-3}, "optimizer.head_lr: -0.001 is out of range"),
         ("AdamW", {"betas": [0.9, 1.0]}, "optimizer.betas: 1 is out of range; make it at least 0 and below 1"),
         ("AdamW", {"eps": 0.0}, "optimizer.eps: 0 is out of range; make it above 0"),

@@ -68,7 +68,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> No
 
 def _rates(lr: float, embedding_lr: float | None, head_lr: float | None, scalar_lr: float | None) -> dict[str, float]:
     given = {"embedding": embedding_lr, "head": head_lr, "matrix": None, "scalar": scalar_lr}
-    require_range("optimizer", "at least 0", lr=lr, **{f"{kind}_lr": rate for kind, rate in given.items()})
+    require_range("optimizer", "above 0", lr=lr)
+    require_range("optimizer", "at least 0", **{f"{kind}_lr": rate for kind, rate in given.items()})
     return {kind: lr if rate is None else rate for kind, rate in given.items()}
 
 
@@ -153,7 +154,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         _check_adam(betas, eps, weight_decay)
-        require_range("optimizer", "at least 0", lr=lr, adamw_lr=adamw_lr)
+        require_range("optimizer", "above 0", lr=lr, adamw_lr=adamw_lr)
         require_range("optimizer", "at least 0 and below 1", momentum=momentum)
         require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}

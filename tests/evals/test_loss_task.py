@@ -149,7 +149,8 @@ def test_bytes_are_those_of_the_text_whatever_a_tokenizer_makes_of_it(kind: str,
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text(TEXT[number:] * 3)
     everything = [str(tmp_path / f"{number}.txt") for number in range(5)]
-    prepare(inputs=everything, validation=everything, tokenizer=tokenizer, out=tmp_path / "data", workers=1)
+    (tmp_path / "train.txt").write_text("other text to train on")
+    prepare([str(tmp_path / "train.txt")], tmp_path / "data", validation=everything, tokenizer=tokenizer, workers=1)
     run = make_run(tokenizer, context=LENGTH, data=tmp_path / "data")
     size = sum(len((TEXT[number:] * 3).encode()) for number in range(5))
     found = evaluate(run, "loss").results
@@ -164,7 +165,8 @@ def test_bytes_of_other_peoples_shards_are_unknown_where_tokens_are_not_the_text
     tokenizer = import_tokenizer(str(tmp_path / "tokenizer.json"), name="wordpiece", end_of_text="</s>")
     (tmp_path / "text.txt").write_text(TEXT * 3)
     text = [str(tmp_path / "text.txt")]
-    prepare(inputs=text, validation=text, tokenizer=tokenizer, out=tmp_path / "data", workers=1)
+    (tmp_path / "train.txt").write_text("other text to train on")
+    prepare([str(tmp_path / "train.txt")], tmp_path / "data", validation=text, tokenizer=tokenizer, workers=1)
     (tmp_path / "data" / "dataset.json").unlink()
     found = evaluate(make_run(tokenizer, context=LENGTH, data=tmp_path / "data"), "loss").results
     assert (found["bytes"], found["bits_per_byte"]) == (0, None)

@@ -48,7 +48,7 @@ def plan(
     from gptlab.planning.records import keep_plan
     from gptlab.planning.subprocesses import probe_in_subprocess
 
-    _check_options(gpu, gpus, rate, probe)
+    _check_options(gpu, gpus, rate, budget, probe)
     loaded, cards = load_one(config, overrides, stage), read_gpus(gpu_table)
     card = find_gpu(gpu, cards) if gpu is not None else None
     measured = None
@@ -81,13 +81,18 @@ def plan(
         _print_past(Path("runs"))
 
 
-def _check_options(gpu: str | None, gpus: int, rate: float | None, probe: bool | None) -> None:
+def _check_options(gpu: str | None, gpus: int, rate: float | None, budget: float | None, probe: bool | None) -> None:
+    from gptlab.config.numbers import BOUNDS
+
     if gpu is not None and probe:
         raise GptlabError("--probe takes steps on this machine and --gpu asks of another; give one of them")
+    if gpus > BOUNDS["processes"]:
+        raise GptlabError(f"--gpus {gpus:,}: more than anybody has; at most {BOUNDS['processes']:,}")
     if gpu is None and gpus > 1:
         raise GptlabError(f"--gpus {gpus}: of which kind? name it with --gpu, for example --gpu 'RTX 4090'")
-    if rate is not None and rate < 0:
-        raise GptlabError(f"--rate must be 0 or more (given: {rate:g})")
+    for name, dollars in (("--rate", rate), ("--budget", budget)):
+        if dollars is not None and not 0 <= dollars <= BOUNDS["metric"]:
+            raise GptlabError(f"{name} {dollars:g}: give dollars, 0 or more")
 
 
 # ---------------------------------------------------------------- what a plan is made of

@@ -28,6 +28,26 @@ def parse_number(text: str) -> int | float:
     return int(value) if (suffix or "e" in digits.lower()) and value.is_integer() else value
 
 
+BOUNDS: dict[str, int] = {
+    "dim": 2**17,
+    "layers": 4096,
+    "heads": 2**13,
+    "head_dim": 2**14,
+    "context_length": 2**24,
+    "sequence_length": 2**24,
+    "batch_tokens": 2**33,
+    "tokens": 10**15,
+    "steps": 10**9,
+    "seed": 2**63 - 1,
+    "processes": 4096,
+    "runs": 10_000,
+    "minutes": 10**6,
+    "metric": 10**12,
+}
+"""The largest value of each kind of size that anything can be made of: beyond it, something is looped over or allocated
+that no machine can hold, before anybody could say so."""
+
+
 _RANGES: dict[str, Callable[[float], bool]] = {
     "above 0": lambda value: value > 0,
     "above 1": lambda value: value > 1,
@@ -50,6 +70,16 @@ def require_range(where: str, must: str, **values: float | None) -> None:
         if value is not None and not (math.isfinite(value) and _RANGES[must](value)):
             key = f"{where}.{name}"
             raise ConfigError(f"{key}: {value:g} is out of range; make it {must}", key=key)
+
+
+def require_bounds(where: str, **sizes: int | None) -> None:
+    """Raise ConfigError for the first of `sizes`, kinds of `BOUNDS`, that is beyond what can be. None passes."""
+    for name, value in sizes.items():
+        if value is not None and value > BOUNDS[name]:
+            key = f"{where}.{name}"
+            raise ConfigError(
+                f"{key}: {value:g} is more than anything here can hold; at most {BOUNDS[name]:,}", key=key
+            )
 
 
 def format_count(value: float) -> str:

@@ -13,10 +13,15 @@ import pydantic
 from pydantic import ConfigDict, Field
 
 from gptlab.config.messages import SlotError, broken_rule
+from gptlab.config.numbers import BOUNDS
 from gptlab.config.slots import Slot, validate_slot
 from gptlab.config.types import Boolean, Integer, Number, Text
 
 PositiveInteger = Annotated[Integer, Field(gt=0)]
+TokenCount = Annotated[Integer, Field(gt=0, le=BOUNDS["tokens"])]
+BatchTokens = Annotated[Integer, Field(gt=0, le=BOUNDS["batch_tokens"])]
+Length = Annotated[Integer, Field(gt=0, le=BOUNDS["sequence_length"])]
+SeedNumber = Annotated[Integer, Field(ge=0, le=BOUNDS["seed"])]
 NonNegativeInteger = Annotated[Integer, Field(ge=0)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 
@@ -68,9 +73,9 @@ def expand_seed(value: Any) -> Any:
 class Seed(Section):
     """Random seeds. Write one number for all three, or vary them separately."""
 
-    init: NonNegativeInteger = Field(1, description="seed of the initial weights")
-    data: NonNegativeInteger = Field(1, description="seed of the order of the data")
-    dropout: NonNegativeInteger = Field(1, description="seed of dropout")
+    init: SeedNumber = Field(1, description="seed of the initial weights")
+    data: SeedNumber = Field(1, description="seed of the order of the data")
+    dropout: SeedNumber = Field(1, description="seed of dropout")
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -106,9 +111,9 @@ class Data(Section):
 class Train(Section):
     """Length of the run, batch size, precision."""
 
-    tokens: PositiveInteger = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
-    batch_tokens: PositiveInteger = Field(8192, description="tokens of one optimizer step, over all devices")
-    sequence_length: PositiveInteger = Field(256, description="T: tokens of one training sequence")
+    tokens: TokenCount = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
+    batch_tokens: BatchTokens = Field(8192, description="tokens of one optimizer step, over all devices")
+    sequence_length: Length = Field(256, description="T: tokens of one training sequence")
     gradient_clip: PositiveNumber | None = Field(
         1.0, description="largest norm of the whole gradient; null: no clipping"
     )
@@ -129,8 +134,8 @@ class Evaluate(Section):
     """Validation while training."""
 
     every: NonNegativeInteger = Field(200, description="steps between validations; 0: only at the end")
-    tokens: PositiveInteger | None = Field(None, description="validation tokens, from the start; null: the whole split")
-    sequence_length: PositiveInteger | None = Field(
+    tokens: TokenCount | None = Field(None, description="validation tokens, from the start; null: the whole split")
+    sequence_length: Length | None = Field(
         None, description="tokens of a window of validation, so that runs of other lengths compare; null: the run's"
     )
 
@@ -139,7 +144,7 @@ class Checkpoint(Section):
     """Checkpoints: what a run is resumed from."""
 
     every: NonNegativeInteger = Field(0, description="steps between checkpoints; 0: by the clock alone")
-    minutes: Annotated[Number, Field(ge=0)] = Field(
+    minutes: Annotated[Number, Field(ge=0, le=BOUNDS["minutes"])] = Field(
         15.0, description="minutes between checkpoints, beside those of `every`; 0: by steps alone"
     )
     keep: PositiveInteger = Field(2, description="how many of the newest to keep")

@@ -6,7 +6,6 @@ to add a file.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import time
@@ -14,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptlab import evals
 from gptlab.data.sources.download import download
 from gptlab.errors import DataError, GptlabError, did_you_mean
+from gptlab.evals import benchmark_names
 from gptlab.record.evaluation import Evaluation as Evaluation
 from gptlab.record.measurement import SCORER
 from gptlab.run import Run
@@ -82,13 +81,6 @@ class Benchmark:
     files: tuple[QuestionFile, ...] = ()
     reads_data: bool = False
     version: int = 1
-
-
-@functools.cache
-def benchmark_names() -> tuple[str, ...]:
-    """All benchmarks, by name. Found in the source, so that nothing is imported to list them."""
-    files = [file for folder in evals.__path__ for file in Path(folder).glob("*.py")]
-    return tuple(sorted(file.stem for file in files if "\nBENCHMARK = " in file.read_text(encoding="utf-8")))
 
 
 def find_benchmark(name: str) -> Benchmark:

@@ -43,6 +43,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         raise ConfigError(
             "system.device: 'mps', but this is not an Apple GPU (or torch was built without it)", key="system.device"
         )
+    if device.type in ("cpu", "mps") and device.index:
+        raise ConfigError(f"system.device: {name!r}, but there is one {device.type} only", key="system.device")
     if device.type not in ("cpu", "mps"):
         raise ConfigError(f"system.device: {name!r} is not supported; use auto, cpu, cuda or mps", key="system.device")
     return device

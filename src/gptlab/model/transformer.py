@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.config import Slot, build, require_range, starting_run
+from gptlab.config.numbers import require_bounds
 from gptlab.errors import ConfigError
 from gptlab.model.backends import Cache
 from gptlab.model.component import Context, LayerArgs, document_positions, flops_per_token, modules_with
@@ -169,6 +170,7 @@ def _check_shapes(
 ) -> None:
     sizes = {"dim": dim, "layers": layers, "heads": heads, "head_dim": head_dim, "context_length": context_length}
     require_range("model", "at least 1", **sizes)
+    require_bounds("model", **sizes)
     if head_dim is None and dim % heads:
         near = min((h for h in range(1, dim + 1) if dim % h == 0), key=lambda h: abs(h - heads))
         raise ConfigError(

@@ -12,6 +12,7 @@ from pydantic import Field
 from gptlab.config.schema import Section
 from gptlab.config.types import Number, Text
 from gptlab.errors import GptlabError, did_you_mean
+from gptlab.evals import benchmark_names
 from gptlab.lab.runs.store import outdated
 from gptlab.record.evaluation import Evaluation, read_evaluation
 from gptlab.record.measurement import Identity, differences
@@ -44,6 +45,13 @@ class Metric(Section):
         given = [name for name in ("logged", "accuracy", "tokens_to", "seconds_to") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"one metric decides; {given[0]} and {given[1]} are two")
+        if not given and self.model_fields_set:
+            raise ValueError("no metric is named; write `loss`, `bits_per_byte` or {accuracy: TASK}")
+        known = benchmark_names(of_questions=True)
+        if self.accuracy is not None and self.accuracy not in known:
+            raise ValueError(f"no task of questions is called {self.accuracy!r}; {did_you_mean(self.accuracy, known)}")
+        if self.better not in ("", "lower", "higher"):
+            raise ValueError(f"better is {self.better!r}; it is lower or higher")
         if self.logged not in (None, *_PLAIN.values()) and self.better not in ("lower", "higher"):
             raise ValueError("say which way is better: {logged: KEY, better: lower}")
         return self

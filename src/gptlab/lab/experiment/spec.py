@@ -15,6 +15,7 @@ decision: {alpha: 0.05, smallest_effect: 0.01}
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from pydantic import BeforeValidator, Field
 from gptlab.config import RunConfig, config_hash, difference
 from gptlab.config.load import absolute_paths, override, read_layers, resolve
 from gptlab.config.messages import broken_rule, expected, validated
+from gptlab.config.numbers import BOUNDS
 from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
 from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
@@ -52,7 +54,13 @@ def _seeds(value: Any) -> Any:
     try:
         return list(range(1, Integer_.validate_python(value) + 1))
     except pydantic.ValidationError:
-        raise expected("a list of seeds, or how many") from None
+        raise expected(f"a list of seeds, or how many ({BOUNDS['runs']:,} at most)") from None
+
+
+def _metric(value: Any) -> Any:
+    if value == {}:
+        raise expected("`loss`, `bits_per_byte`, {accuracy: TASK} or another metric")
+    return value
 
 
 def _share(value: Any) -> Any:
@@ -65,27 +73,33 @@ def _match(value: Any) -> Any:
     return {name: TOLERANCES.get(name) for name in names} if isinstance(names, list) else value
 
 
-Integer_ = pydantic.TypeAdapter(Annotated[Integer, Field(gt=0)])
+Integer_ = pydantic.TypeAdapter(Annotated[Integer, Field(gt=0, le=BOUNDS["runs"])])
 Share = Annotated[Number, BeforeValidator(_share), Field(ge=0, lt=1)]
 
 
 class DecisionRule(Section):
     """The decision rule, fixed before the first run."""
 
-    alpha: Annotated[Number, Field(gt=0, lt=0.5)] = Field(
+    alpha: Annotated[Number, Field(ge=1e-6, lt=0.5)] = Field(
         0.05, description="chance of a wrong better or worse, over all arms and however often one looks"
     )
-    smallest_effect: Annotated[Number, Field(gt=0)] = Field(
+    smallest_effect: Annotated[Number, Field(gt=0, le=BOUNDS["metric"])] = Field(
         description="the smallest difference that matters, in units of the metric"
     )
-    minimum_seeds: Annotated[Integer, Field(ge=2)] = Field(3, description="no verdict before this many pairs")
-    maximum_seeds: PositiveInteger | None = Field(None, description="no more than this; null: as many as `seeds`")
+    minimum_seeds: Annotated[Integer, Field(ge=2, le=BOUNDS["runs"])] = Field(
+        3, description="no verdict before this many pairs"
+    )
+    maximum_seeds: Annotated[Integer, Field(gt=0, le=BOUNDS["runs"])] | None = Field(
+        None, description="no more than this; null: as many as `seeds`"
+    )
 
 
 class ComputeCurve(Section):
     """Further lengths of the baseline, from which a difference in loss is read as one in compute."""
 
-    tokens: list[PositiveInteger] = Field(description="lengths of the baseline to train, its own may be among them")
+    tokens: Annotated[list[PositiveInteger], Field(min_length=1, max_length=1000)] = Field(
+        description="lengths of the baseline to train, its own may be among them"
+    )
     seeds: Annotated[list[NonNegativeInteger], BeforeValidator(_seeds)] = Field(default=[1, 2])
 
 
@@ -101,7 +115,9 @@ class Statement(Section):
     seeds: Annotated[list[NonNegativeInteger], BeforeValidator(_seeds)] = Field(
         description="a list, or how many; used in this order"
     )
-    metric: Metric = Field(default=Metric(), description="what is measured: loss, bits_per_byte, or one of `metric.…`")
+    metric: Annotated[Metric, BeforeValidator(_metric)] = Field(
+        default=Metric(), description="what is measured: loss, bits_per_byte, or one of `metric.…`"
+    )
     match: Annotated[dict[Quantity, Share], BeforeValidator(_match)] = Field(
         default={"tokens": 0.0}, description="what must be equal for a verdict, and within which tolerance"
     )
@@ -132,6 +148,14 @@ class Statement(Section):
             )
         if self.max_seeds < self.decision.minimum_seeds:
             raise broken_rule(f"{self.max_seeds} are fewer than decision.minimum_seeds", key="seeds")
+        points = math.prod(len(values) for values in self.tune.values())
+        for key, values in self.tune.items():
+            if not values:
+                raise broken_rule("an empty list tunes nothing; give it values, or remove the key", key=f"tune.{key}")
+            if key.split(".")[0] in ("seed", "name", "base", "stages"):
+                raise broken_rule(f"{key!r} is the experiment's to set; remove it", key=f"tune.{key}")
+        if self.tune and points * len(self.tune_seeds) * (len(self.arms) + 1) > BOUNDS["runs"]:
+            raise broken_rule(f"{points:,} points of the grid are too many runs; shorten the lists", key="tune")
         return self
 
     @property
