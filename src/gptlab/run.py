@@ -105,7 +105,7 @@ class Run:
         """Loss on `text` as one document: `.loss` in nats a token, `.perplexity`, `.bits_per_byte`."""
         ids = np.array(self.encode_prompt(text), dtype=np.int64)
         ordinary = torch.ones(self.tokenizer.vocab_size)
-        ordinary[self.tokenizer.end_of_text] = 0
+        ordinary[[i for i in self.tokenizer.special_tokens.values() if i == self.tokenizer.end_of_text]] = 0
         found = evaluate_loss(
             self.model,
             _windows(ids, self.model.context_length),

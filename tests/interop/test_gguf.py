@@ -169,7 +169,7 @@ def test_slowness_is_what_llama_cpp_divides_frequencies_by() -> None:
 
 
 def test_what_llama_cpp_cannot_have(wild_model: Any, place: Path, mistake: Any, test_data: Path) -> None:
-    for name, word in (("gpt2", "model.position is Learned"), ("qwen3-tied-yarn", "model.position is YaRN")):
+    for name, word in (("olmo-biases", "attention.out_bias is true"), ("qwen3-tied-yarn", "model.position is YaRN")):
         wild_model(name).save_pretrained(place / name)
         import_run(place / name, name=name, tokenizer="bytes")
         (run,) = (place / "runs").glob(f"{name}-*")
@@ -190,3 +190,37 @@ def test_characters_are_no_bpe(wild_model: Any, place: Path, mistake: Any) -> No
     wild_model("llama3").save_pretrained(place / "theirs")
     run = import_run(place / "theirs", name="letters", tokenizer="letters")
     assert "llama.cpp knows byte-level BPE" in mistake("export", str(run), "--format", "gguf", "--out", "out")
+
+
+def test_a_tied_head_of_olmo2_is_written_twice(wild_model: Any, place: Path) -> None:
+    """llama.cpp loads no OLMo 2 without `output.weight`, and ours ties it by default."""
+    run, reader = exported(wild_model, place, "olmo2", tie_word_embeddings=True)
+    found = tensors_of(reader)
+    assert torch.equal(found["output.weight"], run.model.embedding.weight)
+    assert torch.equal(found["output.weight"], found["token_embd.weight"])
+
+
+def test_a_vocabulary_of_bytes_has_a_merge_that_changes_no_text(wild_model: Any, place: Path) -> None:
+    """llama.cpp loads no byte-level BPE without merges."""
+    run, reader = exported(wild_model, place, "llama3")
+    (merge,) = reader.fields["tokenizer.ggml.merges"].contents()
+    left, right = merge.split(" ")
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert left in tokens
+    assert left + right not in tokens
+    assert run.tokenizer.vocab_size == len(tokens)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-exact-gelu-untied"])
+def test_gpt2_goes_into_gguf(name: str, wild_model: Any, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Matrices as (out, in), positions, biases; that llama.cpp approximates the exact GELU is said."""
+    run, reader = exported(wild_model, place, name)
+    own, found = dict(run.model.named_parameters()), tensors_of(reader)
+    assert torch.equal(found["position_embd.weight"], own["position.embedding.weight"])
+    for theirs, ours in (("attn_qkv", "attention.qkv"), ("ffn_up", "mlp.up"), ("ffn_down", "mlp.down")):
+        for kind in ("weight", "bias"):
+            assert torch.equal(found[f"blk.3.{theirs}.{kind}"], own[f"blocks.3.{ours}.{kind}"])
+    assert len(found) == len(own)
+    assert reader.fields["general.architecture"].contents() == "gpt2"
+    assert reader.fields["gpt2.attention.layer_norm_epsilon"].contents() == pytest.approx(1e-5)
+    assert ("approximates the GELU" in capsys.readouterr().err) == (name != "gpt2")

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gptlab.console import say
 from gptlab.errors import CheckpointError
+from gptlab.interop.gpt2 import nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors, token_ids
-from gptlab.interop.llama import LLAMA, OLMO2, QWEN3
+from gptlab.interop.llama import LLAMA, OLMO, OLMO2, QWEN2, QWEN3
 from gptlab.interop.runs import new_folder
 from gptlab.interop.table import Values
 from gptlab.tokenizer import Tokenizer
+from gptlab.tokenizer.byte_level import to_text
 from gptlab.tokenizer.patterns import GPT2, GPT4
 
 if TYPE_CHECKING:
@@ -31,11 +34,13 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_DIGITS = "each digit, then GPT-2's"
 CUTS = {
     GPT2: "gpt-2",
     GPT4: "llama-bpe",  # the same cuts, written for four engines (gptlab.tokenizer.patterns)
     _LLAMA3: "llama-bpe",
     _LLAMA3.replace("{1,3}", ""): "qwen2",
+    _DIGITS: "smollm",
 }
 """What llama.cpp calls a split pattern; it knows no others than those it was built with."""
 
@@ -43,24 +48,35 @@ CUTS = {
 def export_gguf(run: Run, folder: Path) -> Path:
     """Write `run` as `folder`/NAME.gguf in float32, and return the file.
 
-    Raises CheckpointError where the model is none of Llama, Qwen3 or OLMo 2, its positions or its tokenizer are not
-    among llama.cpp's, the `gguf` package is missing, or the disk refuses.
+    llama.cpp approximates GPT-2's GELU; where the run does not, that is said. Raises CheckpointError where the model is
+    none that llama.cpp has, its positions or its tokenizer are not among llama.cpp's, the `gguf` package is missing, or
+    the disk refuses.
     """
     try:
         import gguf
     except ImportError:
         raise CheckpointError("GGUF needs the gguf package: pip install 'gptlab[gguf]'") from None
 
-    architecture, section = fitting_architecture(run, (LLAMA, QWEN3, OLMO2))
-    if section["position"]["use"] not in ("RoPE", "Llama3RoPE"):
+    architecture, section = fitting_architecture(run, _KNOWN)  # Mistral is a Llama there
+    if section["position"]["use"] not in ("RoPE", "Llama3RoPE", "Learned"):
         raise CheckpointError(
-            f"{run.folder}: model.position is {section['position']['use']}; GGUF takes RoPE and Llama3RoPE from gptlab"
+            f"{run.folder}: model.position is {section['position']['use']}; GGUF takes RoPE, Llama3RoPE and Learned "
+            "from gptlab"
+        )
+    if section["block"]["attention"]["out_bias"] and architecture.name not in ("llama", "gpt2"):
+        raise CheckpointError(
+            f"{run.folder}: model.block.attention.out_bias is true, and llama.cpp's {architecture.name} adds none to what "
+            "attention gives; export it as --format hf"
+        )
+    if section["block"]["mlp"].get("approximate") == "none":
+        say(
+            "llama.cpp approximates the GELU that this model computes exactly: its logits will differ in the third digit"
         )
     vocabulary = tokenizer_fields(run.tokenizer, run.model.embedding.weight.shape[0])
     tensors = gguf_tensors(huggingface_tensors(run, architecture, section), architecture.name, section)
     with new_folder(folder) as aside:
         writer = gguf.GGUFWriter(aside / f"{run.folder.name}.gguf", architecture.name)
-        _write_fields(writer, run, section)
+        _write_fields(writer, run, section, architecture.name)
         _write_tokenizer(writer, run.tokenizer, vocabulary)
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor.contiguous().numpy())
@@ -71,7 +87,10 @@ def export_gguf(run: Run, folder: Path) -> Path:
     return folder / f"{run.folder.name}.gguf"
 
 
-def _write_fields(writer: gguf.GGUFWriter, run: Run, section: Values) -> None:
+_KNOWN = (LLAMA, QWEN2, QWEN3, OLMO, OLMO2, nanogpt_layout())
+
+
+def _write_fields(writer: gguf.GGUFWriter, run: Run, section: Values, architecture: str) -> None:
     import gguf
 
     attention, head_dim = section["block"]["attention"], section["head_dim"]
@@ -83,12 +102,17 @@ def _write_fields(writer: gguf.GGUFWriter, run: Run, section: Values) -> None:
     writer.add_block_count(section["layers"])
     writer.add_feed_forward_length(section["block"]["mlp"]["hidden"])
     writer.add_head_count(section["heads"])
+    if section["norm"]["use"] == "RMSNorm":
+        writer.add_layer_norm_rms_eps(section["norm"]["eps"])
+    else:
+        writer.add_layer_norm_eps(section["norm"]["eps"])
+    if architecture == "gpt2":
+        return
     writer.add_head_count_kv(attention["kv_heads"])
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
     writer.add_rope_freq_base(section["position"]["theta"])
-    writer.add_layer_norm_rms_eps(section["norm"]["eps"])
 
 
 # ---------------------------------------------------------------- tensors
@@ -97,8 +121,8 @@ def _write_fields(writer: gguf.GGUFWriter, run: Run, section: Values) -> None:
 def gguf_tensors(tensors: Mapping[str, Tensor], architecture: str, section: Values) -> dict[str, Tensor]:
     """Hugging Face's tensors under GGUF's names.
 
-    llama.cpp turns neighbours (2i, 2i + 1) of a Llama head, where Hugging Face and gptlab turn halves (i, i + C/2),
-    so that its rows of queries and keys stand in another order; those of Qwen3 and OLMo 2 do not.
+    llama.cpp turns neighbours (2i, 2i + 1) of a head of Llama or OLMo, where Hugging Face and gptlab turn halves (i,
+    i + C/2), so that its rows of queries and keys stand in another order; those of the others do not.
     """
     import gguf
 
@@ -107,10 +131,12 @@ def gguf_tensors(tensors: Mapping[str, Tensor], architecture: str, section: Valu
     found: dict[str, Tensor] = {}
     for theirs, tensor in tensors.items():
         part = theirs.split(".")[-2]
-        turned = architecture == "llama" and part in heads
+        turned = architecture in ("llama", "olmo") and part in heads
         name = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
         assert name is not None, f"GGUF's {architecture} has no name for {theirs}"
         found[name] = interleave(tensor, heads[part]) if turned else tensor
+    if architecture == "olmo2":  # llama.cpp takes no tied head of an OLMo 2
+        found.setdefault("output.weight", found["token_embd.weight"])
     if section["position"]["use"] == "Llama3RoPE":
         found["rope_freqs.weight"] = rope_factors(section)
     return found
@@ -159,7 +185,9 @@ def tokenizer_fields(tokenizer: Tokenizer, rows: int) -> Values:
     tokens = [by_id.get(index, f"[unused {index}]") for index in range(rows)]
     kind = gguf.TokenType
     types = [kind.UNUSED if i not in by_id else kind.CONTROL if i in special else kind.NORMAL for i in range(rows)]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    # llama.cpp loads no vocabulary without merges. Two bytes 0 make no token, and stay two bytes 0.
+    nothing = to_text(b"\0")
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"] or [[nothing, nothing]]]
     return {"tokens": tokens, "types": types, "merges": merges, "pre": CUTS.get(pattern, "gpt-2")}
 
 
@@ -173,6 +201,8 @@ def _pattern(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
         return None
     if not cuts:
         return GPT2 if last.get("use_regex", True) else ""
+    if cuts[0]["type"] == "Digits":
+        return _DIGITS if cuts[0]["individual_digits"] and last.get("use_regex", True) else None
     return str(cuts[0]["pattern"].get("Regex")) if cuts[0]["type"] == "Split" else None
 
 
@@ -181,8 +211,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: 
     writer.add_tokenizer_pre(vocabulary["pre"])
     writer.add_token_list(vocabulary["tokens"])
     writer.add_token_types(vocabulary["types"])
-    if vocabulary["merges"]:
-        writer.add_token_merges(vocabulary["merges"])
+    writer.add_token_merges(vocabulary["merges"])
     ids = token_ids(tokenizer)
     writer.add_bos_token_id(ids["bos_token_id"])
     writer.add_eos_token_id(ids["eos_token_id"])

@@ -1,18 +1,19 @@
-"""nanoGPT's `ckpt.pt`, in and out; read without running what a pickle may hold."""
+"""nanoGPT's `ckpt.pt` and `meta.pkl`, in and out; read without running what a pickle may hold."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gptlab.config import RunConfig
 from gptlab.console import say
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, DataError
 from gptlab.interop.gpt2 import gpt2_config, model_arguments, nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors
 from gptlab.interop.runs import (
@@ -30,15 +31,20 @@ from gptlab.interop.tensors import read_pickle
 from gptlab.model import build_model
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, load_tokenizer
+from gptlab.tokenizer.core import plain_char_tokenizer
+from gptlab.tokenizer.formats import GPT2_HASH
 
+_META = "meta.pkl"
+_GPT2_IDS = 50257
 _NO_FILE = "is no nanoGPT checkpoint (it should hold model and model_args)"
 
 
 def load_nanogpt(path: Path) -> tuple[RunConfig, nn.Module, Tokenizer]:
     """Config, model and tokenizer of a nanoGPT checkpoint.
 
-    The tokenizer is the folder `tokenizer/` beside the file where there is one, else GPT-2's. Raises CheckpointError
-    where the file is missing, holds anything but tensors and plain values, or is not nanoGPT's.
+    The tokenizer is the folder `tokenizer/` beside the file, the characters of `meta.pkl` beside it or in nanoGPT's folder
+    of the data set, or GPT-2's. Raises CheckpointError where the file is missing, holds anything but tensors and plain
+    values, or is not nanoGPT's.
     """
     config, tensors, tokenizer = _read(path, "nanogpt", None)
     model = build_model(config, tokenizer.vocab_size)
@@ -57,6 +63,9 @@ def import_nanogpt(path: Path, *, name: str, tokenizer: str | None = None, runs:
 def export_nanogpt(run: Run, folder: Path) -> Path:
     """Write `run` as `folder`/ckpt.pt, which nanoGPT's sample.py reads; return the file.
 
+    Where the tokenizer is not GPT-2's, `data/NAME/meta.pkl` beside it says what ids stand for; sample.py looks for it in
+    the folder that it runs in. It encodes a prompt character by character, which is said where that is not the tokenizer.
+
     nanoGPT computes the exact GELU; where the run approximates it, that is said, because logits then differ in the
     third digit. Raises CheckpointError where the model is not GPT-2's, or the disk refuses.
     """
@@ -74,10 +83,22 @@ def export_nanogpt(run: Run, folder: Path) -> Path:
     if not any(full):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
-    content = {"model": tensors, "model_args": arguments, "iter_num": run.step or 0, "best_val_loss": 1e9, "config": {}}
+    name = None if run.tokenizer.hash == GPT2_HASH else run.config.name
+    content = {"model": tensors, "model_args": arguments, "iter_num": run.step or 0, "best_val_loss": 1e9}
+    content["config"] = {} if name is None else {"dataset": name}
     with new_folder(folder) as aside:
         torch.save(content, aside / "ckpt.pt")
         run.tokenizer.save(aside / "tokenizer")
+        if name is not None:
+            (aside / "data" / name).mkdir(parents=True)
+            meta = _meta(run.tokenizer, arguments["vocab_size"])
+            (aside / "data" / name / "meta.pkl").write_bytes(pickle.dumps(meta))
+    if name is not None:
+        say(
+            f"nanoGPT's sample.py reads {folder}/data/{name}/meta.pkl where it runs: copy {folder}/data/{name} into its data/"
+        )
+        if run.tokenizer.kind not in ("char", "byte"):
+            say("sample.py encodes prompts character by character, and not with this tokenizer's merges")
     return folder / "ckpt.pt"
 
 
@@ -92,13 +113,80 @@ def _read(path: Path, name: str, chosen: str | None) -> tuple[RunConfig, dict[st
         layout, whole = _layout(section), with_computed_sizes(section, 1)
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise CheckpointError(f"{path} {_NO_FILE}") from None
-    beside = path.parent / "tokenizer"
-    tokenizer = load_tokenizer(chosen if chosen is not None else beside if beside.is_dir() else "gpt2")
+    tokenizer = _tokenizer(path, chosen, name, rows, content.get("config"))
     check_sizes(layout, whole, rows, shapes, str(path))
     config = run_config(name, section, rows, tokenizer, str(path))
     named = NamedTensors(layout, tensors, shapes, tied=True)
     check_tensors(layout, build_model(config, tokenizer.vocab_size, device="meta"), section, named.shapes, str(path))
     return config, convert_tensors(layout, section, named), tokenizer
+
+
+def _tokenizer(path: Path, chosen: str | None, name: str, rows: int, config: Any) -> Tokenizer:
+    """The one that was asked for, the one beside the checkpoint, nanoGPT's characters, or GPT-2's."""
+    if chosen is not None:
+        return read_meta(Path(chosen), f"{name}-tokenizer") if chosen.endswith(".pkl") else load_tokenizer(chosen)
+    if (path.parent / "tokenizer").is_dir():
+        return load_tokenizer(path.parent / "tokenizer")
+    data = config.get("dataset") if isinstance(config, Mapping) else None
+    places = [
+        path.parent / _META,
+        *([path.parent.parent / "data" / Path(data).name / _META] if isinstance(data, str) else []),
+    ]
+    for place in places:
+        if place.is_file():
+            say(f"{name}: characters of {place}")
+            return read_meta(place, f"{name}-tokenizer")
+    if rows < _GPT2_IDS:
+        raise CheckpointError(
+            f"{path} has {rows} token ids, too few for GPT-2's; name what they stand for: --tokenizer FOLDER, or nanoGPT's "
+            f"--tokenizer data/{data or 'DATASET'}/{_META}"
+        )
+    return load_tokenizer("gpt2")
+
+
+def read_meta(path: Path, name: str) -> Tokenizer:
+    """The characters of a `meta.pkl` of nanoGPT's; a line end stands between its texts, as its sample.py begins with one.
+
+    Raises CheckpointError where it holds anything but tables of texts and numbers, or is no table of characters.
+    """
+    try:
+        with path.open("rb") as file:
+            meta = _PlainUnpickler(file).load()
+        itos = meta["itos"]
+        characters = [itos[index] for index in range(len(itos))]
+        separator = "\n" if "\n" in characters else characters[0]
+        return plain_char_tokenizer(characters, name=name, separator=separator)
+    except DataError as error:
+        raise CheckpointError(f"{path} is no table of characters: {error}") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"no file {path}; check the path") from None
+    except Exception as error:  # an unpickler fed with junk raises whatever the junk asks for
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path} is no meta.pkl of nanoGPT ({type(error).__name__}: {reason})") from None
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads tables, lists, texts and numbers; whatever would have to be looked up, and could be run, is refused."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, and was not run")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it asks for an object from elsewhere")
+
+
+def _meta(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+    """nanoGPT's `meta.pkl`: `itos`, what each id reads as, and `stoi`, the id of each single character."""
+    names = {index: text for text, index in tokenizer.special_tokens.items()}
+    pieces = tokenizer.token_bytes()
+    itos = {i: names[i] if i in names else pieces[i].decode("utf-8", "replace") for i in range(len(pieces))}
+    itos |= {i: "" for i in range(len(pieces), rows)}  # rows beyond the tokenizer's
+    single = {piece.decode("utf-8"): i for i, piece in reversed(list(enumerate(pieces))) if _is_character(piece)}
+    return {"vocab_size": rows, "itos": itos, "stoi": single}
+
+
+def _is_character(piece: bytes) -> bool:
+    return len(piece.decode("utf-8", "ignore")) == 1 and piece.decode("utf-8", "ignore").encode("utf-8") == piece
 
 
 def _section(sizes: Values, where: str) -> Values:

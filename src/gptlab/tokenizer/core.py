@@ -70,12 +70,13 @@ class Tokenizer:
         self.vocab_size = len(tokens)
         self.special_tokens = dict(sorted(special_tokens.items(), key=lambda item: item[1]))
         self.end_of_text_token = end_of_text
-        self.end_of_text = special_tokens[end_of_text]
+        # Of nanoGPT's characters none is special: what stands between its texts is one of the text's own.
+        self.end_of_text = special_tokens[end_of_text] if special_tokens else tokens.index(end_of_text.encode("utf-8"))
         self.document_end_token = document_end
         self.document_end = None if document_end is None else special_tokens[document_end]
         self.stop_tokens = tuple(stop_tokens)
         ends = [end_of_text, *([] if document_end is None else [document_end]), *stop_tokens]
-        self.stop_ids = frozenset(special_tokens[text] for text in ends)
+        self.stop_ids = frozenset(special_tokens[text] for text in ends if text in special_tokens)
         self.config = config or {}
         self.pattern = pattern
         self.hf_json = hf_json
@@ -84,7 +85,9 @@ class Tokenizer:
         self.hash = self._content_hash()
         self._engine = self._make_engine()
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        self._special_splitter = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        self._special_splitter = (
+            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        )
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
@@ -120,6 +123,8 @@ class Tokenizer:
         named = token_text(self.config.get(role))
         if named is not None and named in self.special_tokens:
             return named
+        if not self.special_tokens:
+            return None
         ends = {"bos_token": self.end_of_text_token}
         ends["eos_token"] = (*self.stop_tokens, self.document_end_token or self.end_of_text_token)[0]
         return ends.get(role)
@@ -144,7 +149,7 @@ class Tokenizer:
 
         Raises DataError where `text` is not valid Unicode, or holds a character that a char tokenizer does not know.
         """
-        if not allow_special:
+        if not allow_special or self._special_splitter is None:
             return _with_readable_errors(self._engine.encode, text)
         ids: list[int] = []
         for part in self._special_splitter.split(text):
@@ -289,6 +294,19 @@ def token_text(entry: Any) -> str | None:
 def byte_tokenizer(*, name: str = "byte", special_tokens: Sequence[str] = ()) -> Tokenizer:
     """The 256 bytes, then END_OF_TEXT, then `special_tokens`."""
     return with_special_tokens(name, "byte", [bytes([value]) for value in range(256)], special_tokens)
+
+
+def plain_char_tokenizer(characters: Sequence[str], *, name: str, separator: str) -> Tokenizer:
+    """`characters`, by id, and nothing else: of a model that has no special tokens. `separator`: one of them.
+
+    Raises DataError where one is no character, or is there twice.
+    """
+    seen = set[str]()
+    for index, character in enumerate(characters):
+        if len(character) != 1 or character in seen:
+            raise DataError(f"{name}: {character!r} (id {index}) is no character, or is there twice")
+        seen.add(character)
+    return Tokenizer(name, "char", [_utf8(character) for character in characters], {}, end_of_text=separator)
 
 
 def char_tokenizer(characters: Iterable[str], *, name: str, special_tokens: Sequence[str] = ()) -> Tokenizer:

@@ -90,7 +90,7 @@ def _transformers_config(tokenizer: TokenizerData) -> dict[str, Any]:
     return {
         **tokenizer.config,
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{role: tokenizer.named_token(role) for role in ("bos_token", "eos_token")},
+        **{r: token for r in ("bos_token", "eos_token") if (token := tokenizer.named_token(r)) is not None},
         "clean_up_tokenization_spaces": False,
     }
 
@@ -98,7 +98,7 @@ def _transformers_config(tokenizer: TokenizerData) -> dict[str, Any]:
 def _template(tokenizer: TokenizerData, config: dict[str, Any]) -> dict[str, Any] | None:
     """The post-processor that puts the first token before a text (and the last after it), where `config` says so;
     transformers 5 reads `add_bos_token` of none but its own classes."""
-    roles = [role for role in ("bos_token", "eos_token") if config.get(f"add_{role}")]
+    roles = [role for role in ("bos_token", "eos_token") if config.get(f"add_{role}") and role in config]
     if not roles:
         return None
 
