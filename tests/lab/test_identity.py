@@ -319,3 +319,15 @@ def test_pairs_without_a_lost_run_still_count(place: Path) -> None:
     assert store.folder(lost).name == f"{lost.config.name}-again{lost.suffix}"  # where it is trained again
     finish(e, lost, 3.0, dict(e.baseline.measured_on))
     assert len(evaluate_experiment(Ledger.read(e, store)).arms[0].pairs) == 4
+
+
+def test_validation_text_that_was_trained_on_is_said_beside_the_verdict(place: Path) -> None:
+    e = experiment("loss")
+    pairs(e)
+    evidence = evaluate_experiment(Ledger.read(e, Store()))
+    assert not any("training text" in note for note in verdict_notes(evidence, evidence.arms[0]))
+    described = json.loads(Path("data/dataset.json").read_text())
+    described["shared_documents"] = {"train": 3, "validation": 2}
+    Path("data/dataset.json").write_text(json.dumps(described))
+    notes = verdict_notes(evidence, evidence.arms[0])
+    assert any("2 documents of the validation text are training text too" in note for note in notes)

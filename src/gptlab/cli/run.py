@@ -43,6 +43,7 @@ def run(
     experiment = load_experiment(folder)
     if arms is not None:
         experiment = experiment.only([name.strip() for name in arms.split(",")])
+    _check_models(experiment)
     store = Store()
     ledger = Ledger.read(experiment, store)
     evidence = evaluate_experiment(ledger, strict=strict)
@@ -74,6 +75,21 @@ def run(
         train_all(queue, store, devices=devices, predictions=predictions)
     _show_verdicts(evidence)
     say(f"next: gptlab report {folder}")
+
+
+def _check_models(experiment: Experiment) -> None:
+    """Raise GptlabError where the model of an arm, tuned or not, cannot be built: before anything is trained."""
+    from gptlab.data import open_splits
+    from gptlab.lab.experiment.spec import apply_tuning
+    from gptlab.model import build_model
+
+    for arm in experiment.all_arms:
+        for config in [arm.config, *(apply_tuning(arm, point).config for point in experiment.grid)]:
+            vocabulary = next(iter(open_splits(config.data)[1].values())).vocab_size
+            try:
+                build_model(config, vocabulary or 1, device="meta")
+            except GptlabError as error:
+                raise GptlabError(f"arm {arm.name!r}: {error}") from None
 
 
 def _hourly_rate(experiment: Experiment, hardware: Sequence[str]) -> float | None:

@@ -11,6 +11,7 @@ from gptlab.cli.options import Overrides
 from gptlab.cli.soup import show_soup
 from gptlab.console import say
 from gptlab.errors import STOPPED, ConfigError
+from gptlab.files import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,8 @@ def train(
     there = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
     if out is not None and there is not None and out.resolve() != there.resolve():
         raise ConfigError(f"--resume goes on in {there}, and --out names {out}; leave out one of them")
+    if out is not None:
+        check_place(out, "--out")
     folder = out if out is not None else there
     run = run_training(loaded, resume=resume, folder=folder)
     if not run.finished:

@@ -15,6 +15,10 @@ from gptlab.config.slots import Slot, validate_slot
 from gptlab.errors import ConfigError, GptlabError
 
 
+_CALLED = ("block", "attention", "mlp", "norm", "residual", "loss", "schedule")
+"""Slots whose components are called."""
+
+
 def import_component(kind: str, use: str) -> type:
     """Import the class that `use` names. Here, and only here, a user's file is run."""
     module_name, file, name = locate(kind, use)
@@ -33,10 +37,13 @@ def import_component(kind: str, use: str) -> type:
             sys.modules[module_name] = module
             try:
                 spec.loader.exec_module(module)
-            except Exception as error:
+            except BaseException as error:
                 del sys.modules[module_name]
-                line = next((t.lineno for t in reversed(inspect.trace()) if t.filename == str(file)), 1)
-                raise ConfigError(f"{file}:{line}: {type(error).__name__}: {error}") from error
+                frames = inspect.trace()
+                if isinstance(error, KeyboardInterrupt) and frames[-1].filename != str(file):
+                    raise  # a person's, while the file was importing something
+                line = next((t.lineno for t in reversed(frames) if t.filename == str(file)), 1)
+                raise ConfigError(f"{file}:{line}: {type(error).__name__}: {error}".rstrip(": ")) from error
     component: type = getattr(module, name)
     return component
 
@@ -57,10 +64,17 @@ def build(kind: str, value: Any, *, default: str | None = None, **provided: Any)
         provided["params"] = provided["named_parameters"]
     given = {name: provided[name] for name in found.requires}
     try:
-        return component(**given, **{key: slot[key] for key in slot if key != "use"})
+        made = component(**given, **{key: slot[key] for key in slot if key != "use"})
+        if kind in _CALLED and not callable(made):
+            raise ConfigError(
+                f"{found.file}: {component.__name__} has no __call__: a {kind} is called; make it a torch.nn.Module with "
+                "a forward, or give it one",
+                key=kind,
+            )
+        return made
     except GptlabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if component.__module__.partition(".")[0] == "gptlab":
             raise
         line = next((t.lineno for t in reversed(inspect.trace()) if t.filename == inspect.getfile(component)), 1)

@@ -119,7 +119,9 @@ def explain(
     if first["type"] == "value_error":
         return path, str(context["error"])
     wanted = dict.fromkeys(_wanted(problem) for problem in problems if _key_path(problem["loc"], values) == path)
-    return path, f"{first['input']!r} does not fit: expected {' or '.join(wanted)}"
+    found = repr(first["input"])
+    found = found if len(found) <= 100 else f"{found[:100]}…"
+    return path, f"{found} does not fit: expected {' or '.join(wanted)}"
 
 
 def problem_of(error: pydantic.ValidationError) -> str:

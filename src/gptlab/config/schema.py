@@ -159,7 +159,9 @@ class System(Section):
         "auto", description="sequences a device handles at once; auto: the largest power of two that fits"
     )
     compile: Literal["auto"] | Boolean = Field("auto", description="torch.compile; auto: on CUDA")
-    threads: PositiveInteger | None = Field(None, description="CPU threads; null: torch's own choice")
+    threads: Annotated[Integer, Field(gt=0, le=BOUNDS["processes"])] | None = Field(
+        None, description="CPU threads; null: torch's own choice"
+    )
 
 
 class Log(Section):
@@ -174,7 +176,7 @@ class Log(Section):
 class RunConfig(Section):
     """A whole run. `gptlab config show` prints one with every default written out."""
 
-    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field("run", description="runs/NAME-…")
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field("run", description="runs/NAME-…")
     seed: Seed = Seed()
     data: Data = Data()
     model: ModelSlot = Field(default="GPT", validate_default=True)

@@ -170,10 +170,15 @@ def _read_source(file: Path) -> _SourceFile:
 
 
 _MAX_REEXPORTS = 8  # files that a class may be imported through
+_MAX_BASES = 50  # classes above a component; torch's own have five at most
 
 
-def _find_init(name: str, source: _SourceFile) -> ast.FunctionDef | None:
+def _find_init(name: str, source: _SourceFile, depth: int = 0) -> ast.FunctionDef | None:
     """`__init__` of a class: its own, or inherited from a class of the same file or of a module it imports."""
+    if depth > _MAX_BASES:
+        raise ConfigError(
+            f"{name}: its base classes go {_MAX_BASES} deep, or in a circle; write an __init__ of its own"
+        )
     for _ in range(_MAX_REEXPORTS):
         if name in source.classes:
             break
@@ -190,7 +195,7 @@ def _find_init(name: str, source: _SourceFile) -> ast.FunctionDef | None:
             return item
     for base in node.bases:
         if isinstance(base, ast.Name | ast.Attribute):
-            found = _find_init(ast.unparse(base), source)
+            found = _find_init(ast.unparse(base), source, depth + 1)
             if found is not None:
                 return found
     return None
@@ -232,7 +237,10 @@ def _annotation(node: ast.expr | None, where: str) -> tuple[Any, str | None]:
                 Ellipsis if isinstance(item, ast.Constant) and item.value is Ellipsis else _annotation(item, where)[0]
                 for item in items
             ]
-            return container[tuple(inner)], None  # type: ignore[index]
+            try:
+                return container[tuple(inner)], None  # type: ignore[index]
+            except TypeError as error:
+                raise ConfigError(f"{where}: annotation `{ast.unparse(node)}`: {error}; name all types") from None
     raise ConfigError(
         f"{where}: annotation `{ast.unparse(node)}` is not one that YAML can be checked against; "
         "use int, float, bool, str, Literal, list, tuple, dict, unions of them, or Annotated[Slot, KIND]"
@@ -277,14 +285,19 @@ def signature(kind: str, use: str) -> Signature:
                 f"{', '.join(SLOTS[kind].provides) or 'nothing'} (make it keyword-only to set it from YAML)"
             )
     for argument, default in settable:
+        if argument.arg.startswith("_") or hasattr(pydantic.BaseModel, argument.arg):
+            raise ConfigError(f"{where}: {argument.arg!r} is no name that YAML can set; call the argument otherwise")
         type_, slot_kind = _annotation(argument.annotation, where)
         if slot_kind is not None:
             nested[argument.arg] = slot_kind
         value = ... if default is None else _literal(default, where)
         fields[argument.arg] = (type_, pydantic.Field(default=value))
-    schema = pydantic.create_model(
-        name, __config__=pydantic.ConfigDict(extra="forbid", protected_namespaces=()), **fields
-    )
+    try:
+        schema = pydantic.create_model(
+            name, __config__=pydantic.ConfigDict(extra="forbid", protected_namespaces=()), **fields
+        )
+    except (pydantic.errors.PydanticUserError, TypeError, NameError) as error:
+        raise ConfigError(f"{where}: its arguments cannot be checked: {str(error).splitlines()[0]}") from None
     return Signature(name, tuple(requires), nested, schema, file)
 
 

@@ -23,6 +23,8 @@ def _number(value: Any) -> int | float:
     if isinstance(value, int | float):
         if isinstance(value, float) and not math.isfinite(value):
             raise expected("a finite number")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise expected("a number below 2^63")
         return value
     raise expected("a number")
 

@@ -116,7 +116,7 @@ def _hold(item: Contract, subject: Subject) -> Outcome:
         return Outcome(item, "skipped", str(skipped))
     except GptlabError:
         raise  # a value that does not fit is the user's mistake, not a broken promise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome(item, "broken", *describe_exception(error, subject))
     return Outcome(item, "holds")
 

@@ -60,7 +60,7 @@ def compiled(subject: Subject) -> None:
         out.sum.backward()
     except GptlabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = str(error).strip().splitlines() or [""]
         raise Broken(
             f"torch.compile failed: {type(error).__name__}: {lines[0][:160]}",

@@ -187,5 +187,5 @@ def _serve(pipe: Connection, rank: int, folder: str) -> None:
             groups = _JOBS[message["job"]](subject, world, message["perturbed"])
             # As arrays: torch would pass tensors as shared memory, which ends with the process that made it.
             pipe.send({group: {name: x.numpy() for name, x in tensors.items()} for group, tensors in groups.items()})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())}")

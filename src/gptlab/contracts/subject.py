@@ -397,7 +397,7 @@ def _long_enough(subject: Subject) -> Subject:
         model = build_model(subject.config, V, device="meta")
     except GptlabError:
         raise
-    except Exception:  # contract `builds` says what is wrong
+    except (Exception, SystemExit):  # contract `builds` says what is wrong
         return subject
     wanted = min(_LONGEST, 2 * max((window_width(module) or 0 for module in model.modules()), default=0))
     if wanted <= subject.length:

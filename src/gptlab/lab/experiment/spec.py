@@ -33,6 +33,7 @@ from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
 from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
 from gptlab.data import measured_on, open_splits
+from gptlab.data.dataset import load_manifest
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.lab.experiment.metric import Metric
 from gptlab.record.measurement import Identity, differences
@@ -123,7 +124,7 @@ class Statement(Section):
     )
     decision: DecisionRule = Field(description="the rule, see `decision.…`")
     tune: dict[str, list[Any]] = Field({}, description="a grid that every arm is tuned over; x0.5 is relative")
-    tune_seeds: Annotated[list[NonNegativeInteger], BeforeValidator(_seeds)] = Field(
+    tune_seeds: Annotated[list[NonNegativeInteger], Field(min_length=1), BeforeValidator(_seeds)] = Field(
         default=[101], description="seeds of the tuning runs; the comparison must not use them"
     )
     compute_curve: ComputeCurve | None = Field(
@@ -181,6 +182,13 @@ class Arm:
     diff: list[tuple[str, Any, Any]]  # against the baseline: dotted key, there, here
     repeats_baseline: bool = False
     measured_on: Identity = field(default_factory=dict)  # what its validations will be read from
+
+    @property
+    def shared_documents(self) -> int:
+        """How many documents of its validation text are training text too, as far as its data sets say."""
+        data = self.config.data
+        manifests = (load_manifest(Path(path)) for path in (data.sources or {"data": data.path}).values() if path)
+        return sum((one.shared_documents or {}).get("validation", 0) for one in manifests if one is not None)
 
     def seeded(self, seed: int) -> RunConfig:
         """The config of the run with `seed`."""

@@ -49,6 +49,11 @@ def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
         point = evidence.ledger.choices[found.arm.name].point
         said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
         said += grid_edge_warnings(evidence, found.arm.name)
+    if shared := found.arm.shared_documents:
+        said.append(
+            f"careful: {_count(shared, 'document')} of the validation text {'is' if shared == 1 else 'are'} training text "
+            "too; what was learnt by heart counts as learnt"
+        )
     if found.unknown:
         said.append(
             f"careful: of {_count(found.unknown, 'pair')} it is not known what the metric was read from (trained or "
