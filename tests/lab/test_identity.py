@@ -330,4 +330,4 @@ def test_validation_text_that_was_trained_on_is_said_beside_the_verdict(place: P
     described["shared_documents"] = {"train": 3, "validation": 2}
     Path("data/dataset.json").write_text(json.dumps(described))
     notes = verdict_notes(evidence, evidence.arms[0])
-    assert any("2 documents of the validation text are training text too" in note for note in notes)
+    assert any("of the validation text 2 documents are training text too" in note for note in notes)

@@ -180,7 +180,7 @@ def _meta(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     names = {index: text for text, index in tokenizer.special_tokens.items()}
     pieces = tokenizer.token_bytes()
     itos = {i: names[i] if i in names else pieces[i].decode("utf-8", "replace") for i in range(len(pieces))}
-    itos |= {i: "" for i in range(len(pieces), rows)}  # rows beyond the tokenizer's
+    itos |= dict.fromkeys(range(len(pieces), rows), "")  # rows beyond the tokenizer's
     single = {piece.decode("utf-8"): i for i, piece in reversed(list(enumerate(pieces))) if _is_character(piece)}
     return {"vocab_size": rows, "itos": itos, "stoi": single}
 

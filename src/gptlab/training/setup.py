@@ -240,9 +240,7 @@ def _choose_micro_batch(job: Job, state: Mapping[str, Any]) -> int:
     config, share = job.config, job.config.sequences_per_step // job.world.size
     if config.system.micro_batch != "auto":
         if config.system.micro_batch > share and job.world.is_main:
-            say(
-                f"system.micro_batch is {config.system.micro_batch}: a process has {share} sequences a step, so it is {share}"
-            )
+            say(f"system.micro_batch: a process has {share} sequences a step, and takes no more than these at once")
         return min(config.system.micro_batch, share)
     if state.get("world_size") == job.world.size:
         return int(state["micro_batch"])

@@ -187,7 +187,8 @@ class Arm:
     def shared_documents(self) -> int:
         """How many documents of its validation text are training text too, as far as its data sets say."""
         data = self.config.data
-        manifests = (load_manifest(Path(path)) for path in (data.sources or {"data": data.path}).values() if path)
+        paths = list(data.sources.values()) if data.sources else [data.path] if data.path else []
+        manifests = (load_manifest(Path(path)) for path in paths)
         return sum((one.shared_documents or {}).get("validation", 0) for one in manifests if one is not None)
 
     def seeded(self, seed: int) -> RunConfig:

@@ -51,7 +51,7 @@ def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
         said += grid_edge_warnings(evidence, found.arm.name)
     if shared := found.arm.shared_documents:
         said.append(
-            f"careful: {_count(shared, 'document')} of the validation text {'is' if shared == 1 else 'are'} training text "
+            f"careful: of the validation text {_count(shared, 'document')} {'is' if shared == 1 else 'are'} training text "
             "too; what was learnt by heart counts as learnt"
         )
     if found.unknown:
