@@ -66,8 +66,8 @@ def build(kind: str, value: Any, *, default: str | None = None, **provided: Any)
         made = component(**given, **{key: slot[key] for key in slot if key != "use"})
         if kind in _CALLED and not callable(made):
             raise ConfigError(
-                f"{found.file}: {component.__name__} has no __call__, and a {kind} is called; make it a torch.nn.Module "
-                "with a forward, or give it one",
+                f"{found.file}: {component.__name__} has no __call__, and a {kind} is called; make it a module of "
+                "torch with a forward, or give it one",
                 key=kind,
             )
         return made

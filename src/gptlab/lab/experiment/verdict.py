@@ -50,9 +50,9 @@ def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
         said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
         said += grid_edge_warnings(evidence, found.arm.name)
     if shared := found.arm.shared_documents:
+        documents = f"{_count(shared, 'document')} {'is' if shared == 1 else 'are'}"
         said.append(
-            f"careful: of the validation text {_count(shared, 'document')} {'is' if shared == 1 else 'are'} training text "
-            "too; what was learnt by heart counts as learnt"
+            f"careful: of the validation text {documents} training text too; what was learnt by heart counts as learnt"
         )
     if found.unknown:
         said.append(
