@@ -5,13 +5,12 @@ import unicodedata
 from collections.abc import Iterator
 
 import pytest
-import tiktoken
 import regex
+import tiktoken
 from tokenizers import Regex, pre_tokenizers
 
 from gptlab.errors import DataError
-from gptlab.tokenizer import train_bpe
-from gptlab.tokenizer import patterns
+from gptlab.tokenizer import patterns, train_bpe
 from gptlab.tokenizer.patterns import GPT2, GPT4, LONGEST_WHITESPACE_RUN, cut_long_whitespace, resolve_pattern
 
 GPT4_PUBLISHED = (

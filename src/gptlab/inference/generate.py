@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from gptlab.errors import GptlabError
 from gptlab.inference.cache import KVCache
 
-
 _COLDEST = 1e-6
 """The lowest temperature above 0: logits over less than this may leave the range of float32."""
 

@@ -1,8 +1,8 @@
 """Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783) and what is built like it: Mistral (arXiv:2310.06825), Qwen2
 (arXiv:2407.10671), Qwen3 (arXiv:2505.09388), OLMo (arXiv:2402.00838) and OLMo 2 (arXiv:2501.00656).
 
-All are one table: a norm, SwiGLU, rotary positions, grouped heads. They differ in where norms stand and what they learn,
-in whether and over what width queries and keys are normalized, and in biases.
+All are one table: a norm, SwiGLU, rotary positions, grouped heads. They differ in where norms stand and what they
+learn, in whether and over what width queries and keys are normalized, and in biases.
 """
 
 from __future__ import annotations
