@@ -97,6 +97,7 @@ _CONSTANT = {
 }
 _SILU = {"hidden_act": "silu"}
 _INERT = frozenset({"attention_dropout", "pretraining_tp"})  # dropout acts in training alone
+_NOT_READ = frozenset({"attention_bias", "mlp_bias"})  # where transformers knows them without asking; tensors tell
 _OLD_BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
@@ -193,7 +194,7 @@ MISTRAL = Architecture(
     constant=_CONSTANT,
     rows=_rows(("input_layernorm", "post_attention_layernorm")),
     must_be=_SILU,
-    inert=_INERT,
+    inert=_INERT | _NOT_READ,
     ignored=_OLD_BUFFERS,
     prefix="model.",
     read_extra=_window_of_all,
@@ -212,7 +213,7 @@ QWEN2 = Architecture(
     constant={**_CONSTANT, "block.attention.bias": True, "block.attention.out_bias": False},
     rows=_rows(("input_layernorm", "post_attention_layernorm")),
     must_be=_SILU,
-    inert=_INERT | {"sliding_window", "max_window_layers"},
+    inert=_INERT | _NOT_READ | {"sliding_window", "max_window_layers"},
     ignored=_OLD_BUFFERS,
     prefix="model.",
     read_extra=_no_window,

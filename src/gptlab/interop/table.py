@@ -196,6 +196,7 @@ class Architecture:
 
 COMMON_MUST_BE: dict[str, Any] = {
     "rope_interleaved": False,
+    "use_mrope": False,
     "pruned_heads": {},
     "is_encoder_decoder": False,
     "add_cross_attention": False,
