@@ -90,7 +90,7 @@ class Run:
         """The ids of a prompt. A separator stands before it, as before every document in training.
 
         `special`: special tokens in the text are read as such, and a separator that it begins with is not put twice.
-        `chat`: the text is what a user says to an instruct model, and its tokenizer's template says how that is written.
+        `chat`: the text is what a user says to an instruct model; its tokenizer's template says how that is written.
         Raises DataError where the tokenizer has no such template.
         """
         if chat:

@@ -333,9 +333,13 @@ def test_a_pickle_of_junk(theirs: Path, mistake: Mistake, content: bytes) -> Non
 
 @pytest.mark.parametrize(
     "content",
-    ['{"weight_map": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"weight_map": {"a": {"b": "c"}}}', '{"weight_map": {"a": 3}}'],
+    [
+        '{"weight_map": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"weight_map": {"a": {"b": "c"}}}',
+        '{"weight_map": {"a": 3}}',
+    ],
     ids=["deep", "nested", "number"],
-)  # fmt: skip
+)
 def test_an_index_that_is_none(theirs: Path, mistake: Mistake, content: str) -> None:
     (theirs / "model.safetensors").rename(theirs / "model-1.safetensors")
     (theirs / "model.safetensors.index.json").write_text(content)

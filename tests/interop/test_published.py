@@ -125,6 +125,94 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         },
         1_235_814_400,
     ),
+    "SmolLM2-135M-Instruct": (
+        {
+            **FAMILY,
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "is_llama_config": True,
+            "max_position_embeddings": 8192,
+            "mlp_bias": False,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 3,
+            "pad_token_id": 2,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_interleaved": False,
+            "rope_theta": 100000,
+            "tie_word_embeddings": True,
+            "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+            "vocab_size": 49152,
+        },
+        134_515_008,
+    ),
+    "Mistral-7B-v0.3": (
+        {
+            **FAMILY,
+            "architectures": ["MistralForCausalLM"],
+            "model_type": "mistral",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+            "vocab_size": 32768,
+        },
+        7_248_023_552,
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            **FAMILY,
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "max_position_embeddings": 32768,
+            "max_window_layers": 24,
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": True,
+            "use_mrope": False,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        494_032_768,
+    ),
+    "OLMo-1B": (
+        {
+            **FAMILY,
+            "architectures": ["OlmoForCausalLM"],
+            "model_type": "olmo",
+            "clip_qkv": None,
+            "eos_token_id": 50279,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 2048,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 16,
+            "pad_token_id": 1,
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": 50304,
+        },
+        1_176_764_416,
+    ),
     "Qwen3-0.6B": (
         {
             **FAMILY,
@@ -181,11 +269,12 @@ def test_every_tensor_of_a_published_model_has_its_place(name: str) -> None:
     assert sum(p.numel() for p in model.parameters()) == count
 
     with torch.device("meta"):
-        kinds = {"gpt2": "GPT2", "llama": "Llama", "qwen3": "Qwen3", "olmo2": "Olmo2"}
-        made = getattr(transformers, f"{kinds[architecture.name]}Config")(**theirs)
+        kind = architecture.class_name.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        made = getattr(transformers, f"{kind}Config")(**theirs)
         reference = getattr(transformers, architecture.class_name)(made)
     shapes = {key: tuple(p.shape) for key, p in reference.named_parameters()}
     assert expected_shapes(architecture, model, section) == shapes
 
     run = Run(Path("runs/it"), config, model, load_tokenizer("byte"), torch.device("cpu"), torch.float32)
-    assert fitting_architecture(run)[0] is architecture
+    # Mistral without a window is a Llama, and goes out as what it came in as only where that is known
+    assert fitting_architecture(run)[0].name == ("llama" if architecture.name == "mistral" else architecture.name)

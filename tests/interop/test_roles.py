@@ -18,7 +18,11 @@ from gptlab.interop import export_run, import_run
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer, train_bpe
 
-TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>{% endif %}"
+)
+BOTH = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 def write_tokenizer(
@@ -60,9 +64,9 @@ INSTRUCT = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
         (["<s>", "</s>"], {"template": "<s> $A", "eos_token": "</s>"}, "<s>", None, {"<s>", "</s>"}),
         (["<s>", "</s>"], {"template": "<s> $A </s>"}, "<s>", "</s>", {"<s>", "</s>"}),
         (["<s>", "</s>"], {"bos_token": "<s>", "eos_token": {"content": "</s>"}}, "<s>", None, {"<s>", "</s>"}),
-        (["<s>", "</s>"], {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}, "</s>", None, {"</s>"}),
-        (["<s>", "</s>"], {"bos_token": "<s>", "eos_token": "</s>", "add_eos_token": True}, "<s>", "</s>", {"<s>", "</s>"}),
-        (INSTRUCT, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, INSTRUCT[0], None, {INSTRUCT[0], INSTRUCT[2]}),
+        (["<s>", "</s>"], BOTH | {"add_bos_token": False}, "</s>", None, {"</s>"}),
+        (["<s>", "</s>"], BOTH | {"add_eos_token": True}, "<s>", "</s>", {"<s>", "</s>"}),
+        (INSTRUCT, dict(zip(BOTH, INSTRUCT[1:], strict=True)), INSTRUCT[0], None, {INSTRUCT[0], INSTRUCT[2]}),
         (INSTRUCT, {"bos_token": None, "eos_token": "<|endoftext|>"}, INSTRUCT[0], None, {INSTRUCT[0]}),
         (
             LLAMA3,
@@ -72,7 +76,7 @@ INSTRUCT = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
             set(LLAMA3),
         ),
     ],
-)  # fmt: skip
+)
 def test_an_import_tells_start_end_and_stop_apart(
     specials: list[str],
     files: dict[str, Any],

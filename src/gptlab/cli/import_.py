@@ -15,7 +15,10 @@ def import_(
     ],
     name: Annotated[str, typer.Option(help="the run's name: runs/NAME-HASH")],
     tokenizer: Annotated[
-        str | None, typer.Option(help="name or folder of the tokenizer; by default the one beside the weights")
+        str | None,
+        typer.Option(
+            help="name or folder of the tokenizer, or nanoGPT's meta.pkl; by default what is beside the weights"
+        ),
     ] = None,
     end_of_text: Annotated[
         str | None, typer.Option(help="the token that begins every document; by default as the tokenizer's files say")
@@ -24,7 +27,7 @@ def import_(
         str | None, typer.Option(help="a token that stands after every document too; by default as the files say")
     ] = None,
 ) -> None:
-    """Make a run folder of weights from elsewhere: GPT-2, Llama 2 and 3, Qwen3, OLMo 2, nanoGPT."""
+    """Make a run folder of weights from elsewhere: GPT-2, Llama, Mistral, Qwen2 and 3, OLMo 1 and 2, nanoGPT."""
     from gptlab.interop import import_run
 
     folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end)

@@ -67,7 +67,7 @@ def _show_samples(
     special: bool = False,
     chat: bool = False,
 ) -> None:
-    """Continue all prompts together and print each with its continuation; of a chat, the answer on a line of its own."""
+    """Continue all prompts together, and print each with its continuation (of a chat, on a line of its own)."""
     from rich.text import Text
 
     from gptlab.inference.generate import stream_tokens

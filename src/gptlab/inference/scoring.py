@@ -58,7 +58,7 @@ class TokenSizes:
 
     Attributes:
         bytes: by id; 0 for what stands for no text.
-        blank_after: the id after which a text begins with a blank that the tokenizer put there; None where it puts none.
+        blank_after: the id after which a text begins with a blank of the tokenizer's; None where it puts none.
     """
 
     bytes: Tensor

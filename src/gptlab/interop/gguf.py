@@ -65,13 +65,11 @@ def export_gguf(run: Run, folder: Path) -> Path:
         )
     if section["block"]["attention"]["out_bias"] and architecture.name not in ("llama", "gpt2"):
         raise CheckpointError(
-            f"{run.folder}: model.block.attention.out_bias is true, and llama.cpp's {architecture.name} adds none to what "
-            "attention gives; export it as --format hf"
+            f"{run.folder}: model.block.attention.out_bias is true, and llama.cpp's {architecture.name} adds none to "
+            "what attention gives; export it as --format hf"
         )
     if section["block"]["mlp"].get("approximate") == "none":
-        say(
-            "llama.cpp approximates the GELU that this model computes exactly: its logits will differ in the third digit"
-        )
+        say("llama.cpp approximates the GELU that this model computes exactly: logits will differ in the third digit")
     vocabulary = tokenizer_fields(run.tokenizer, run.model.embedding.weight.shape[0])
     tensors = gguf_tensors(huggingface_tensors(run, architecture, section), architecture.name, section)
     with new_folder(folder) as aside:

@@ -1,8 +1,8 @@
 """Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783) and what is built like it: Mistral (arXiv:2310.06825), Qwen2
 (arXiv:2407.10671), Qwen3 (arXiv:2505.09388), OLMo (arXiv:2402.00838) and OLMo 2 (arXiv:2501.00656).
 
-All are one table: a norm, SwiGLU, rotary positions, grouped heads. They differ in where norms stand and what they learn,
-in whether and over what width queries and keys are normalized, and in biases.
+All are one table: a norm, SwiGLU, rotary positions, grouped heads. They differ in where norms stand and what they
+learn, in whether and over what width queries and keys are normalized, and in biases.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ _CONSTANT = {
 }
 _SILU = {"hidden_act": "silu"}
 _INERT = frozenset({"attention_dropout", "pretraining_tp"})  # dropout acts in training alone
+_NOT_READ = frozenset({"attention_bias", "mlp_bias"})  # where transformers knows them without asking; tensors tell
 _OLD_BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
@@ -193,7 +194,7 @@ MISTRAL = Architecture(
     constant=_CONSTANT,
     rows=_rows(("input_layernorm", "post_attention_layernorm")),
     must_be=_SILU,
-    inert=_INERT,
+    inert=_INERT | _NOT_READ,
     ignored=_OLD_BUFFERS,
     prefix="model.",
     read_extra=_window_of_all,
@@ -212,7 +213,7 @@ QWEN2 = Architecture(
     constant={**_CONSTANT, "block.attention.bias": True, "block.attention.out_bias": False},
     rows=_rows(("input_layernorm", "post_attention_layernorm")),
     must_be=_SILU,
-    inert=_INERT | {"sliding_window", "max_window_layers"},
+    inert=_INERT | _NOT_READ | {"sliding_window", "max_window_layers"},
     ignored=_OLD_BUFFERS,
     prefix="model.",
     read_extra=_no_window,

@@ -42,9 +42,9 @@ _NO_FILE = "is no nanoGPT checkpoint (it should hold model and model_args)"
 def load_nanogpt(path: Path) -> tuple[RunConfig, nn.Module, Tokenizer]:
     """Config, model and tokenizer of a nanoGPT checkpoint.
 
-    The tokenizer is the folder `tokenizer/` beside the file, the characters of `meta.pkl` beside it or in nanoGPT's folder
-    of the data set, or GPT-2's. Raises CheckpointError where the file is missing, holds anything but tensors and plain
-    values, or is not nanoGPT's.
+    The tokenizer is the folder `tokenizer/` beside the file, the characters of `meta.pkl` beside it or in nanoGPT's
+    folder of the data set, or GPT-2's. Raises CheckpointError where the file is missing, holds anything but tensors and
+    plain values, or is not nanoGPT's.
     """
     config, tensors, tokenizer = _read(path, "nanogpt", None)
     model = build_model(config, tokenizer.vocab_size)
@@ -63,8 +63,8 @@ def import_nanogpt(path: Path, *, name: str, tokenizer: str | None = None, runs:
 def export_nanogpt(run: Run, folder: Path) -> Path:
     """Write `run` as `folder`/ckpt.pt, which nanoGPT's sample.py reads; return the file.
 
-    Where the tokenizer is not GPT-2's, `data/NAME/meta.pkl` beside it says what ids stand for; sample.py looks for it in
-    the folder that it runs in. It encodes a prompt character by character, which is said where that is not the tokenizer.
+    Where the tokenizer is not GPT-2's, `data/NAME/meta.pkl` beside it says what ids stand for; sample.py looks for it
+    in the folder that it runs in. It encodes prompts character by character, which is said where ours does not.
 
     nanoGPT computes the exact GELU; where the run approximates it, that is said, because logits then differ in the
     third digit. Raises CheckpointError where the model is not GPT-2's, or the disk refuses.
@@ -95,7 +95,8 @@ def export_nanogpt(run: Run, folder: Path) -> Path:
             (aside / "data" / name / "meta.pkl").write_bytes(pickle.dumps(meta))
     if name is not None:
         say(
-            f"nanoGPT's sample.py reads {folder}/data/{name}/meta.pkl where it runs: copy {folder}/data/{name} into its data/"
+            f"nanoGPT's sample.py reads data/{name}/meta.pkl in the folder where it runs: "
+            f"copy {folder}/data/{name} into its data/"
         )
         if run.tokenizer.kind not in ("char", "byte"):
             say("sample.py encodes prompts character by character, and not with this tokenizer's merges")
@@ -138,14 +139,14 @@ def _tokenizer(path: Path, chosen: str | None, name: str, rows: int, config: Any
             return read_meta(place, f"{name}-tokenizer")
     if rows < _GPT2_IDS:
         raise CheckpointError(
-            f"{path} has {rows} token ids, too few for GPT-2's; name what they stand for: --tokenizer FOLDER, or nanoGPT's "
-            f"--tokenizer data/{data or 'DATASET'}/{_META}"
+            f"{path} has {rows} token ids, too few for GPT-2's; name what they stand for: --tokenizer FOLDER, or "
+            f"nanoGPT's --tokenizer data/{data or 'DATASET'}/{_META}"
         )
     return load_tokenizer("gpt2")
 
 
 def read_meta(path: Path, name: str) -> Tokenizer:
-    """The characters of a `meta.pkl` of nanoGPT's; a line end stands between its texts, as its sample.py begins with one.
+    """The characters of a `meta.pkl` of nanoGPT's; a line end stands between texts, as its sample.py begins with one.
 
     Raises CheckpointError where it holds anything but tables of texts and numbers, or is no table of characters.
     """

@@ -68,15 +68,15 @@ def check_sizes(
     for what, (size, limit) in limits.items():
         if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= limit:
             raise CheckpointError(
-                f"{where} says {str(size)[:40]} {what}, and its {len(shapes)} tensors leave room for 1 to {limit:,}; get "
-                "the config and the weights of one model"
+                f"{where} says {str(size)[:40]} {what}, and its {len(shapes)} tensors leave room for 1 to {limit:,}; "
+                "get the config and the weights of one model"
             )
     table = next(theirs[0] for ours, theirs, _, _ in architecture.names(section) if ours == "embedding.weight")
     have = next((shape for name, shape in shapes.items() if architecture.canonical_name(name) == table), ())
     if len(have) == 2 and section["dim"] != have[1]:
         raise CheckpointError(
-            f"{where} says a width of {str(section['dim'])[:40]}, and {table} is {_shape(have)}; get the config and the "
-            "weights of one model"
+            f"{where} says a width of {str(section['dim'])[:40]}, and {table} is {_shape(have)}; get the config and "
+            "the weights of one model"
         )
 
 

@@ -118,9 +118,10 @@ class Architecture:
             shown = ", ".join(f"{key!r} ({str(theirs[key])[:60]})" for key in unknown)
             near = did_you_mean(unknown[0], fields)
             hint = f"; {near.rstrip('. ')}" if len(unknown) == 1 and near.startswith("did you mean") else ""
+            what = "is no field" if len(unknown) == 1 else "are no fields"
             raise CheckpointError(
-                f"{where}: {shown} {'is no field' if len(unknown) == 1 else 'are no fields'} of {self.name} that gptlab "
-                f"knows{hint}; delete what changes no number, and import nothing that has what does"
+                f"{where}: {shown} {what} of {self.name} that gptlab knows{hint}; "
+                "delete what changes no number, and import nothing that has what does"
             )
         section: Values = {}
         for key, value in self.constant.items():
@@ -195,6 +196,7 @@ class Architecture:
 
 COMMON_MUST_BE: dict[str, Any] = {
     "rope_interleaved": False,
+    "use_mrope": False,
     "pruned_heads": {},
     "is_encoder_decoder": False,
     "add_cross_attention": False,

@@ -167,7 +167,7 @@ def _import_hf(path: Path, name: str, end_of_text: str | None, document_end: str
 
 
 def _check_reproduces(path: Path, document: Any, content: str, tokenizer: Tokenizer) -> None:
-    """Raise DataError where `tokenizer` does not give the ids that the file itself gives, or the file is mislabelled."""
+    """Raise DataError where `tokenizer` does not give the ids that the file itself gives, or that is mislabelled."""
     import tokenizers
 
     source = tokenizers.Tokenizer.from_str(content)
@@ -180,8 +180,8 @@ def _check_reproduces(path: Path, document: Any, content: str, tokenizer: Tokeni
         at = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), len(found))
         why = "; its BPE leaves out merges at random (dropout)" if document["model"].get("dropout") else ""
         raise DataError(
-            f"{path}: on a probe text of {len(probe):,} characters the file gives other ids than gptlab's reading of it, "
-            f"from token {at:,} on{why}; it cannot be imported"
+            f"{path}: on a probe text of {len(probe):,} characters the file gives other ids than gptlab's reading of "
+            f"it, from token {at:,} on{why}; it cannot be imported"
         )
     model = document["model"]
     if model.get("type") == "BPE" and not model.get("ignore_merges"):
@@ -194,7 +194,7 @@ def _check_reproduces(path: Path, document: Any, content: str, tokenizer: Tokeni
         if 2 * len(never) > len(longer):
             raise DataError(
                 f"{path} says that its model is BPE, and {len(never):,} of its {len(longer):,} longer tokens "
-                f"({never[0]!r}, …) are made by no merge: it is of another kind; get the file that belongs to the vocabulary"
+                f"({never[0]!r}, …) are made by no merge: it is of another kind; get the vocabulary's own file"
             )
 
 
