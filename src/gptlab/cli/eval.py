@@ -49,26 +49,35 @@ def _evaluate_runs(
     from gptlab.evals.benchmark import check_benchmarks, find_benchmark
     from gptlab.evals.benchmark import evaluate as run_benchmark
     from gptlab.interop import load
+    from gptlab.parallel.world import find_world
 
     names = list(dict.fromkeys(task.strip() for task in tasks))
     check_benchmarks(names, options)
+    if find_world().size > 1:
+        raise GptlabError("eval is one process's work; run it without torchrun")
     for folder in runs:
         if folder.suffix != ".pt" and not (folder / "config.yaml").is_file():
             raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
-    if any(find_benchmark(name).reads_data for name in names):
+    if len(runs) > 1 and any(find_benchmark(name).reads_data for name in names):
         _check_alike(runs, options)
     rows: list[tuple[Path, list[Evaluation]]] = []
+    unwritten: GptlabError | None = None
     for folder in runs:
         run = load(folder, device=device, checkpoint=checkpoint)
         found = []
         for name in names:
             found.append(run_benchmark(run, name, options))
             path = result_path(folder, found[-1], options, checkpoint)
-            found[-1].write(path)
-            say(f"wrote {path}")
+            try:
+                found[-1].write(path)
+                say(f"wrote {path}")
+            except GptlabError as error:
+                unwritten = unwritten or error  # the numbers are shown all the same: they took long to compute
         rows.append((folder, found))
     columns = [column for found in rows[0][1] for column in find_benchmark(found.task).columns]
     show_rows(("run", "step", *(column.heading for column in columns)), (_row(*row) for row in rows))
+    if unwritten is not None:
+        raise unwritten
 
 
 def _check_alike(runs: Sequence[Path], options: Options) -> None:

@@ -49,6 +49,29 @@ def load_single(source: str, overrides: Sequence[str]) -> RunConfig:
     return load_config(source, overrides)
 
 
+GPT2_VOCABULARY = 50257
+
+
+def vocabulary_of(source: str, config: RunConfig) -> int:
+    """V of the run folder that `source` names, else of the config's data where it is here, else of its tokenizer, else
+    GPT-2's, which is said."""
+    from gptlab.data import MANIFEST, Manifest
+    from gptlab.tokenizer import load_tokenizer
+
+    own = Path(source) / "tokenizer"
+    if (own / "meta.json").is_file():
+        return load_tokenizer(own).vocab_size
+    folders = [*filter(None, [config.data.path]), *(config.data.sources or {}).values()]
+    for folder in folders:
+        if (Path(folder) / MANIFEST).is_file():
+            return Manifest.load(Path(folder)).vocab_size
+    if config.data.tokenizer:
+        return load_tokenizer(config.data.tokenizer).vocab_size
+    where = f"at {folders[0]}" if folders else "named"
+    say(f"no data set {where}; taking V = {GPT2_VOCABULARY} (--vocab-size sets another)")
+    return GPT2_VOCABULARY
+
+
 def read_metric(name: str) -> Metric:
     from gptlab.lab.experiment.metric import Metric
 

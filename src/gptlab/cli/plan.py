@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptlab.cli.options import OneStage, Overrides, load_one
+from gptlab.cli.options import OneStage, Overrides, load_one, vocabulary_of
 from gptlab.cli.tables import add_row, new_table, show
-from gptlab.console import console, output, say
+from gptlab.console import console, output
 from gptlab.errors import ConfigError, GptlabError
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from gptlab.hardware.gpus import Gpu
     from gptlab.planning.budget import Budget
     from gptlab.planning.plan import Footprint, Plan, Probe
-
-_GPT2_VOCABULARY = 50257
 
 
 def plan(
@@ -56,7 +54,7 @@ def plan(
         # Before torch is imported here, so that there is one torch in memory and not two.
         with _spinner(f"{loaded.name}: real steps for about {probe_seconds:g} s"):
             measured = probe_in_subprocess(loaded, seconds=probe_seconds)
-    vocabulary = vocab_size or _vocabulary(loaded)
+    vocabulary = vocab_size or vocabulary_of(config, loaded)
     found, limit = _footprint(loaded, vocabulary, card, gpus, measured)
     planned = plan_run(
         loaded,
@@ -105,20 +103,6 @@ def _sources(config: RunConfig) -> list[Path]:
 
 def _has_data(config: RunConfig) -> bool:
     return bool(sources := _sources(config)) and all(path.is_dir() for path in sources)
-
-
-def _vocabulary(config: RunConfig) -> int:
-    """V of the config's data where it is here, else of its tokenizer, else GPT-2's, which is said."""
-    from gptlab.data import MANIFEST, Manifest
-    from gptlab.tokenizer import load_tokenizer
-
-    for path in _sources(config):
-        if (path / MANIFEST).is_file():
-            return Manifest.load(path).vocab_size
-    if config.data.tokenizer:
-        return load_tokenizer(config.data.tokenizer).vocab_size
-    say(f"no data set here says V; taking {_GPT2_VOCABULARY} (--vocab-size sets another)")
-    return _GPT2_VOCABULARY
 
 
 def _validation_tokens(config: RunConfig) -> int | None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import OneStage, Overrides, load_one
+from gptlab.cli.options import OneStage, Overrides, load_one, vocabulary_of
 from gptlab.cli.tables import add_row, new_table, show
-from gptlab.console import output, say
+from gptlab.console import output
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.model.trace import TracedModule
-
-_GPT2_VOCABULARY = 50257
 
 
 def trace(
@@ -28,10 +25,10 @@ def trace(
     stage: OneStage = None,
 ) -> None:
     """Show every module with its shapes (in the dimension letters), parameters and FLOPs."""
-    _show_trace(load_one(config, overrides, stage), vocab_size=vocab_size, depth=depth)
+    _show_trace(config, load_one(config, overrides, stage), vocab_size=vocab_size, depth=depth)
 
 
-def _show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> None:
+def _show_trace(source: str, config: RunConfig, *, vocab_size: int | None, depth: int) -> None:
     """A table of modules; blocks that are alike are shown once."""
     from gptlab.config import format_count
     from gptlab.model.trace import trace_model
@@ -39,7 +36,7 @@ def _show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> Non
     for option, given in (("--vocab-size", vocab_size), ("--depth", depth)):
         if given is not None and given < 1:
             raise GptlabError(f"{option} must be at least 1 (given: {given})")
-    vocabulary = vocab_size or _vocabulary(config)
+    vocabulary = vocab_size or vocabulary_of(source, config)
     traced = trace_model(config, vocabulary)
     rows, alike = _without_repeats([m for m in traced.modules if m.path.count(".") < depth])
     table = new_table(("module", "class", "in", "out", "parameters", "FLOPs/token"), left=4)
@@ -65,18 +62,6 @@ def _show_trace(config: RunConfig, *, vocab_size: int | None, depth: int) -> Non
         f"{traced.parameters:,} parameters; a forward pass is {format_count(forward)}FLOPs a token "
         f"(times 3 to train), attention counted in full over T"
     )
-
-
-def _vocabulary(config: RunConfig) -> int:
-    """V of the config's data where it is here, else GPT-2's, which is said."""
-    from gptlab.data import MANIFEST, Manifest
-
-    folders = [config.data.path, *(config.data.sources or {}).values()]
-    for folder in filter(None, folders):
-        if (Path(folder) / MANIFEST).is_file():
-            return Manifest.load(Path(folder)).vocab_size
-    say(f"no data set at {folders[0]}; taking V = {_GPT2_VOCABULARY} (--vocab-size sets another)")
-    return _GPT2_VOCABULARY
 
 
 def _without_repeats(modules: list[TracedModule]) -> tuple[list[TracedModule], dict[str, str]]:
