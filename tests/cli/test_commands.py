@@ -112,7 +112,7 @@ def test_schema_is_a_json_schema_of_configs(call: Call) -> None:
         (["trace", "tiny.yaml", "--depth", "0"], "--depth must be at least 1"),
         (["sample", "nowhere"], "nowhere is not a run folder"),
         (["sample", "RUN", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
-        (["sample", "RUN", "--temperature", "-1"], "temperature must be 0 or more"),
+        (["sample", "RUN", "--temperature", "-1"], "temperature must be 0, or from 1e-06 on"),
         (["sample", "RUN", "--top-p", "1.5"], "top_p must be above 0 and at most 1"),
         (["sample", "RUN", "--device", "tpu"], "'tpu' is no device"),
         (["sample", "RUN", "--checkpoint", "step-1"], "has no checkpoint 'step-1'; it has step-00000004"),
