@@ -46,6 +46,10 @@ _TYPES = {
     "PositiveInteger": "whole number, at least 1",
     "NonNegativeInteger": "whole number, at least 0",
     "Integer": "whole number",
+    "TokenCount": "whole number, at least 1",
+    "BatchTokens": "whole number, at least 1",
+    "Length": "whole number, at least 1",
+    "SeedNumber": "whole number, at least 0",
     "PositiveNumber": "number above 0",
     "Number": "number",
     "Boolean": "true or false",
@@ -278,7 +282,8 @@ def _type(annotation: str) -> str:
         kind = annotation.removesuffix("Slot").lower()
         return f"[slot {kind}](../components/{kind}.md) or null"
     if annotation.startswith("Annotated["):
-        annotation = annotation.removeprefix("Annotated[").partition(",")[0]
+        inner, _, rest = annotation.removeprefix("Annotated[").partition(",")
+        annotation = inner + (" | None" if rest.endswith("] | None") else "")
     if annotation.startswith("dict["):
         return "mapping of names to text, or null"
     words = []

@@ -312,7 +312,9 @@ def test_disk_full_while_saving(place: Path) -> None:
     assert "free some space" in errors[0]
     assert "Traceback" not in done.stderr
     assert {path.name: snapshot(path) for path in (run / "checkpoints").iterdir()} == before
+    assert rows(run)[-1]["step"] == 20  # what was finished stays as it is
     done = gptlab("train", str(run.relative_to(place)), *options, cwd=place)
+    (run,) = (folder for folder in (place / "runs").iterdir() if folder != run and folder.is_dir())
     assert rows(run)[-1]["step"] == 40
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +409,15 @@ def test_it_says_how_far_it_is_where_there_is_no_terminal(
     assert re.search(r"^tokenizing: \d+\.\d kB, \d+ s$", capsys.readouterr().err, re.M)
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell that starts the tests in the background has interrupts ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_while_a_worker_starts_comes_later_and_not_to_the_worker() -> None:
     from gptlab.data.preparation.workers import _interrupts_later
 
@@ -426,6 +436,7 @@ def test_an_interrupt_while_a_worker_starts_comes_later_and_not_to_the_worker() 
 
 
 @pytest.mark.skipif(not Path(f"/proc/{os.getpid()}/task").is_dir(), reason="looks for workers in /proc")
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
     """It goes to the whole group of processes, as from a keyboard."""
     (tmp_path / "in.txt").write_text("some words and more of them\n" * 400_000)

@@ -119,7 +119,8 @@ def test_packing_evaluation_and_scoring_with_an_end_of_document(tmp_path: Path) 
     for number, text in enumerate(["the cat", "sat", "on a mat"]):
         (tmp_path / f"{number}.txt").write_text(text)
         texts.append(str(tmp_path / f"{number}.txt"))
-    prepare(inputs=texts, validation=texts, tokenizer=tokenizer, out=tmp_path / "data", workers=1)
+    (tmp_path / "train.txt").write_text("the mat")
+    prepare([str(tmp_path / "train.txt")], tmp_path / "data", validation=texts, tokenizer=tokenizer, workers=1)
     dataset = TokenDataset.open(tmp_path / "data", "validation")
     documents = [[1, 0, *tokenizer.encode(Path(text).read_text())] for text in texts]
     assert dataset.read(0, dataset.tokens).tolist() == [token for document in documents for token in document]

@@ -21,7 +21,7 @@ from gptlab.cli import main
 from gptlab.config import Stage, config_hash, load_config, load_stage, load_stages, starting_run, weights_digest
 from gptlab.contracts import config_subject, find_subject
 from gptlab.data import prepare
-from gptlab.errors import ConfigError, GptlabError
+from gptlab.errors import STOPPED, ConfigError, GptlabError
 from gptlab.tokenizer import byte_tokenizer
 from gptlab.training.stages import StageResult
 
@@ -248,7 +248,7 @@ def test_sigterm_ends_the_whole(place: Path) -> None:
     write()
     options = ("--set", "stages.pretrain.train.tokens=2M")
     process = start(place, *options)
-    assert end_when(process, lambda: steps(place, "two-pretrain-*") > 3, signal.SIGTERM) == 0
+    assert end_when(process, lambda: steps(place, "two-pretrain-*") > 3, signal.SIGTERM) == STOPPED
     (run,) = (place / "runs").iterdir()
     assert any((run / "checkpoints").iterdir())
     assert not (run / "model.safetensors").exists()
@@ -535,10 +535,20 @@ def test_reading_again_in_the_same_order_is_said(place: Path, capsys: pytest.Cap
 
 
 def test_a_run_that_became_another_is_not_taken(place: Path) -> None:
-    first, _ = train(write(), "stages.anneal.seeds=[2]", "stages.anneal.soup=null")
-    gptlab("train", str(first.folder), "--resume", "--set", "train.tokens=2816", cwd=place)
+    """gptlab 0.3 trained a run for longer where it was."""
+    options = ("stages.anneal.seeds=[2]", "stages.anneal.soup=null")
+    first, _ = train(write(), *options)
+    config = first.folder / "config.yaml"
+    config.write_text(config.read_text().replace("tokens: 2560", "tokens: 2816"))
     with pytest.raises(GptlabError, match=r"is no longer this stage's: train\.tokens is 2816 there and 2560 here"):
-        train(write(), "stages.anneal.seeds=[2]", "stages.anneal.soup=null")
+        train(write(), *options)
+
+
+def test_a_run_that_is_trained_for_longer_is_another_and_the_stage_stays(place: Path) -> None:
+    options = ("stages.anneal.seeds=[2]", "stages.anneal.soup=null")
+    first, second = train(write(), *options)
+    gptlab("train", str(first.folder), "--resume", "--set", "train.tokens=2816", cwd=place)
+    assert [result.folder for result in train(write(), *options)] == [first.folder, second.folder]
 
 
 def test_stages_in_python_are_values(place: Path) -> None:
