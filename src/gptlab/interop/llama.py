@@ -78,6 +78,10 @@ def _write_rope(model: Values) -> Values:
     return written
 
 
+def _head_dim(theirs: Values) -> int:
+    return int(theirs["hidden_size"] // theirs["num_attention_heads"])
+
+
 _FIELDS = (
     Field("hidden_size", ("dim",)),
     Field("num_hidden_layers", ("layers",)),
@@ -86,6 +90,11 @@ _FIELDS = (
     Field("intermediate_size", ("block.mlp.hidden",)),
     Field("max_position_embeddings", ("context_length",)),
     Field("tie_word_embeddings", ("tied",), default=False),
+)
+_WITH_HEAD_DIM = (
+    *_FIELDS,
+    Field("head_dim", ("head_dim",), default=_head_dim),
+    Field("rms_norm_eps", ("norm.eps",), default=1e-6),
 )
 _BIAS = Field("attention_bias", ("block.attention.bias",), default=False)
 _CONSTANT = {
@@ -99,10 +108,6 @@ _SILU = {"hidden_act": "silu"}
 _INERT = frozenset({"attention_dropout", "pretraining_tp"})  # dropout acts in training alone
 _NOT_READ = frozenset({"attention_bias", "mlp_bias"})  # where transformers knows them without asking; tensors tell
 _OLD_BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-
-
-def _head_dim(theirs: Values) -> int:
-    return int(theirs["hidden_size"] // theirs["num_attention_heads"])
 
 
 def _rows(norms: tuple[str, str] | None, *, qk_norm: bool = False) -> Any:
@@ -186,11 +191,7 @@ def _window_of_all(theirs: Values) -> Values:
 MISTRAL = Architecture(
     name="mistral",
     class_name="MistralForCausalLM",
-    fields=(
-        *_FIELDS,
-        Field("head_dim", ("head_dim",), default=_head_dim),
-        Field("rms_norm_eps", ("norm.eps",), default=1e-6),
-    ),
+    fields=_WITH_HEAD_DIM,
     constant=_CONSTANT,
     rows=_rows(("input_layernorm", "post_attention_layernorm")),
     must_be=_SILU,
@@ -205,11 +206,7 @@ MISTRAL = Architecture(
 QWEN2 = Architecture(
     name="qwen2",
     class_name="Qwen2ForCausalLM",
-    fields=(
-        *_FIELDS,
-        Field("head_dim", ("head_dim",), default=_head_dim),
-        Field("rms_norm_eps", ("norm.eps",), default=1e-6),
-    ),
+    fields=_WITH_HEAD_DIM,
     constant={**_CONSTANT, "block.attention.bias": True, "block.attention.out_bias": False},
     rows=_rows(("input_layernorm", "post_attention_layernorm")),
     must_be=_SILU,

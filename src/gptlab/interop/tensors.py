@@ -125,7 +125,7 @@ def _check_zip(path: Path) -> None:
                 bad = archive.testzip()
             if bad is not None:
                 raise CheckpointError(f"{path} is damaged (the checksum of {bad} is another); {_AGAIN}")
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({_line(error)}); {_AGAIN}") from None
 
 

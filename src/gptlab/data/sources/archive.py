@@ -14,11 +14,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from gptlab.data.sources import jsonl, text
-from gptlab.data.sources.base import BLOCK_BYTES, Block, Reading, Source, file_identity
-from gptlab.data.sources.streams import PACKED, as_stream, open_stream, say_once, suffixes, unpack
+from gptlab.data.sources.base import BLOCK_BYTES, Block, Reading, Source
+from gptlab.data.sources.streams import PACKED, PackedFile, as_stream, open_stream, say_once, suffixes, unpack
 from gptlab.errors import DataError
 
 NAMED = (".zip", ".tar", ".tgz", *(".tar" + packed for packed in PACKED))  # a folder's archive may hold its own texts
@@ -48,20 +48,11 @@ def open_file(path: Path, name: str, block_bytes: int) -> Source:
 
 
 @dataclass(frozen=True)
-class Archive:
+class Archive(PackedFile):
     """A zip or tar file; a tar may be compressed."""
 
-    is_stream: ClassVar[bool] = False
-
-    path: Path
-    name: str
-    block_bytes: int = BLOCK_BYTES
-
     def size(self, reading: Reading) -> int | None:
-        return None
-
-    def identity(self) -> list[Any]:
-        return [*file_identity(self.path), self.block_bytes]
+        return None  # how much of it is text is known in the end
 
     def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
         first, inner = position or (0, None)

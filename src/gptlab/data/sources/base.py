@@ -18,7 +18,7 @@ import re
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -192,6 +192,26 @@ class RowsBlock:
         return reading.join_rows(texts, self.source, self.first)
 
 
+def row_blocks(
+    rows: Iterable[tuple[int, Any]], name: str, cursor: Callable[[int], Cursor], block_bytes: int, *, origin: int
+) -> Iterator[Block]:
+    """Numbered rows, read one by one, as blocks of about `block_bytes` characters.
+
+    `origin`: the number of the first row that there is. `cursor` makes a block's cursor of the number of its first row.
+    """
+    start, held, size = origin, list[Any](), 0
+    for number, text in rows:
+        if not held:
+            start = number
+        held.append(text)
+        size += len(text) if isinstance(text, str) else 0
+        if size >= block_bytes:
+            yield RowsBlock(cursor(start), name, start, held, first=start == origin)
+            held, size = [], 0
+    if held:
+        yield RowsBlock(cursor(start), name, start, held, first=start == origin)
+
+
 class Source(Protocol):
     """Something to read text from."""
 
@@ -241,5 +261,7 @@ def damage_as_data_error(name: str) -> Iterator[None]:
 def _damage() -> tuple[type[BaseException], ...]:
     import pyarrow
 
+    # For a member packed by a method that it does not know, zipfile raises NotImplementedError: to us it is no damage,
+    # but as unreadable.
     archives = (zipfile.BadZipFile, NotImplementedError, tarfile.TarError)
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *archives, pyarrow.ArrowException)

@@ -10,14 +10,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, RowsBlock, Source, file_identity
+from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, row_blocks
 from gptlab.data.sources.formats import refuse_binary
 from gptlab.data.sources.streams import (
     HEAD_BYTES,
     MAX_LINE_BYTES,
     PACKED,
+    PackedFile,
     open_stream,
     skip,
     split_into_blocks,
@@ -78,20 +79,8 @@ class LinesBlock:
 
 
 @dataclass(frozen=True)
-class JsonFile:
+class JsonFile(PackedFile):
     """A file of JSON, plain or compressed."""
-
-    is_stream: ClassVar[bool] = False
-
-    path: Path
-    name: str
-    block_bytes: int = BLOCK_BYTES
-
-    def size(self, reading: Reading) -> int | None:
-        return None if self.path.suffix.lower() in PACKED else self.path.stat().st_size
-
-    def identity(self) -> list[Any]:
-        return [*file_identity(self.path), self.block_bytes]
 
     def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
         with open_stream(self.path, self.name) as file:
@@ -138,19 +127,12 @@ def json_blocks(
 def _value_blocks(
     file: io.BufferedReader, name: str, reading: Reading, cursor: Callable[[Any], Cursor], start: int, block_bytes: int
 ) -> Iterator[Block]:
-    rows: list[Any] = []
-    size = 0
-    for number, value in enumerate(_Values(file, name, reading.errors).read()):
-        if number < start:
-            continue
-        text = value if value is None or isinstance(value, str) else reading.pick(value, name, f"value {number}")
-        rows.append(text)
-        size += len(text) if isinstance(text, str) else 0
-        if size >= block_bytes:
-            yield RowsBlock(cursor(start), name, start, rows, first=start == 0)
-            start, rows, size = number + 1, [], 0
-    if rows:
-        yield RowsBlock(cursor(start), name, start, rows, first=start == 0)
+    rows = (
+        (number, value if value is None or isinstance(value, str) else reading.pick(value, name, f"value {number}"))
+        for number, value in enumerate(_Values(file, name, reading.errors).read())
+        if number >= start
+    )
+    return row_blocks(rows, name, cursor, block_bytes, origin=0)
 
 
 class _Values:

@@ -12,11 +12,12 @@ import gzip
 import io
 import lzma
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from gptlab.console import say
-from gptlab.data.sources.base import damage_as_data_error
+from gptlab.data.sources.base import BLOCK_BYTES, Reading, damage_as_data_error, file_identity
 from gptlab.errors import DataError
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
@@ -56,6 +57,25 @@ def unpack(file: io.BufferedReader, suffix: str) -> io.BufferedReader:
     else:
         raw = _Members(file, bz2.BZ2Decompressor if suffix == ".bz2" else lzma.LZMADecompressor)
     return io.BufferedReader(raw, _BUFFER_BYTES)
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file, plain or compressed, that is read from its beginning on."""
+
+    is_stream: ClassVar[bool] = False
+
+    path: Path
+    name: str
+    block_bytes: int = BLOCK_BYTES
+
+    def size(self, reading: Reading) -> int | None:
+        """As of `Source`: what a compressed file holds is known in the end."""
+        return None if self.path.suffix.lower() in PACKED else self.path.stat().st_size
+
+    def identity(self) -> list[Any]:
+        """As of `Source`: blocks of another size have other cursors."""
+        return [*file_identity(self.path), self.block_bytes]
 
 
 class _Members(io.RawIOBase):

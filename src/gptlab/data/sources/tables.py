@@ -6,11 +6,11 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from gptlab.data.sources.base import BLOCK_BYTES, Block, Reading, RowsBlock, Source, file_identity
+from gptlab.data.sources.base import Block, Reading, Source, row_blocks
 from gptlab.data.sources.formats import refuse_binary
-from gptlab.data.sources.streams import HEAD_BYTES, MAX_LINE_BYTES, PACKED, lines_of, open_stream, suffixes
+from gptlab.data.sources.streams import HEAD_BYTES, MAX_LINE_BYTES, PACKED, PackedFile, lines_of, open_stream, suffixes
 from gptlab.errors import DataError
 
 NAMED = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", *PACKED))  # lists of files lie beside texts
@@ -22,36 +22,13 @@ def open_file(path: Path, name: str, block_bytes: int) -> Source:
 
 
 @dataclass(frozen=True)
-class TableFile:
+class TableFile(PackedFile):
     """A .csv or .tsv file, plain or compressed."""
-
-    is_stream: ClassVar[bool] = False
-
-    path: Path
-    name: str
-    block_bytes: int = BLOCK_BYTES
-
-    def size(self, reading: Reading) -> int | None:
-        return None if self.path.suffix.lower() in PACKED else self.path.stat().st_size
-
-    def identity(self) -> list[Any]:
-        return [*file_identity(self.path), self.block_bytes]
 
     def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
         """Rows are counted from 1, the first below the names."""
-        start = position or 1
-        rows: list[Any] = []
-        size = 0
-        for row, text in enumerate(self._column(reading), 1):
-            if row < start:
-                continue
-            rows.append(text)
-            size += len(text)
-            if size >= self.block_bytes:
-                yield RowsBlock((number, start), self.name, start, rows, first=start == 1)
-                start, rows, size = row + 1, [], 0
-        if rows:
-            yield RowsBlock((number, start), self.name, start, rows, first=start == 1)
+        rows = ((row, text) for row, text in enumerate(self._column(reading), 1) if row >= (position or 1))
+        return row_blocks(rows, self.name, lambda row: (number, row), self.block_bytes, origin=1)
 
     def _column(self, reading: Reading) -> Iterator[str]:
         csv.field_size_limit(MAX_LINE_BYTES)
