@@ -84,22 +84,23 @@ def _check_alike(runs: Sequence[Path], options: Options) -> None:
     """Raise GptlabError where a table would hold numbers of different text, or of windows of different lengths."""
     from gptlab.data import measured_on
     from gptlab.evals.validation import validation_sets
-    from gptlab.record.measurement import differences
+    from gptlab.record.measurement import Identity, unlike_pair
     from gptlab.record.runfolder import read_config
     from gptlab.tokenizer import load_tokenizer
 
-    first = None
-    for folder in [one for one in runs if one.suffix != ".pt"]:
+    def identity(folder: Path) -> Identity:
         config, tokenizer = read_config(folder), load_tokenizer(folder / "tokenizer")
         changes = {"tokens": options.limit, "sequence_length": options.sequence_length or config.validation_length}
         config = config.model_copy(update={"eval": config.eval.model_copy(update=changes)})
-        found = measured_on(config, tokenizer, validation_sets(folder, config.data, tokenizer, options.data))
-        if first is not None and (changed := differences(found, first[1], by_byte=True)):
-            raise GptlabError(
-                f"{folder} would be measured on something else than {first[0]}, {changed[0]}; give both one "
-                "--sequence-length and one --data, or evaluate them one by one"
-            )
-        first = first or (folder, found)
+        return measured_on(config, tokenizer, validation_sets(folder, config.data, tokenizer, options.data))
+
+    own = ((folder, identity(folder)) for folder in runs if folder.suffix != ".pt")
+    if found := unlike_pair(own, by_byte=True):
+        folder, first, difference = found
+        raise GptlabError(
+            f"{folder} would be measured on something else than {first}, {difference}; give both one --sequence-length "
+            "and one --data, or evaluate them one by one"
+        )
 
 
 def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: str | None) -> Path:

@@ -7,7 +7,10 @@ all of that is equal; where it is not known (a run of gptlab before 0.4), that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+What = TypeVar("What")
 
 Identity = dict[str, str]
 """What a value was read from, by name, in words that can be shown."""
@@ -59,6 +62,22 @@ def differences(one: Identity, other: Identity, *, by_byte: bool = False) -> lis
     if whole and one["tokenizer"] != other["tokenizer"]:
         names = [name for name in names if name not in ("validation data", "tokenizer")]
     return [f"{name} {one[name]} against {other[name]}" for name in names if one[name] != other[name]]
+
+
+def unlike_pair(
+    measured: Iterable[tuple[What, Identity | None]], *, by_byte: bool = False
+) -> tuple[What, What, str] | None:
+    """The first of what was measured that was read from something else than the first whose identity is known, that
+    first, and in what they differ; None where all were read from the same."""
+    first: tuple[What, Identity] | None = None
+    for what, identity in measured:
+        if identity is None:
+            continue
+        if first is None:
+            first = what, identity
+        elif changed := differences(identity, first[1], by_byte=by_byte):
+            return what, first[0], changed[0]
+    return None
 
 
 def data_identity(fingerprints: Mapping[str, str]) -> Identity:

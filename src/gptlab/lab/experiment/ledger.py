@@ -6,6 +6,7 @@ functions of the ledger, so that all of them speak of the same moment.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from gptlab.lab.experiment.spec import Arm, Experiment, apply_tuning
 from gptlab.lab.experiment.tuning import TuningChoice, select_tuning
 from gptlab.lab.runs.store import RunSpec, Store, is_evaluated
 from gptlab.record.facts import Facts, read_facts
-from gptlab.record.measurement import Identity, differences
-from gptlab.record.metrics import read_metrics
+from gptlab.record.measurement import Identity, unlike_pair
 from gptlab.record.runfolder import FACTS, Failure, Session, State, read_failure, read_sessions, state
 
 COMPARISON, TUNING, CURVE = "comparison", "tuning", "compute curve"
@@ -141,14 +141,13 @@ class Ledger:
 
 def _check_alike(experiment: Experiment, records: Sequence[RunRecord]) -> None:
     """Raise GptlabError where runs that are ranked, or fitted, together were measured on different things."""
-    known = [(record, record.identity) for record in records if record.identity is not None]
-    for record, identity in known[1:]:
-        first, other = known[0]
-        if changed := differences(identity, other, by_byte=experiment.statement.metric.is_by_byte):
-            raise GptlabError(
-                f"{record.folder} and {first.folder} were measured on different things, {changed[0]}; put the data "
-                "back as they were, or move the older of the two away to train it anew"
-            )
+    known = ((record.folder, record.identity) for record in records)
+    if found := unlike_pair(known, by_byte=experiment.statement.metric.is_by_byte):
+        folder, first, difference = found
+        raise GptlabError(
+            f"{folder} and {first} were measured on different things, {difference}; put the data back as they were, or "
+            "move the older of the two away to train it anew"
+        )
 
 
 class _Reader:
@@ -206,12 +205,7 @@ class _Reader:
         metric = self.experiment.statement.metric
         if use == CURVE and not metric.is_logged:
             return {}  # a short run is not evaluated, and need not reach the target
-        rows = [] if metric.accuracy is not None else read_metrics(log)
-        return {
-            "value": metric.value(folder, rows),
-            "identity": metric.identity(folder, sessions, rows),
-            "resolution": metric.resolution(folder),
-        }
+        return dataclasses.asdict(metric.measure(folder, sessions))
 
     def _dollars(self, facts: Facts) -> float | None:
         """Its hours times the price of the hardware; None where nobody says one."""

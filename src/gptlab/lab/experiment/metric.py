@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,27 @@ from gptlab.config.types import Number, Text
 from gptlab.errors import GptlabError, did_you_mean
 from gptlab.evals import benchmark_names
 from gptlab.lab.runs.store import outdated
-from gptlab.record.evaluation import Evaluation, read_evaluation
-from gptlab.record.measurement import Identity, differences
+from gptlab.record.evaluation import read_evaluation
+from gptlab.record.measurement import Identity, unlike_pair
 from gptlab.record.metrics import Row, read_metrics
 from gptlab.record.runfolder import Session, read_sessions
 
 _PLAIN = {"loss": "val/loss", "bits_per_byte": "val/bits_per_byte"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metric of a run.
+
+    Attributes:
+        value: it.
+        identity: what it was read from, but for the run; None where that is not known (gptlab before 0.4).
+        resolution: the step in which it is counted, one question of an accuracy; 0 where it has none.
+    """
+
+    value: float
+    identity: Identity | None
+    resolution: float = 0.0
 
 
 class Metric(Section):
@@ -89,8 +105,10 @@ class Metric(Section):
         """Whether a lower value is better."""
         return self.accuracy is None and self.better != "higher"
 
-    def value(self, run: Path, rows: Sequence[Row] | None = None) -> float:
-        """The metric of a finished run. `rows`: its metrics, where they have been read already.
+    def measure(
+        self, run: Path, sessions: Sequence[Session] | None = None, rows: Sequence[Row] | None = None
+    ) -> Measured:
+        """The metric of a finished run. `sessions`, `rows`: the run's, where they have been read already.
 
         Raises GptlabError where the run does not have it, or never reached the target.
         """
@@ -101,36 +119,24 @@ class Metric(Section):
         if not measured:
             logged = sorted({key for row in rows for key in row} - {"step", "tokens"})
             raise GptlabError(f"{run}: no run logs {self.key!r}; {did_you_mean(self.key, logged)}")
+        identity = self._identity(read_sessions(run) if sessions is None else sessions, measured)
         if self.tokens_to is not None:
-            return _crossing(run, measured, "tokens", self.tokens_to)
+            return Measured(_crossing(run, measured, "tokens", self.tokens_to), identity)
         if self.seconds_to is not None:
-            return _crossing(run, measured, "seconds", self.seconds_to)
-        return float(measured[-1][self.key])
+            return Measured(_crossing(run, measured, "seconds", self.seconds_to), identity)
+        return Measured(float(measured[-1][self.key]), identity)
 
-    def identity(
-        self, run: Path, sessions: Sequence[Session] | None = None, rows: Sequence[Row] | None = None
-    ) -> Identity | None:
-        """What the metric of a finished run was read from, but for the run; None where that is not known: by gptlab
-        before 0.4. `sessions`, `rows`: the run's, where they have been read already."""
-        if self.accuracy is not None:
-            return _evaluation(run, self.accuracy).identity
+    def value(self, run: Path) -> float:
+        """The metric of a finished run, alone. Raises as `measure`."""
+        return self.measure(run).value
+
+    def _identity(self, sessions: Sequence[Session], measured: Sequence[Row]) -> Identity | None:
         if not self.key.startswith("val/"):
             return {}  # of the training batches, which are the run's own
-        known = (read_sessions(run) if sessions is None else sessions)[-1:]
-        if not known or "validation" not in known[0]:
-            return None
-        if self.is_logged:
-            return known[0]["validation"]
-        rows = read_metrics(run / "metrics.jsonl") if rows is None else rows
-        steps = [row["step"] for row in rows if row.get(self.key) is not None]
-        return known[0]["validation"] | {"validations": f"{len(steps)}, at step {steps[0]} first" if steps else "none"}
-
-    def resolution(self, run: Path) -> float:
-        """The step in which the metric of a run is counted: one question of an accuracy; else 0."""
-        if self.accuracy is None:
-            return 0.0
-        questions = _evaluation(run, self.accuracy).results.get("questions")
-        return 1 / questions if isinstance(questions, int) and questions > 0 else 0.0
+        validation = sessions[-1].get("validation") if sessions else None
+        if validation is None or self.is_logged:
+            return validation
+        return validation | {"validations": f"{len(measured)}, at step {measured[0]['step']} first"}
 
 
 def _crossing(run: Path, rows: Sequence[Row], what: str, target: float) -> float:
@@ -150,35 +156,25 @@ def _crossing(run: Path, rows: Sequence[Row], what: str, target: float) -> float
     )
 
 
-def _accuracy(run: Path, task: str) -> float:
-    found = _evaluation(run, task)
-    value = found.results.get("acc_norm", found.results.get("acc"))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise GptlabError(f"{run}: {task} has no accuracy; choose a task of questions")
-    return float(value)
-
-
-def _evaluation(run: Path, task: str) -> Evaluation:
+def _accuracy(run: Path, task: str) -> Measured:
     found = read_evaluation(run, task)
     if found is None:
         raise GptlabError(f"{run} has no evals/{task}.json; run `gptlab eval {run} --tasks {task}`")
     if why := outdated(found, run):
         raise GptlabError(f"{run}: evals/{task}.json is {why}; run `gptlab eval {run} --tasks {task}` again")
-    return found
+    value, questions = found.results.get("acc_norm", found.results.get("acc")), found.results.get("questions")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise GptlabError(f"{run}: {task} has no accuracy; choose a task of questions")
+    step = 1 / questions if isinstance(questions, int) and questions > 0 else 0.0
+    return Measured(float(value), found.identity, step)
 
 
 def check_alike(metric: Metric, runs: Iterable[Path]) -> None:
     """Raise GptlabError where the metric of two of these runs was read from different things: they are no sample of one
     quantity."""
-    first: tuple[Path, Identity] | None = None
-    for run in runs:
-        identity = metric.identity(run)
-        if identity is None:
-            continue
-        if first is None:
-            first = run, identity
-        elif changed := differences(identity, first[1], by_byte=metric.is_by_byte):
-            raise GptlabError(
-                f"{run} and {first[0]} were measured on different things, {changed[0]}; move one of them away and "
-                "train or evaluate it anew"
-            )
+    if found := unlike_pair(((run, metric.measure(run).identity) for run in runs), by_byte=metric.is_by_byte):
+        run, first, difference = found
+        raise GptlabError(
+            f"{run} and {first} were measured on different things, {difference}; move one of them away and train or "
+            "evaluate it anew"
+        )

@@ -33,7 +33,7 @@ from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.plotting import COLOURS, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
-from gptlab.record.measurement import differences
+from gptlab.record.measurement import unlike_pair
 from gptlab.record.metrics import read_columns
 from gptlab.record.runfolder import State, state
 
@@ -242,14 +242,13 @@ def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
 
 def check_alike(folders: Sequence[Path]) -> None:
     """Raise GptlabError where the top-k accuracies of two runs were read from different things."""
-    found = [(folder, read_evaluation(folder, "topk")) for folder in folders]
-    known = [(folder, one.identity) for folder, one in found if one is not None]
-    for folder, identity in known[1:]:
-        if changed := differences(identity, known[0][1]):
-            raise GptlabError(
-                f"{folder} and {known[0][0]}: top-k accuracies of different things, {changed[0]}; compare them "
-                "without --top-k, or evaluate both on one --data and --sequence-length"
-            )
+    found = ((folder, read_evaluation(folder, "topk")) for folder in folders)
+    if unlike := unlike_pair((folder, None if one is None else one.identity) for folder, one in found):
+        folder, first, difference = unlike
+        raise GptlabError(
+            f"{folder} and {first}: top-k accuracies of different things, {difference}; compare them without --top-k, "
+            "or evaluate both on one --data and --sequence-length"
+        )
 
 
 # ---------------------------------------------------------------- what is said
