@@ -43,11 +43,16 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     step: int | None = None  # the training step of the weights; None where it is not known
-    weights: str | None = None  # 16 digits of SHA-256 of model.safetensors; None where they are from elsewhere
+    final: bool = False  # whether these are the weights in model.safetensors
 
     def __repr__(self) -> str:
         size = sum(parameter.numel() for parameter in self.model.parameters())
         return f"Run({str(self.folder)!r}, {size:,} parameters, step {self.step}, on {self.device})"
+
+    @property
+    def weights(self) -> str | None:
+        """16 digits of SHA-256 of model.safetensors; None for weights from elsewhere."""
+        return runfolder.digest_of_weights(self.folder) if self.final else None
 
     @functools.cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -134,7 +139,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
         step = config.total_steps
     run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
-    run.weights = weights_digest(folder / runfolder.WEIGHTS) if final else None
+    run.final = final
     return run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,16 @@ def test_an_error_is_noted_where_a_run_was_about_to_begin_and_nowhere_else(run: 
     note_error(tmp_path / "none", error)
     assert not (run / "failed.json").exists()
     assert not (tmp_path / "none").exists()
+
+
+def test_a_digest_of_weights_is_read_anew_where_the_file_is_another(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = runfolder.digest_of_weights(run)
+    with monkeypatch.context() as once:
+        once.setattr(runfolder, "weights_digest", lambda path: pytest.fail("the file is read again"))
+        assert runfolder.digest_of_weights(run) == first
+    save_file({"w": torch.ones(4)}, run / "model.safetensors")
+    os.utime(run / "model.safetensors", ns=(0, 0))  # the same size, another time
+    assert runfolder.digest_of_weights(run) != first
+    save_file({"w": torch.zeros(4)}, run / "model.safetensors")
+    (run / "model.sha256").write_text("[[[")
+    assert runfolder.digest_of_weights(run) == first

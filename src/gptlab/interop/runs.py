@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from gptlab.config import RunConfig, config_from, config_hash, weights_digest
+from gptlab.config import RunConfig, config_from, config_hash
 from gptlab.console import console, say
 from gptlab.errors import CheckpointError, DataError
 from gptlab.files import atomic_folder
@@ -219,7 +219,7 @@ def write_run(
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
     with new_folder(folder) as aside:
         save_tensors(tensors, aside / "model.safetensors")
-        session = {**session, "weights": weights_digest(aside / "model.safetensors"), "imported": source}
+        session = {**session, "weights": runfolder.digest_of_weights(aside), "imported": source}
         runfolder.write_run_folder(aside, config, session)
         tokenizer.save(aside / "tokenizer")
         for file, content in (beside or {}).items():

@@ -7,7 +7,7 @@ tokenizer/         the tokenizer, so that the run can be used alone
 metrics.jsonl, metrics.csv, log.txt, loss.png
 facts.json         what a finished run was and cost
 failed.json        why the last attempt failed, where it did
-checkpoints/, model.safetensors, evals/
+checkpoints/, model.safetensors (and model.sha256, its digest with its size and time), evals/
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from gptlab.version import __version__
 DIVERGED = "diverged"
 """The kind of failure that would come again."""
 WEIGHTS, FACTS, FAILED = "model.safetensors", "facts.json", "failed.json"
+DIGEST = "model.sha256"
 _NAMED_HASH = re.compile(r"-([0-9a-f]{8})(-seed[0-9-]+)?$")
 
 
@@ -128,7 +129,7 @@ def write_run_folder(folder: Path, config: RunConfig, session: Session) -> None:
 
 def reopen(folder: Path) -> None:
     """Take from a run what says that it is finished, or failed: it is trained from now on."""
-    for name in (WEIGHTS, FACTS, FAILED):
+    for name in (WEIGHTS, DIGEST, FACTS, FAILED):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -232,13 +233,30 @@ def recorded_weights(folder: Path) -> str | None:
     return sessions[-1].get("weights") if sessions else None
 
 
-def say_changed_weights(folder: Path) -> None:
-    """Say it where model.safetensors is not what was written when the run ended: edited on purpose, or damaged.
+def digest_of_weights(folder: Path) -> str:
+    """16 digits of SHA-256 of a run's model.safetensors.
 
-    The file is read once while it stays as it is.
+    It is kept beside the file with its size and time: gigabytes are not read for every command. A file whose size or
+    time is another since, which nothing of ours makes, is read each time.
     """
+    status = (folder / WEIGHTS).stat()
+    now = [status.st_size, status.st_mtime_ns]
+    kept: list[Any] = []
+    with contextlib.suppress(OSError, GptlabError):
+        kept = read_json(folder / DIGEST, list[Any], mend="delete it")
+    if len(kept) == 3 and kept[1:] == now and isinstance(kept[0], str):
+        return kept[0]
+    digest = weights_digest(folder / WEIGHTS)
+    if not (folder / DIGEST).exists():
+        with contextlib.suppress(OSError):  # where nothing can be written it is read each time, too
+            write_atomic(folder / DIGEST, json.dumps([digest, *now]) + "\n")
+    return digest
+
+
+def say_changed_weights(folder: Path) -> None:
+    """Say it where model.safetensors is not what was written when the run ended: edited on purpose, or damaged."""
     written = recorded_weights(folder)
-    if written is not None and weights_digest(folder / WEIGHTS) != written:
+    if written is not None and digest_of_weights(folder) != written:
         say(
             f"careful: {folder / WEIGHTS} was changed or damaged since the run ended (its digest is not {written}): "
             "what the run logged is of other weights"

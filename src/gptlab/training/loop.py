@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.config import RunConfig, weights_digest
+from gptlab.config import RunConfig
 from gptlab.console import say
 from gptlab.data import micro_batches, validation_batches
 from gptlab.data.permutation import hash64
@@ -308,7 +308,7 @@ def _conclude(job: Job, seconds: float) -> None:
         write_views(job.folder)
     if job.world.is_main and job.step == job.config.total_steps and not (job.folder / runfolder.FACTS).exists():
         facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
-        digest = weights_digest(job.folder / runfolder.WEIGHTS)
+        digest = runfolder.digest_of_weights(job.folder)
         measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory, weights=digest)
         write_facts(job.folder, measured)
 

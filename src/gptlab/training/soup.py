@@ -29,7 +29,6 @@ from gptlab.config import (
     dump_yaml,
     hashed_values,
     starting_run,
-    weights_digest,
 )
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import CheckpointError, ConfigError, DataError
@@ -344,7 +343,7 @@ class _Evaluator:
                 if not tensor.isfinite().all():
                     raise CheckpointError(f"{label}: tensor {name} is not finite; leave this run out")
                 parameter.copy_(tensor)
-        return evaluate(dataclasses.replace(self.run, folder=Path(label), step=None), "loss", self.options)
+        return evaluate(dataclasses.replace(self.run, folder=Path(label), step=None, final=False), "loss", self.options)
 
 
 def _greedy_shares(found: Sequence[Evaluation], files: Sequence[Path], evaluator: _Evaluator) -> list[float]:
@@ -387,7 +386,7 @@ def _write(
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
     with new_folder(made.folder) as aside:
         save_tensors(tensors, aside / "model.safetensors")
-        session = {**session, "weights": weights_digest(aside / "model.safetensors"), "soup": record}
+        session = {**session, "weights": runfolder.digest_of_weights(aside), "soup": record}
         runfolder.write_run_folder(aside, config, session)
         inputs.tokenizer.save(aside / "tokenizer")
         evaluation.write(aside / "evals" / "loss.json")
