@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gptlab.errors import ConfigError, TrainingError
+from gptlab.hardware import device as hardware
 from gptlab.hardware import memory, precision
 from gptlab.hardware.compile import try_compile
 from gptlab.hardware.device import describe, memory_limit, peak_flops, pick_device
@@ -151,6 +152,36 @@ def test_rows_are_never_more_than_asked_for_and_are_shares_of_it(monkeypatch: py
         seen.add(largest_micro_batch(passes(32, 4), 24, CPU))
     assert seen <= {1, 2, 3, 6, 12, 24}
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize(
+    ("controllers", "limit", "used", "cached"),
+    [
+        ("", "memory.max", "memory.current", "file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+    ],
+)
+def test_a_container_or_a_job_has_what_its_control_groups_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, controllers: str, limit: str, used: str, cached: str
+) -> None:
+    def confine(group: str, **files: str) -> None:
+        folder = tmp_path / "sys/fs/cgroup" / controllers / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / {"limit": limit, "used": used, "stat": "memory.stat"}[name]).write_text(text)
+
+    assert hardware._confined_to(tmp_path) == []  # a system without them
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:cpuset:/\n1:{controllers}:/job/step\n")
+    confine("job/step", limit="max", used="300", stat=f"anon 1\n{cached} 50\n")
+    assert hardware._confined_to(tmp_path) == []
+    confine("job", limit="1000", used="300", stat=f"anon 1\n{cached} 50\n")
+    assert hardware._confined_to(tmp_path) == [750]
+    confine("job/step", limit="200")
+    assert hardware._confined_to(tmp_path) == [0, 750]  # what it has taken is beyond a limit lowered since
+    for confined in ([], [2**50], [12345]):
+        monkeypatch.setattr(hardware, "_confined_to", lambda confined=confined: confined)
+        assert (hardware.available_memory(CPU) == 12345) == (confined == [12345])
 
 
 def test_out_of_memory_on_a_gpu_halves_the_rows() -> None:

@@ -78,16 +78,18 @@ def run(
 
 
 def _check_models(experiment: Experiment) -> None:
-    """Raise GptlabError where the model of an arm, tuned or not, cannot be built: before anything is trained."""
+    """Raise GptlabError where the model of an arm, tuned or not, cannot be built or does not fit this machine: before
+    anything is trained."""
     from gptlab.data import open_splits
+    from gptlab.hardware.device import pick_device
     from gptlab.lab.experiment.spec import apply_tuning
-    from gptlab.model import build_model
+    from gptlab.planning.footprint import require_memory
 
     for arm in experiment.all_arms:
         for config in [arm.config, *(apply_tuning(arm, point).config for point in experiment.grid)]:
             vocabulary = next(iter(open_splits(config.data)[1].values())).vocab_size
             try:
-                build_model(config, vocabulary or 1, device="meta")
+                require_memory(config, vocabulary or 1, pick_device(config.system.device))
             except GptlabError as error:
                 raise GptlabError(f"arm {arm.name!r}: {error}") from None
 

@@ -30,7 +30,7 @@ def parse_number(text: str) -> int | float:
 
 BOUNDS: dict[str, int] = {
     "dim": 2**17,
-    "layers": 4096,
+    "layers": 1024,
     "heads": 2**13,
     "head_dim": 2**14,
     "context_length": 2**24,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,8 +86,9 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_limit(device: torch.device) -> int:
-    """Bytes that a training step may take: what is free on the GPU, or half of the machine's available memory."""
+def available_memory(device: torch.device) -> int:
+    """Bytes that a process may take: what is free on the GPU, or the machine's available memory, where this process is
+    confined to less (a container, a job of a cluster) that."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
@@ -95,7 +97,41 @@ def memory_limit(device: torch.device) -> int:
     with contextlib.suppress(OSError), open("/proc/meminfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024 // 2
+                return min([int(line.split()[1]) * 1024, *_confined_to()])
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    return 4 * 2**30
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return 8 * 2**30
+
+
+def _confined_to(root: Path = Path("/")) -> list[int]:
+    """Bytes that each control group around this process leaves it, version 2 and 1: none where none has a limit."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            innermost = root / "sys/fs/cgroup" / controllers / group.strip("/")
+            for folder in (innermost, *innermost.parents):
+                if folder == root / "sys/fs":
+                    break
+                found += _left(folder, *(_CGROUP_1 if controllers else _CGROUP_2))
+    return found
+
+
+_CGROUP_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+_CGROUP_2 = ("memory.max", "memory.current", "file")
+
+
+def _left(folder: Path, limit: str, used: str, cached: str) -> list[int]:
+    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
+        most, now = (int((folder / name).read_text()) for name in (limit, used))
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return [max(0, most - now + int(counts.get(cached, 0)))]  # a file's pages are given back when they are needed
+    return []
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that a training step may take: all that is free on a GPU, half of the machine's available memory."""
+    free = available_memory(device)
+    return free // 2 if device.type == "cpu" else free

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from gptlab.config import RunConfig, build
 from gptlab.errors import ConfigError
-from gptlab.hardware.precision import autocast
+from gptlab.hardware.device import available_memory
+from gptlab.hardware.precision import autocast, pick_dtype
 from gptlab.loss import TokenBatch
 from gptlab.model import build_model
 from gptlab.model.backends import Scores, View, override
@@ -27,6 +28,7 @@ from gptlab.planning.formatting import format_bytes
 from gptlab.planning.plan import Footprint, largest_fit
 
 _CPU = torch.device("cpu")
+_MARGIN = 2  # how many times a rough count must fit, so that no exact one is made
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_FusedAttention`'s output
 
 
@@ -105,6 +107,41 @@ def fitting_footprint(
     while found.total > limit:
         found = footprint(config, vocab_size, -(-found.micro_batch // 2), **how)
     return found
+
+
+def require_memory(config: RunConfig, vocab_size: int, device: torch.device, *, world_size: int = 1) -> None:
+    """Raise ConfigError where a step of a run needs more memory than `device` has: told before anything is allocated,
+    because a machine that runs out of memory ends processes without a word.
+
+    Where it is far from that by a rough count, no exact one is made, which would take seconds.
+    """
+    rows, fixed = config.sequences_per_step // world_size, config.system.micro_batch
+    rows = 1 if fixed == "auto" else min(fixed, rows)
+    limit = available_memory(device)
+    model = build_model(config, vocab_size, device="meta")
+    if _rough_bytes(model, rows, config.train.sequence_length) < limit / _MARGIN:
+        return
+    static = 2 * _bytes([*model.parameters(), *model.buffers()])  # and gradients
+    if static > limit:  # told at once: a step of what is this large takes minutes to count
+        raise ConfigError(
+            f"{config.name} does not fit: its weights and their gradients alone need {format_bytes(static)} of "
+            f"{format_bytes(limit)} that {device} has free; lower model.dim or model.layers"
+        )
+    kind = pick_dtype(config.train.dtype, device)
+    found = footprint(config, vocab_size, rows, accelerator=device.type == "cuda", dtype=kind)
+    if found.total > limit:
+        raise ConfigError(_too_large(found, limit, config))
+
+
+def _rough_bytes(model: nn.Module, rows: int, length: int) -> float:
+    """About what one step takes, rather too much: weights, gradients and two moments; what goes into each matrix and
+    comes out of it four times, and five times each score. Infinite for a model that does not say its heads."""
+    heads, blocks = getattr(model, "heads", None), getattr(model, "blocks", None)
+    if not isinstance(heads, int) or not isinstance(blocks, nn.ModuleList):
+        return float("inf")
+    parameters = list(model.parameters())
+    a_token = 4 * sum(sum(p.shape[-2:]) for p in parameters if p.ndim > 1) + 5 * heads * length * len(blocks)
+    return 4 * (4 * sum(p.numel() for p in parameters) + float(rows) * length * a_token)
 
 
 def _too_large(found: Footprint, limit: int, config: RunConfig) -> str:

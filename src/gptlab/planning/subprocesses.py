@@ -24,7 +24,7 @@ def probe_in_subprocess(config: RunConfig, *, seconds: float = 20.0) -> Probe:
     with tempfile.TemporaryDirectory(prefix="gptlab-probe-") as folder:
         source = Path(folder) / "config.yaml"
         source.write_text(dump_yaml(config.plain()), encoding="utf-8")
-        command = [sys.executable, "-m", "gptlab.planning.probe", folder, str(seconds), str(time.time())]
+        command = [sys.executable, "-m", "gptlab.training.probe", folder, str(seconds), str(time.time())]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         _require_success(done, "the probe")
         return read_json(Path(folder) / "probe.json", Probe, mend="run the command again")

@@ -32,6 +32,7 @@ NO_RESULT = (
     "hardware.gpus",
     "inference.cache",
     "inference.generate",
+    "planning",  # it refuses a run, and computes none
     "plotting",
     "record",
     "systems.display",

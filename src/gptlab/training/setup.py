@@ -26,6 +26,7 @@ from gptlab.hardware.precision import pick_dtype
 from gptlab.model import build_model
 from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, choose_layout
+from gptlab.planning.footprint import require_memory
 from gptlab.record import runfolder
 from gptlab.record.measurement import Identity, differences
 from gptlab.record.metrics import read_metrics
@@ -179,6 +180,7 @@ def _build(
     stream = open_stream(config, train_sets)
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
+    require_memory(config, vocab_size, device, world_size=world.size)
     model = build_model(config, vocab_size, device=device)
     if config.validation_length > model.context_length:
         raise ConfigError(

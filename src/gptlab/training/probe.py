@@ -1,4 +1,4 @@
-"""A few real steps of a run, to predict its time and memory: `python -m gptlab.planning.probe FOLDER SECONDS BEGAN`.
+"""A few real steps of a run, to predict its time and memory: `python -m gptlab.training.probe FOLDER SECONDS BEGAN`.
 
 Reads FOLDER/config.yaml, writes FOLDER/probe.json (`gptlab.planning.plan.Probe`); BEGAN is when the process was asked
 for, in seconds since the epoch. In a process of its own, because the peak of a process's memory is never forgotten, and
