@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gptlab.config import RunConfig, weights_digest
-from gptlab.console import say
+from gptlab.console import say, waiting
 from gptlab.data import IGNORE, Batch
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.hardware.allocator import keep_freed_memory
@@ -132,13 +132,14 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     if not (folder / "config.yaml").is_file():
         raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
     config = read_config(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    model = build_model(config, tokenizer.vocab_size)
-    step = _load_weights(folder, model, checkpoint)
-    final = step is None
-    if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
-        step = config.total_steps
-    run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
+    with waiting(f"loading {folder}"):
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        model = build_model(config, tokenizer.vocab_size)
+        step = _load_weights(folder, model, checkpoint)
+        final = step is None
+        if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
+            step = config.total_steps
+        run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
     run.final = final
     return run
 

@@ -128,7 +128,7 @@ def test_a_checkpoint_is_written_by_the_clock(train: Train) -> None:
 
 
 def test_the_log_can_be_followed(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
     lines = (train("run") / "log.txt").read_text().splitlines()
     assert [line.split()[3] for line in lines if "tok/s" in line] == [f"{step}/10" for step in range(1, 11)]
 

@@ -39,6 +39,7 @@ from gptlab.cli.sweep import sweep
 from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
 from gptlab.cli.train import train
+from gptlab.console import starting
 from gptlab.errors import GptlabError
 from gptlab.files import machine_error
 
@@ -83,7 +84,8 @@ def main() -> None:
     # A notebook's `!gptlab` inherits a backend that may not be installed here; pictures are files.
     os.environ["MPLBACKEND"] = "agg"
     try:
-        app()
+        with starting(f"gptlab {sys.argv[1]}" if len(sys.argv) > 1 else "gptlab"):
+            app()
     except GptlabError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:

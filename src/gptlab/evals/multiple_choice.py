@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptlab.console import progress, say
+from gptlab.console import progress, say, track
 from gptlab.errors import DataError, GptlabError
 from gptlab.evals.benchmark import Evaluation
 from gptlab.files import sha256_file
@@ -104,7 +104,8 @@ def answer_questions(run: Run, questions: Sequence[Question], *, description: st
     encode a text.
     """
     length: int = run.model.context_length
-    encoded = [encode_question(run.tokenizer, question, length) for question in questions]
+    listed = track(questions, f"{description}: encoding", total=len(questions), unit="questions")
+    encoded = [encode_question(run.tokenizer, question, length) for question in listed]
     logprobs = log_likelihoods(run, [pair for pairs in encoded for pair in pairs], description=description)
     answers, done = [], 0
     for question, pairs in zip(questions, encoded, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gptlab.config.schema import Data
-from gptlab.console import progress, say
+from gptlab.console import say, track
 from gptlab.data import MANIFEST, Batch, TokenDataset, validation_batches
 from gptlab.errors import DataError, GptlabError
 from gptlab.evals.benchmark import Options
@@ -75,16 +75,14 @@ def measure_windows(
     tokens = available if limit is None else min(available, limit * length)
     rows = max(1, _WINDOW_TOKENS[run.device.type] // length)
     windows = -(-tokens // length)
-    with progress(unit="windows") as bar:
-        task = bar.add_task(f"{run.folder.name}: {what}" + ("" if name == "data" else f" on {name}"), total=windows)
-
-        def counted() -> Iterator[Batch]:
-            for batch in validation_batches(dataset, length, min(rows, max(1, windows)), tokens):
-                yield batch
-                bar.advance(task, len(batch.inputs))
-
-        found = [rows_of_batch.cpu().double() for rows_of_batch in measure(counted())]
-    return torch.cat(found)[:windows]
+    batches = track(
+        validation_batches(dataset, length, min(rows, max(1, windows)), tokens),
+        f"{run.folder.name}: {what}" + ("" if name == "data" else f" on {name}"),
+        total=tokens,
+        unit="tokens",
+        size=lambda batch: batch.global_targets,
+    )
+    return torch.cat([rows_of_batch.cpu().double() for rows_of_batch in measure(batches)])[:windows]
 
 
 def window_settings(sets: dict[str, TokenDataset], length: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gptlab.console import waiting
 from gptlab.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -54,12 +55,14 @@ def import_run(
             raise CheckpointError(f"{option} is for a Hugging Face tokenizer; name a tokenizer with --tokenizer")
         from gptlab.interop.nanogpt import import_nanogpt
 
-        return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
+        with waiting(f"importing {source}"):
+            return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
     from gptlab.interop.huggingface import import_huggingface
 
-    return import_huggingface(
-        source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end, runs=runs
-    )
+    with waiting(f"importing {source}"):
+        return import_huggingface(
+            source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end, runs=runs
+        )
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
@@ -68,18 +71,19 @@ def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
     Raises CheckpointError naming the part of the model that the format has no place for; then nothing is written.
     """
     folder = Path(folder)
-    if format == "hf":
-        from gptlab.interop.huggingface import export_huggingface
+    with waiting(f"writing {folder}"):
+        if format == "hf":
+            from gptlab.interop.huggingface import export_huggingface
 
-        return export_huggingface(run, folder)
-    if format == "nanogpt":
-        from gptlab.interop.nanogpt import export_nanogpt
+            return export_huggingface(run, folder)
+        if format == "nanogpt":
+            from gptlab.interop.nanogpt import export_nanogpt
 
-        return export_nanogpt(run, folder)
-    if format == "gguf":
-        from gptlab.interop.gguf import export_gguf
+            return export_nanogpt(run, folder)
+        if format == "gguf":
+            from gptlab.interop.gguf import export_gguf
 
-        return export_gguf(run, folder)
+            return export_gguf(run, folder)
     raise CheckpointError(f"no format {format!r}; known: {', '.join(FORMATS)}")
 
 

@@ -31,6 +31,7 @@ from gptlab.config import (
     starting_run,
 )
 from gptlab.config.yamlfile import read_yaml
+from gptlab.console import track, waiting
 from gptlab.errors import CheckpointError, ConfigError, DataError
 from gptlab.evals.benchmark import Evaluation, Options, evaluate
 from gptlab.evals.validation import validation_sets
@@ -109,7 +110,7 @@ def soup(
     shares = _shares(weights, len(runs), greedy=greedy)
     inputs = SoupInputs.read([Path(run) for run in runs], name, data=Path(data) if data else None, limit=limit)
     with _weights_files(inputs.folders, checkpoint) as files:
-        digests = [sha256_file(file) for file in files]
+        digests = [sha256_file(file) for file in track(files, "reading weights", total=len(files), unit="runs")]
         _refuse_twins(inputs.folders, digests)
         _refuse_other_shapes(inputs.folders, files)
         method = "greedy" if greedy else "uniform" if weights is None else "weighted"
@@ -142,7 +143,10 @@ def average(parts: Sequence[tuple[Path, float]]) -> dict[str, Tensor]:
     """
     with contextlib.ExitStack() as stack:
         opened = [(stack.enter_context(_open(file)), share) for file, share in parts if share]
-        return {name: _average_tensor(name, opened) for name in opened[0][0].keys()}  # noqa: SIM118 - not a mapping
+        names = list(opened[0][0].keys())
+        return {
+            name: _average_tensor(name, opened) for name in track(names, "averaging", total=len(names), unit="tensors")
+        }
 
 
 def _average_tensor(name: str, opened: Sequence[tuple[Any, float]]) -> Tensor:
@@ -384,7 +388,7 @@ def _write(
     }
     names = ", ".join(str(one.folder) for one in made.ingredients if one.weight)
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
-    with new_folder(made.folder) as aside:
+    with waiting(f"writing {made.folder}"), new_folder(made.folder) as aside:
         save_tensors(tensors, aside / "model.safetensors")
         session = {**session, "weights": runfolder.digest_of_weights(aside), "soup": record}
         runfolder.write_run_folder(aside, config, session)

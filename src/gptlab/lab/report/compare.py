@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gptlab.config import difference, format_count
 from gptlab.config.yamlfile import parse_yaml
-from gptlab.console import progress, say
+from gptlab.console import progress, say, waiting
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.lab.report import page
@@ -233,7 +233,8 @@ def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
     if missing:
         say(f"measuring top-k accuracy of {len(missing)} runs")
         command = [sys.executable, "-m", "gptlab", "eval", *map(str, missing), "--tasks", "topk"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        with waiting("top-k accuracy"):
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
             raise GptlabError(f"top-k accuracy: {last}")
