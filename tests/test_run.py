@@ -77,7 +77,7 @@ def test_the_default_folder_is_named_after_the_run(
     assert run.folder.parent == Path("runs")
     assert run.folder.name.startswith("run-")
     assert run.folder.name.endswith("-seed1-3-1")
-    with pytest.raises(GptlabError, match="exists already; add --resume"):
+    with pytest.raises(GptlabError, match="exists already; add resume=True"):
         gptlab.train(configure(place, train={"tokens": 256}, seed={"data": 3}))
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from gptlab.config import RunConfig, weights_digest
 from gptlab.console import say, waiting
 from gptlab.data import IGNORE, Batch
-from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
@@ -170,7 +170,9 @@ def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) ->
     try:
         write_tensors(dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights, path)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror}; free some space and {option('resume', True)}"
+        ) from None
 
 
 def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -192,7 +194,7 @@ def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
     if theirs.hash != tokenizer.hash:
         raise DataError(
             f"model.init_from: {folder} has tokenizer {theirs.name} ({theirs.vocab_size} ids), the data is of "
-            f"{tokenizer.name} ({tokenizer.vocab_size}); prepare it with --tokenizer {folder / 'tokenizer'}"
+            f"{tokenizer.name} ({tokenizer.vocab_size}); prepare it with {option('tokenizer', folder / 'tokenizer')}"
         )
     tensors, own = _read_weights(path), dict(model.named_parameters())
     positions = "position.embedding.weight"

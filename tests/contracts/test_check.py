@@ -55,7 +55,7 @@ MISTAKES = [
     (("./idea.py",), "which class of it? Write ./idea.py:Name"),
     (("./missing.py:Idea",), "no file"),
     (("./idea.py:Missing",), "nothing called 'Missing'"),
-    (("./idea.py:NoSlot",), "does not say which slot it is for; use --slot KIND"),
+    (("./idea.py:NoSlot",), "does not say which slot it is for; use slot=KIND"),
     (("./idea.py:OddSlot",), "says slot = 'heart', which does not exist"),
     (("./idea.py:NoSlot", "--slot", "heart"), "'heart'"),
     (("{use: Attention, kv_heads: 3}",), "3 does not divide the 4 heads"),

@@ -188,7 +188,7 @@ def test_what_init_from_cannot_be(start: Path, place: Path, text: str, message: 
 
 
 def test_on_the_command_line_the_mistake_is_there(start: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--set model.init_from=nowhere: model.init_from: no run folder"):
+    with pytest.raises(ConfigError, match=r"^overrides=\['model.init_from=nowhere'\]: model.init_from: no run folder"):
         load_config(write("{}"), ["model.init_from=nowhere"])
 
 

@@ -369,7 +369,7 @@ def test_the_document_separator_of_a_tokenizer_json(awkward: list[str], tmp_path
         show_progress=False,
     )
     hugging_face(awkward, trainer=trainer).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(DataError, match="--end-of-text TOKEN, one of: <a>, <b>"):
+    with pytest.raises(DataError, match="end_of_text=TOKEN, one of: <a>, <b>"):
         import_tokenizer(str(tmp_path), name="x")
     with pytest.raises(DataError, match="no added token '<c>'"):
         import_tokenizer(str(tmp_path), name="x", end_of_text="<c>")

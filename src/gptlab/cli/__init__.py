@@ -40,7 +40,7 @@ from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
 from gptlab.cli.train import train
 from gptlab.console import starting
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, speaking_of_options
 from gptlab.files import machine_error
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
@@ -84,7 +84,7 @@ def main() -> None:
     # A notebook's `!gptlab` inherits a backend that may not be installed here; pictures are files.
     os.environ["MPLBACKEND"] = "agg"
     try:
-        with starting(f"gptlab {sys.argv[1]}" if len(sys.argv) > 1 else "gptlab"):
+        with speaking_of_options(), starting(f"gptlab {sys.argv[1]}" if len(sys.argv) > 1 else "gptlab"):
             app()
     except GptlabError as error:
         _end(str(error), error.exit_code)

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from gptlab.console import progress
 from gptlab.data.shards import Shard, read_header
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 FORMAT = "gptlab-tokens"
 FORMAT_VERSION = 1
@@ -174,7 +174,11 @@ class TokenDataset:
         if entry is None or not entry.shards:
             raise DataError(
                 f"{path}: has no {split} split; prepare it again with"
-                + (" --validation FILES or --validation-fraction 0.1" if split == "validation" else " more text")
+                + (
+                    f" {option('validation', 'FILES')} or {option('validation_fraction', 0.1)}"
+                    if split == "validation"
+                    else " more text"
+                )
             )
         _check_fits(path, manifest, tokenizer_hash, vocab_size, end_of_text)
         return cls(

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from gptlab.console import progress, say, track
-from gptlab.errors import DataError, GptlabError
+from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Evaluation
 from gptlab.files import sha256_file
 from gptlab.hardware.precision import autocast
@@ -209,7 +209,7 @@ def evaluate_questions(run: Run, task: str, questions: Sequence[Question], path:
         raise DataError(f"{task} with {run.folder}: {error}") from None
     records = [answer.record() for answer in answers]
     if not all(math.isfinite(value) for answer in answers for value in answer.logprobs):
-        raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier --checkpoint")
+        raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier {option('checkpoint')}")
     results: dict[str, Any] = {}
     errors: dict[str, float | None] = {}
     for metric in ("acc", "acc_norm"):

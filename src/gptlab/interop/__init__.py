@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptlab.console import waiting
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, option
 
 if TYPE_CHECKING:
     from gptlab.run import Run
@@ -23,7 +23,7 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", check
     if source.suffix != ".pt":
         return run.load(source, device=device, dtype=dtype, checkpoint=checkpoint)
     if checkpoint is not None:
-        raise CheckpointError(f"{source} is one file, without checkpoints; leave out --checkpoint")
+        raise CheckpointError(f"{source} is one file, without checkpoints; leave out {option('checkpoint')}")
     from gptlab.interop.nanogpt import load_nanogpt
 
     return run.make_run(source, *load_nanogpt(source), device=device, dtype=dtype)
@@ -51,8 +51,10 @@ def import_run(
     """
     if str(source).endswith(".pt"):
         if end_of_text is not None or document_end is not None:
-            option = "--end-of-text" if end_of_text is not None else "--document-end"
-            raise CheckpointError(f"{option} is for a Hugging Face tokenizer; name a tokenizer with --tokenizer")
+            given = option("end_of_text") if end_of_text is not None else option("document_end")
+            raise CheckpointError(
+                f"{given} is for a Hugging Face tokenizer; name a tokenizer with {option('tokenizer')}"
+            )
         from gptlab.interop.nanogpt import import_nanogpt
 
         with waiting(f"importing {source}"):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, option
 from gptlab.interop.gpt2 import GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, QWEN2, QWEN3
 from gptlab.interop.runs import (
@@ -153,7 +153,7 @@ def _tokenizer(
     hint = " (tokenizer.model is SentencePiece's; transformers turns it into tokenizer.json)"
     raise CheckpointError(
         f"{folder} holds no tokenizer.json{hint if (folder / 'tokenizer.model').is_file() else ''}; "
-        "name the model's tokenizer: --tokenizer NAME_OR_FOLDER"
+        f"name the model's tokenizer: {option('tokenizer', 'NAME_OR_FOLDER')}"
     )
 
 

@@ -22,7 +22,7 @@ from gptlab.config import RunConfig
 from gptlab.console import say, track, waiting
 from gptlab.data import micro_batches, validation_batches
 from gptlab.data.permutation import hash64
-from gptlab.errors import BusyError, DivergedError, GptlabError
+from gptlab.errors import BusyError, DivergedError, GptlabError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
@@ -119,7 +119,9 @@ def loop(job: Job) -> None:
     if job.metrics is not None:
         job.metrics.close()
     if not done:
-        announce(job, f"{job.stop.reason}: stopped after step {job.step} of {total}; continue with --resume")
+        announce(
+            job, f"{job.stop.reason}: stopped after step {job.step} of {total}; continue with {option('resume', True)}"
+        )
     elif weights := job.layout.full_state(job.model):
         with waiting("writing the weights", shown=job.world.is_main):
             save_weights(weights, job.folder / runfolder.WEIGHTS)
@@ -217,7 +219,9 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
     if reason:
         saved = job.checkpoints.all()
         advice = (
-            f"{saved[-1].name} is whole, --resume goes on from it" if saved else "there is no checkpoint to go back to"
+            f"{saved[-1].name} is whole, {option('resume', True)} goes on from it"
+            if saved
+            else "there is no checkpoint to go back to"
         )
         error = DivergedError(f"{reason}; {advice}", step=result.step)
         if job.world.is_main:

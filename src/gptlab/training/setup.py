@@ -17,7 +17,7 @@ from torch import nn
 from gptlab.config import RunConfig, build, config_hash, hashed_values, run_name
 from gptlab.console import say, waiting
 from gptlab.data import TokenDataset, TokenStream, measured_on, open_splits, open_stream, validation_batches
-from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.files import atomic_folder
 from gptlab.hardware.compile import try_compile
 from gptlab.hardware.device import describe
@@ -148,7 +148,8 @@ def _begin_from(origin: Path, folder: Path, config: RunConfig, identity: dict[st
     newest = Checkpoints(origin / "checkpoints", keep=1, world=world).newest_whole()
     if newest is None:
         raise CheckpointError(
-            f"{origin} has weights and no checkpoint to resume from; start a run with --set model.init_from={origin}"
+            f"{origin} has weights and no checkpoint to resume from; start a run with "
+            f"{option('set', f'model.init_from={origin}')}"
         )
     read_matching_state(newest, identity, config)
     if world.is_main:
@@ -219,12 +220,16 @@ def _find_resume_checkpoint(
     """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins."""
     if not resume:
         if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} exists already; add --resume to continue it, or change --set name=NAME")
+            raise ConfigError(
+                f"{folder} exists already; add {option('resume', True)} to continue it, or change "
+                f"{option('set', 'name=NAME')}"
+            )
         return None, {}
     newest = checkpoints.newest_whole()
     if newest is None and (folder / runfolder.WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
+            f"{folder} has weights and no checkpoint to resume from; start a run with "
+            f"{option('set', f'model.init_from={folder}')}"
         )
     return newest, read_matching_state(newest, identity, config) if newest is not None else {}
 
@@ -236,7 +241,7 @@ def _check_measured_alike(folder: Path, now: Identity) -> None:
     if before is not None and (changed := differences(before, now)):
         raise DataError(
             f"{folder}: was validated on something else so far, {changed[0]}; put the data back as they were, or start "
-            "another run with --set name=NAME"
+            f"another run with {option('set', 'name=NAME')}"
         )
 
 

@@ -32,7 +32,7 @@ from gptlab.config import (
 )
 from gptlab.config.yamlfile import read_yaml
 from gptlab.console import track, waiting
-from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.evals.benchmark import Evaluation, Options, evaluate
 from gptlab.evals.validation import validation_sets
 from gptlab.files import sha256_file, write_atomic
@@ -206,7 +206,9 @@ class SoupInputs:
             if not (folder / "config.yaml").is_file():
                 raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
             if folder.resolve() in [other.resolve() for other in folders[:number]]:
-                raise CheckpointError(f"{folder} is given twice; give it once, with a weight of its own: --weights 2,1")
+                raise CheckpointError(
+                    f"{folder} is given twice; give it once, with a weight of its own: {option('weights', '2,1')}"
+                )
         configs = [runfolder.read_config(folder) for folder in folders]
         tokenizers = [load_tokenizer(folder / "tokenizer") for folder in folders]
         fingerprints = []
@@ -221,7 +223,8 @@ class SoupInputs:
             fingerprints.append({source: one.fingerprint for source, one in sets.items()})
             if fingerprints[-1] != fingerprints[0]:
                 raise DataError(
-                    f"{folders[0]} and {folder} have different validation data; name one for all: --data FOLDER"
+                    f"{folders[0]} and {folder} have different validation data; name one for all: "
+                    f"{option('data', 'FOLDER')}"
                 )
         train, tokens = configs[0].train, configs[0].eval.tokens
         if limit is None and tokens is not None and data is None:
@@ -294,11 +297,16 @@ def _shares(weights: Sequence[float] | None, count: int, *, greedy: bool) -> lis
     if weights is None:
         return [1 / max(1, count)] * count
     if greedy:
-        raise ConfigError("--weights and --greedy exclude each other: greedy finds its own; leave one of them out")
+        raise ConfigError(
+            f"{option('weights')} and {option('greedy')} exclude each other: greedy finds its own; leave one "
+            f"of them out"
+        )
     if len(weights) != count:
-        raise ConfigError(f"--weights: {len(weights)} given for {count} runs; give one a run, in their order")
+        raise ConfigError(f"{option('weights')}: {len(weights)} given for {count} runs; give one a run, in their order")
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ConfigError(f"--weights: {list(weights)} must be above 0; leave out a run that should have none")
+        raise ConfigError(
+            f"{option('weights')}: {list(weights)} must be above 0; leave out a run that should have none"
+        )
     return [weight / math.fsum(weights) for weight in weights]
 
 
@@ -309,7 +317,9 @@ def _weights_files(folders: Sequence[Path], checkpoint: str | None) -> Iterator[
         files = [folder / "model.safetensors" for folder in folders]
         for file in files:
             if not file.is_file():
-                raise CheckpointError(f"{file.parent} is not finished; train it to its end, or give a --checkpoint")
+                raise CheckpointError(
+                    f"{file.parent} is not finished; train it to its end, or give a {option('checkpoint')}"
+                )
         yield files
         return
     with tempfile.TemporaryDirectory() as aside:
@@ -326,7 +336,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); take a --checkpoint of the runs instead") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}); take a {option('checkpoint')} of the runs instead"
+        ) from None
 
 
 # ---------------------------------------------------------------- what comes of it

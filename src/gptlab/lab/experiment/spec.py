@@ -34,7 +34,7 @@ from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
 from gptlab.data import measured_on, open_splits
 from gptlab.data.dataset import load_manifest
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, did_you_mean, option
 from gptlab.lab.experiment.metric import Metric
 from gptlab.record.measurement import Identity, differences
 
@@ -222,7 +222,7 @@ class Experiment:
         known = {arm.name: arm for arm in self.arms}
         for name in names:
             if name not in known:
-                raise ConfigError(f"--arms: no arm {name!r} in {self.folder}; {did_you_mean(name, known)}")
+                raise ConfigError(f"{option('arms')}: no arm {name!r} in {self.folder}; {did_you_mean(name, known)}")
         return Experiment(self.folder, self.statement, self.baseline, [known[n] for n in names], self.grid)
 
 

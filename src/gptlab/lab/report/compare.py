@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gptlab.config import difference, format_count
 from gptlab.config.yamlfile import parse_yaml
 from gptlab.console import progress, say, waiting
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.files import write_atomic
 from gptlab.lab.report import page
 from gptlab.lab.report.blocks import Block, Heading, Paragraph, Picture, Table
@@ -130,7 +130,9 @@ def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]
                 runs.append(run)
                 bar.advance(task)
     if any(run.step for run in runs) and all(run.final is None for run in runs):
-        raise GptlabError(f"--metric {metric}: none of these runs logs {key!r}; name a key of their metrics.jsonl")
+        raise GptlabError(
+            f"{option('metric', metric)}: none of these runs logs {key!r}; name a key of their metrics.jsonl"
+        )
     return runs
 
 
@@ -228,7 +230,7 @@ def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
     """
     for k in ks:
         if k not in TOP_K:
-            raise GptlabError(f"--top-k {k}: measured are {', '.join(map(str, TOP_K))}; choose among them")
+            raise GptlabError(f"{option('top_k', k)}: measured are {', '.join(map(str, TOP_K))}; choose among them")
     missing = [folder for folder in folders if not _read_top_k(folder)]
     if missing:
         say(f"measuring top-k accuracy of {len(missing)} runs")
@@ -247,8 +249,9 @@ def check_alike(folders: Sequence[Path]) -> None:
     if unlike := unlike_pair((folder, None if one is None else one.identity) for folder, one in found):
         folder, first, difference = unlike
         raise GptlabError(
-            f"{folder} and {first}: top-k accuracies of different things, {difference}; compare them without --top-k, "
-            "or evaluate both on one --data and --sequence-length"
+            f"{folder} and {first}: top-k accuracies of different things, {difference}; compare them without "
+            f"{option('top_k')}, "
+            f"or evaluate both on one {option('data')} and {option('sequence_length')}"
         )
 
 
