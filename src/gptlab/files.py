@@ -46,6 +46,25 @@ def check_place(path: Path, option: str) -> None:
         raise GptlabError(f"{option} {shown[:200]}: no such place ({error.strerror}); name another") from None
 
 
+def what_is_there(path: Path) -> str:
+    """What stands at `path`, where something else is needed: a folder, a file, nothing."""
+    return "it is a folder" if path.is_dir() else "it is a file" if path.exists() else "nothing is there"
+
+
+def not_a_folder(path: Path, what: str, holds: str = "") -> str:
+    """That `path` is not `what` (a run folder, a data set, …), and why: another folder, a file, nothing.
+
+    `holds`: the file that makes a folder one. Where `path` is a file in such a folder, that one is named.
+    """
+    why = what_is_there(path)
+    if path.is_dir():
+        why = f"it holds no {holds}"
+    elif holds and path.exists():
+        near = path.parent != Path() and (path.parent / holds).is_file()
+        why += f"; {path.parent}, in which it is, is one" if near else f", and one is a folder that holds {holds}"
+    return f"{path} is not {what} ({why})"
+
+
 def machine_error(error: OSError) -> str | None:
     """One line for an error that the machine is to blame for (rights, a full disk, names); None for any other."""
     if error.errno not in _RIGHTS | _SPACE | _NAMES:

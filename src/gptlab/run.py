@@ -129,8 +129,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     have trained loads with `gptlab.interop.load`.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+    runfolder.require_run(folder)
     config = read_config(folder)
     with waiting(f"loading {folder}"):
         tokenizer = load_tokenizer(folder / "tokenizer")

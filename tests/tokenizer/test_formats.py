@@ -184,7 +184,7 @@ def test_names_and_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_tokenizer("byte", root=root).kind == "byte"
     with pytest.raises(DataError, match=r"no tokenizer 'tt' under .*: did you mean 't'|valid: "):
         load_tokenizer("tt", root=root)
-    with pytest.raises(DataError, match="no tokenizer folder at"):
+    with pytest.raises(DataError, match="is not a tokenizer"):
         load_tokenizer("some/where/else", root=root)
     for name in ("../t", "a/b", "", " ", ".hidden", "a\\b", "byte"):
         with pytest.raises(DataError, match="name"):

@@ -391,7 +391,7 @@ WRONG = [
         "no stage 'pretrian' before this one, and no run; did",
     ),
     ("stages:\n  - name: a\n    from: 5", 2, "stages.a.from: must be the name of a stage, the path of a run, or null"),
-    ("stages:\n  - name: a\n    from: runs/none", 2, "no run folder at runs/none"),
+    ("stages:\n  - name: a\n    from: runs/none", 2, "is not a run folder (nothing is there)"),
     ("stages:\n  - name: a\n    seeds: 3", 2, "stages.a.seeds: must be a list of different whole numbers"),
     ("stages:\n  - name: a\n    seeds: [1, 1]", 2, "stages.a.seeds: must be a list of different whole numbers"),
     ("stages:\n  - name: a\n    seeds: [-1]", 2, "stages.a.seeds: must be a list of different whole numbers"),

@@ -12,7 +12,7 @@ from typing import Any
 from gptlab.config import SLOTS, dump_yaml, load_config
 from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean, option
-from gptlab.files import atomic_folder
+from gptlab.files import atomic_folder, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CLASS = "MyIdea"  # what the class is called in every template
@@ -43,7 +43,9 @@ def write_component(kind: str, name: str, *, base: Path, folder: Path) -> Writte
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
         )
     if not base.is_file():
-        raise ConfigError(f"no config at {base} to make a diff against; name one with {option('base')}")
+        raise ConfigError(
+            f"no config at {base} to make a diff against ({what_is_there(base)}); name one with {option('base')}"
+        )
     class_name = class_name_of(name)
     module = name.replace("-", "_") + ".py"
     diff = {"base": os.path.relpath(base, folder), **component_diff(kind, f"./{module}:{class_name}", base)}

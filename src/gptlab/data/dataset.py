@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 from gptlab.console import progress
 from gptlab.data.shards import Shard, read_header
 from gptlab.errors import DataError, option
+from gptlab.files import not_a_folder
 
 FORMAT = "gptlab-tokens"
 FORMAT_VERSION = 1
@@ -105,9 +106,10 @@ def load_manifest(folder: Path) -> Manifest | None:
     Raises DataError where the folder is missing.
     """
     if not folder.is_dir():
+        place = "FOLDER" if folder.exists() else folder
         raise DataError(
-            f"{folder}: no such data set; make it with: gptlab data prepare --input FILES --tokenizer"
-            f" NAME --out {folder}"
+            f"{not_a_folder(folder, 'a data set', MANIFEST)}; make one with: gptlab data prepare --input FILES "
+            f"--tokenizer NAME --out {place}"
         )
     return Manifest.load(folder) if (folder / MANIFEST).is_file() else None
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from gptlab.data.sources.download import download
 from gptlab.errors import DataError, GptlabError, did_you_mean, option
 from gptlab.evals import benchmark_names
+from gptlab.files import not_a_folder
 from gptlab.record.evaluation import Evaluation as Evaluation
 from gptlab.record.measurement import SCORER
 from gptlab.run import Run
@@ -135,6 +136,8 @@ def find_questions(task: str, questions: QuestionFile, folder: Path | None = Non
     source = option("task_data") if folder is not None else "GPTLAB_BENCHMARKS"
     if folder is None and named:
         folder = Path(named).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"{source}: {not_a_folder(folder, 'a folder of questions')}; get {file} from {url}")
     for place in BESIDE if folder is None else (folder,):
         if (found := next((place / name for name in names if (place / name).is_file()), None)) is not None:
             return found

@@ -203,8 +203,7 @@ class SoupInputs:
         if len(folders) < 2:
             raise CheckpointError(f"a soup is made of two runs or more, {len(folders)} given; name more run folders")
         for number, folder in enumerate(folders):
-            if not (folder / "config.yaml").is_file():
-                raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+            runfolder.require_run(folder)
             if folder.resolve() in [other.resolve() for other in folders[:number]]:
                 raise CheckpointError(
                     f"{folder} is given twice; give it once, with a weight of its own: {option('weights', '2,1')}"

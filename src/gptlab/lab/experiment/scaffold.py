@@ -12,7 +12,7 @@ from typing import Any
 
 from gptlab.config import dump_yaml, load_config
 from gptlab.errors import ConfigError, option
-from gptlab.files import atomic_folder
+from gptlab.files import atomic_folder, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -31,7 +31,9 @@ def write_experiment(name: str, *, baseline: Path, folder: Path, idea: str, diff
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
         )
     if not baseline.is_file():
-        raise ConfigError(f"no config at {baseline} to compare with; name one with {option('baseline')}")
+        raise ConfigError(
+            f"no config at {baseline} to compare with ({what_is_there(baseline)}); name one with {option('baseline')}"
+        )
     load_config(baseline)  # what is wrong in it is said now
     words = {
         "NAME": name,

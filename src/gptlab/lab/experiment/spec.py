@@ -35,6 +35,7 @@ from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
 from gptlab.data import measured_on, open_splits
 from gptlab.data.dataset import load_manifest
 from gptlab.errors import ConfigError, did_you_mean, option
+from gptlab.files import not_a_folder
 from gptlab.lab.experiment.metric import Metric
 from gptlab.record.measurement import Identity, differences
 
@@ -240,7 +241,8 @@ def load_experiment(folder: str | Path) -> Experiment:
     folder = Path(folder)
     path = folder if folder.suffix == ".yaml" else folder / "experiment.yaml"
     if not path.is_file():
-        raise ConfigError(f"no experiment at {path}; `gptlab new {folder.name} --baseline CONFIG` writes one")
+        what = not_a_folder(folder, "an experiment's folder", "experiment.yaml")
+        raise ConfigError(f"{what}; `gptlab new NAME --baseline CONFIG` writes one")
     values, origins = read_yaml(path)
     statement = _validate(values, origins, path)
     target = path.parent / statement.baseline

@@ -35,7 +35,7 @@ from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.measurement import unlike_pair
 from gptlab.record.metrics import read_columns
-from gptlab.record.runfolder import State, state
+from gptlab.record.runfolder import State, require_run, state
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,8 +119,7 @@ def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]
         if folder.resolve() in seen:
             raise GptlabError(f"{folder} is named twice; a run is equal to itself")
         seen.add(folder.resolve())
-        if not (folder / "config.yaml").is_file():
-            raise GptlabError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+        require_run(folder)
     key = METRICS.get(metric, metric)
     with progress(unit="runs", transient=True) as bar:
         task = bar.add_task("reading", total=len(folders))
