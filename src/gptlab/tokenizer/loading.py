@@ -45,11 +45,11 @@ def load_folder(folder: Path) -> Tokenizer:
     if not (folder / "meta.json").is_file():
         foreign = folder.is_file() or any((folder / name).is_file() for name in ("tokenizer.json", "encoder.json"))
         mend = (
-            f"bring one in with: gptlab tokenizer import {folder}"
+            f"bring one in with: gptlab tokenizer import {folder} --name NAME"
             if foreign
-            else "make one with: gptlab tokenizer train"
+            else "make one with: gptlab tokenizer train --name NAME …"
         )
-        raise DataError(f"{not_a_folder(folder, 'a tokenizer of gptlab', 'meta.json')}; {mend} --name NAME")
+        raise DataError(f"{not_a_folder(folder, 'a tokenizer of gptlab', 'meta.json')}; {mend}")
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         raise DataError(f"{folder / 'meta.json'}: not a meta.json of format {META_FORMAT} of gptlab")
