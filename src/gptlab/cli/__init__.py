@@ -42,6 +42,7 @@ from gptlab.cli.train import train
 from gptlab.console import starting
 from gptlab.errors import GptlabError, speaking_of_options
 from gptlab.files import machine_error
+from gptlab.systems.signals import Terminated, terminable
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
@@ -84,10 +85,13 @@ def main() -> None:
     # A notebook's `!gptlab` inherits a backend that may not be installed here; pictures are files.
     os.environ["MPLBACKEND"] = "agg"
     try:
-        with speaking_of_options(), starting(f"gptlab {sys.argv[1]}" if len(sys.argv) > 1 else "gptlab"):
+        name = f"gptlab {sys.argv[1]}" if len(sys.argv) > 1 else "gptlab"
+        with terminable(), speaking_of_options(), starting(name):
             app()
     except GptlabError as error:
         _end(str(error), error.exit_code)
+    except Terminated as told:
+        sys.exit(128 + told.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -11,6 +11,7 @@ from gptlab.cli.options import OneStage, Overrides, load_one, vocabulary_of
 from gptlab.cli.tables import add_row, new_table, show
 from gptlab.console import output, waiting
 from gptlab.errors import ConfigError, GptlabError
+from gptlab.files import settle
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +100,10 @@ def _check_options(gpu: str | None, gpus: int, rate: float | None, budget: float
 
 def _sources(config: RunConfig) -> list[Path]:
     paths = config.data.sources.values() if config.data.sources else [config.data.path] if config.data.path else []
-    return [Path(path) for path in paths]
+    found = [Path(path) for path in paths]
+    for path in found:
+        settle(path)
+    return found
 
 
 def _has_data(config: RunConfig) -> bool:

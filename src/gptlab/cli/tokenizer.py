@@ -13,7 +13,7 @@ import typer
 from gptlab.cli.options import check_errors, parse_count
 from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError, DataError, did_you_mean
-from gptlab.files import check_place
+from gptlab.files import check_place, settle
 
 if TYPE_CHECKING:
     from gptlab.data.sources import Document, Reading
@@ -311,6 +311,7 @@ def _check_free(name: str, force: bool) -> None:
     check_name(name)
     folder = ROOT / name
     check_place(folder, "--name")
+    settle(folder)
     if folder.exists() and not (folder / "meta.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is no tokenizer, so --force does not replace it; choose another --name")
     if folder.exists() and not force:

@@ -13,6 +13,7 @@ from gptlab.config.signatures import SLOTS, component_names, signature
 from gptlab.config.start import is_pinned, pin, starting_run
 from gptlab.config.yamlfile import KeyPath, Origin, find_origin, parse_yaml, read_yaml
 from gptlab.errors import ConfigError, option
+from gptlab.files import settle
 
 Layer = tuple[Path, dict[str, Any], dict[KeyPath, Origin]]  # a file, what it says, and on which line
 _COMPONENT_FILE = re.compile(r"[^:\s]+\.py:[A-Za-z_]\w*")
@@ -42,6 +43,7 @@ def read_layers(source: str | Path) -> list[Layer]:
     path = Path(source)
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
+    settle(path.parent / "code")  # of a run, whose config may name components in it
     layers = _base_chain(path)
     for file, layer, _ in layers:
         layer.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or "run")

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 from gptlab.console import progress
 from gptlab.data.shards import Shard, read_header
 from gptlab.errors import DataError, option
-from gptlab.files import not_a_folder
+from gptlab.files import not_a_folder, settle
 
 FORMAT = "gptlab-tokens"
 FORMAT_VERSION = 1
@@ -105,6 +105,7 @@ def load_manifest(folder: Path) -> Manifest | None:
 
     Raises DataError where the folder is missing.
     """
+    settle(folder)
     if not folder.is_dir():
         place = "FOLDER" if folder.exists() else folder
         raise DataError(

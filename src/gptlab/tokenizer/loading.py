@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.errors import DataError, did_you_mean
-from gptlab.files import not_a_folder
+from gptlab.files import not_a_folder, settle
 from gptlab.tokenizer.byte_level import from_text
 from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
 from gptlab.tokenizer.formats import GPT2_HASH, Roles, download_gpt2, huggingface_tokenizer, read_json, read_text
@@ -26,6 +26,7 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
     """
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
+    settle(root / text if is_name else Path(text))
     if is_name and (root / text).is_dir():
         return _named(load_folder(root / text), text, root)
     if is_name and text == "byte":
@@ -34,7 +35,7 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
         return download_gpt2()
     if Path(text).is_dir():
         return load_folder(Path(text))
-    known = {*_BUILT_IN, *(entry.name for entry in root.glob("*/") if (entry / "meta.json").is_file())}
+    known = {*_BUILT_IN, *(entry.name for entry in root.glob("[!.]*/") if (entry / "meta.json").is_file())}
     if is_name and not Path(text).exists():
         raise DataError(f"no tokenizer {text!r} under {root}: {did_you_mean(text, known)}")
     return load_folder(Path(text))

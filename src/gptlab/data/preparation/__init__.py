@@ -13,7 +13,6 @@ run with the same inputs and options goes on from there; with others it starts o
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
 from gptlab.errors import BusyError, DataError, GptlabError, option
-from gptlab.files import check_place, exclusive, fsync_directory, write_atomic
+from gptlab.files import check_place, exclusive, replace_folder, settle, write_atomic
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -120,6 +119,7 @@ def prepare(
 
 def _check_target(out: Path, force: bool) -> None:
     check_place(out, option("out"))
+    settle(out)
     if not out.exists():
         return
     if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
@@ -218,11 +218,4 @@ def _finish(folder: Path, out: Path, manifest: Manifest) -> None:
     """Make the working folder the data set."""
     write_atomic(folder / MANIFEST, manifest.to_json())
     (folder / JOURNAL).unlink(missing_ok=True)
-    old = out.with_name(f".{out.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(folder, out)
-    fsync_directory(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(folder, out)
