@@ -87,6 +87,19 @@ def test_importing_gptlab_loads_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("gptlab.training.loop, gptlab.training.soup, gptlab.interop.huggingface", "torch._dynamo"),  # for 1.3 s
+        ("gptlab.contracts.scaffold, gptlab.lab.report.compare, gptlab.lab.report.registry", "torch"),
+    ],
+)
+def test_nobody_imports_what_they_do_not_need(modules: str, heavy: str) -> None:
+    code = f"import sys, {modules}; print({heavy!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_load_gives_model_tokenizer_and_config(trained: gptlab.Run, config: RunConfig) -> None:
     run = gptlab.load(trained.folder, device="cpu")
     assert run.config == config

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import gptlab
 
-from gptlab.contracts import CONTRACTS, component_subject, config_subject, find_subject, places, run_contracts
+from gptlab.contracts import CONTRACTS, component_subject, config_subject, find_subject, run_contracts
+from gptlab.contracts.places import places
 from gptlab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
