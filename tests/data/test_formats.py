@@ -380,3 +380,37 @@ def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(GptlabError, match=r"GPTLAB_CACHE .*cache is no folder"):
         texts("http://127.0.0.1:1/a.txt", cache=tmp_path / "cache")
+
+
+def test_small_members_of_an_archive_share_a_block_and_are_documents_of_their_own(tmp_path: Path) -> None:
+    """A block for each of a million samples would be a message to a worker for each."""
+    from gptlab.data.sources.archive import Archive
+    from gptlab.data.sources.base import Reading
+
+    contents = [f"sample {number} {'long ' * (400 if number % 7 == 3 else 2)}" for number in range(60)]
+    members = {f"{number:03d}.txt": content.encode() for number, content in enumerate(contents)}
+    members["060.jsonl"] = b'{"text": ""}\n{"text": "goes on"}\n'  # rows of another file never do
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    for block_bytes, fewest, most in ((1 << 20, 1, 1), (500, 20, 60)):
+        archive = Archive(tmp_path / "a.tar", "a.tar", block_bytes)
+        reading = Reading(document_start="sample")
+        found = list(archive.blocks(0, reading, None))
+        assert fewest <= len(found) <= most
+
+        def documents(position: object, archive: Archive = archive, reading: Reading = reading) -> list[str]:
+            """Whole documents, from a cursor on."""
+            whole: list[str] = []
+            for block in archive.blocks(0, reading, position):
+                for document in block.documents(reading):
+                    if document.continues and whole and not document.text.startswith("goes"):
+                        whole[-1] += document.text
+                    else:
+                        whole.append(document.text)
+            return whole
+
+        expected = [*contents, "goes on"]
+        assert documents(None) == expected
+        for block in found:
+            rest = documents(block.cursor[1])
+            assert "".join(expected).endswith("".join(rest))
+            assert rest[1:] == expected[len(expected) - len(rest) + 1 :]
