@@ -77,7 +77,7 @@ def test_the_default_folder_is_named_after_the_run(
     assert run.folder.parent == Path("runs")
     assert run.folder.name.startswith("run-")
     assert run.folder.name.endswith("-seed1-3-1")
-    with pytest.raises(GptlabError, match="exists already; add --resume"):
+    with pytest.raises(GptlabError, match="exists already; add resume=True"):
         gptlab.train(configure(place, train={"tokens": 256}, seed={"data": 3}))
 
 
@@ -85,6 +85,19 @@ def test_importing_gptlab_loads_no_torch() -> None:
     code = "import sys, gptlab; gptlab.load_config; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("gptlab.training.loop, gptlab.training.soup, gptlab.interop.huggingface", "torch._dynamo"),  # for 1.3 s
+        ("gptlab.contracts.scaffold, gptlab.lab.report.compare, gptlab.lab.report.registry", "torch"),
+    ],
+)
+def test_nobody_imports_what_they_do_not_need(modules: str, heavy: str) -> None:
+    code = f"import sys, {modules}; print({heavy!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_load_gives_model_tokenizer_and_config(trained: gptlab.Run, config: RunConfig) -> None:

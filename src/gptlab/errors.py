@@ -9,8 +9,11 @@ message.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator
 
 STOPPED = 4
 """The exit code of a training that was told to stop before its end: it saved, and `--resume` goes on."""
@@ -60,6 +63,40 @@ class DivergedError(TrainingError):
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+_COMMAND_LINE = "GPTLAB_COMMAND_LINE"  # in the environment, so that processes started for a command speak as it does
+_ARGUMENTS = {"input": "inputs", "set": "overrides", "vocab_size": "vocab_sizes"}  # options that Python calls otherwise
+_LISTS = ("overrides", "vocab_sizes")
+_PLACEHOLDER = re.compile(r"[A-Z][A-Z_]*|[\d.,e+-]+")
+
+
+@contextlib.contextmanager
+def speaking_of_options() -> Iterator[None]:
+    """Within: who reads an error is at the command line, and gave options; elsewhere, they called a function."""
+    os.environ[_COMMAND_LINE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_COMMAND_LINE, None)
+
+
+def option(name: str, value: object = None, *, argument: str | None = None) -> str:
+    """An option, in the words of those who will read of it: `--shard-size 100` at the command line, `shard_size=100` in
+    Python. Every message outside `cli/` names options with it.
+
+    `value`: what was given or is to be given, or a placeholder in capitals; True for a switch; None for the bare name.
+    `argument`: what Python calls it, where that is another name.
+    """
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if os.environ.get(_COMMAND_LINE):
+        flag = f"--{name.replace('_', '-')}"
+        return flag if value is None or value is True else f"{flag} {text}"
+    argument = argument or _ARGUMENTS.get(name, name)
+    if value is None:
+        return argument
+    shown = text if not isinstance(value, str | os.PathLike) or _PLACEHOLDER.fullmatch(text) else repr(text)
+    return f"{argument}=[{shown}]" if argument in _LISTS else f"{argument}={shown}"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from gptlab.console import say
 from gptlab.errors import GptlabError
 
 MAX_NAME_BYTES = 200  # a disk takes 255, and what is written aside has a longer name (`.NAME.partial`)
@@ -44,6 +45,25 @@ def check_place(path: Path, option: str) -> None:
             raise GptlabError(f"{option} {path}: {above} may not be written to; name another place")
     except OSError as error:
         raise GptlabError(f"{option} {shown[:200]}: no such place ({error.strerror}); name another") from None
+
+
+def what_is_there(path: Path) -> str:
+    """What stands at `path`, where something else is needed: a folder, a file, nothing."""
+    return "it is a folder" if path.is_dir() else "it is a file" if path.exists() else "nothing is there"
+
+
+def not_a_folder(path: Path, what: str, holds: str = "") -> str:
+    """That `path` is not `what` (a run folder, a data set, …), and why: another folder, a file, nothing.
+
+    `holds`: the file that makes a folder one. Where `path` is a file in such a folder, that one is named.
+    """
+    why = what_is_there(path)
+    if path.is_dir():
+        why = f"it holds no {holds}"
+    elif holds and path.exists():
+        near = path.parent != Path() and (path.parent / holds).is_file()
+        why += f"; {path.parent}, in which it is, is one" if near else f", and one is a folder that holds {holds}"
+    return f"{path} is not {what} ({why})"
 
 
 def machine_error(error: OSError) -> str | None:
@@ -92,7 +112,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; on success it takes the place of `path`, on any error it disappears.
 
-    An existing folder at `path` is replaced (moved aside first, so that `path` is never a mixture of both).
+    An existing folder at `path` is replaced (`replace_folder`), so that `path` is never a mixture of both.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -102,21 +122,58 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 fsync_file(file)
-        if path.exists():
-            old = aside.with_suffix(".old")
-            os.replace(path, old)
-            try:
-                os.replace(aside, path)
-            except BaseException:
-                os.replace(old, path)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, path)
+        replace_folder(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Put the folder `new`, which is whole and synced, in the place of `path`.
+
+    Two folders cannot change places at once: where a process is killed between the two renames, `settle` finishes.
+    """
+    coming, old = _neighbours(path)
+    for left in (coming, old):  # of a kill, after which `path` was whole all the same
+        if path.exists() and left.exists():
+            shutil.rmtree(left)
+    if path.exists():
+        try:
+            os.replace(new, coming)
+            os.replace(path, old)
+            os.replace(coming, path)
+        except BaseException as error:
+            if not path.exists():
+                os.replace(old, path)
+            if coming.exists():
+                os.replace(coming, new)
+            if new.exists() or not isinstance(error, FileNotFoundError):
+                raise
+            # Else a reader found the place empty, and was faster to put it there (`settle`).
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(new, path)
     fsync_directory(path.parent)
+
+
+def settle(path: Path) -> None:
+    """Finish what a kill left half done in the place of the folder `path`; what wants that folder calls this first.
+
+    Where nothing stands there, what should have replaced it does from now on; else the one that was moved aside.
+    """
+    with contextlib.suppress(OSError):  # no place at all, or another process was faster
+        if path.exists() or not any(left.is_dir() for left in _neighbours(path)):
+            return
+        coming, old = _neighbours(path)
+        os.replace(coming if coming.is_dir() else old, path)
+        which = "it is back in its place" if not old.is_dir() else "what was to replace it is in its place"
+        say(f"{path}: was being replaced when a process was killed; {which}")
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _neighbours(path: Path) -> tuple[Path, Path]:
+    """Where a folder waits that is to replace `path`, and where the one that it replaces."""
+    return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
 
 
 @contextlib.contextmanager

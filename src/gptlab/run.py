@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from gptlab.config import RunConfig, weights_digest
-from gptlab.console import say
+from gptlab.console import say, waiting
 from gptlab.data import IGNORE, Batch
-from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
@@ -129,16 +129,16 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
     have trained loads with `gptlab.interop.load`.
     """
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+    runfolder.require_run(folder)
     config = read_config(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    model = build_model(config, tokenizer.vocab_size)
-    step = _load_weights(folder, model, checkpoint)
-    final = step is None
-    if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
-        step = config.total_steps
-    run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
+    with waiting(f"loading {folder}"):
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        model = build_model(config, tokenizer.vocab_size)
+        step = _load_weights(folder, model, checkpoint)
+        final = step is None
+        if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
+            step = config.total_steps
+        run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
     run.final = final
     return run
 
@@ -169,7 +169,9 @@ def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) ->
     try:
         write_tensors(dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights, path)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space and --resume") from None
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror}; free some space and {option('resume', True)}"
+        ) from None
 
 
 def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
@@ -191,7 +193,7 @@ def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:
     if theirs.hash != tokenizer.hash:
         raise DataError(
             f"model.init_from: {folder} has tokenizer {theirs.name} ({theirs.vocab_size} ids), the data is of "
-            f"{tokenizer.name} ({tokenizer.vocab_size}); prepare it with --tokenizer {folder / 'tokenizer'}"
+            f"{tokenizer.name} ({tokenizer.vocab_size}); prepare it with {option('tokenizer', folder / 'tokenizer')}"
         )
     tensors, own = _read_weights(path), dict(model.named_parameters())
     positions = "position.embedding.weight"

@@ -185,7 +185,7 @@ def test_origins_tell_the_line_of_every_key() -> None:
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
-    for content, complaint in ((b"- a\n- b\n", "a config is a mapping"), (b"\xff\xfea", "is not UTF-8 text (byte 0)")):
+    for content, complaint in ((b"- a\n- b\n", "a config is a mapping"), (b"\xff\xfea", "not UTF-8 text (byte 0)")):
         (tmp_path / "x.yaml").write_bytes(content)
         with pytest.raises(ConfigError) as caught:
             read_yaml(tmp_path / "x.yaml")

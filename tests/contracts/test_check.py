@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from helpers import gptlab
 
-from gptlab.contracts import CONTRACTS, component_subject, config_subject, find_subject, places, run_contracts
+from gptlab.contracts import CONTRACTS, component_subject, config_subject, find_subject, run_contracts
+from gptlab.contracts.places import places
 from gptlab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ MISTAKES = [
     (("./idea.py",), "which class of it? Write ./idea.py:Name"),
     (("./missing.py:Idea",), "no file"),
     (("./idea.py:Missing",), "nothing called 'Missing'"),
-    (("./idea.py:NoSlot",), "does not say which slot it is for; use --slot KIND"),
+    (("./idea.py:NoSlot",), "does not say which slot it is for; use slot=KIND"),
     (("./idea.py:OddSlot",), "says slot = 'heart', which does not exist"),
     (("./idea.py:NoSlot", "--slot", "heart"), "'heart'"),
     (("{use: Attention, kv_heads: 3}",), "3 does not divide the 4 heads"),

@@ -94,7 +94,7 @@ def test_a_binary_file_is_named_whatever_it_is_called(tmp_path: Path, what: str,
     (tmp_path / name).write_bytes(BINARY[what])
     with pytest.raises(DataError, match=rf"{name}: is .*{what}") as raised:
         texts(tmp_path / name, errors=errors)
-    assert "--errors" not in str(raised.value)
+    assert "errors=" not in str(raised.value)
 
 
 def test_what_only_begins_like_one_is_text(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_replacing_does_not_make_text_of_another_encoding(tmp_path: Path) -> Non
     for errors in ("strict", "replace"):
         with pytest.raises(DataError, match=r"a\.txt: .*\d+ of the \d+ characters .*another encoding") as refused:
             texts(tmp_path / "a.txt", errors=errors)
-        assert "--errors" not in str(refused.value)  # it would not help
+        assert "errors=" not in str(refused.value)  # it would not help
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.txt.gz"])
@@ -225,7 +225,7 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path) -> None:
 def test_tables_ask_for_their_column(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id,body\n1,"one, and\nmore ""quoted"""\n\n2,two\n3,\n')
     (tmp_path / "a.tsv").write_text("id\tbody\n1\tone, and\n")
-    with pytest.raises(DataError, match=r"a\.csv: no column 'text' .*\(id, body\); .*--text-column"):
+    with pytest.raises(DataError, match=r"a\.csv: no column 'text' .*\(id, body\); .*text_column"):
         texts(tmp_path / "a.csv")
     assert texts(tmp_path / "a.csv", text_column="body") == ['one, and\nmore "quoted"', "two"]
     assert texts(tmp_path / "a.tsv", text_column="body") == ["one, and"]
@@ -380,3 +380,37 @@ def test_a_cache_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(GptlabError, match=r"GPTLAB_CACHE .*cache is no folder"):
         texts("http://127.0.0.1:1/a.txt", cache=tmp_path / "cache")
+
+
+def test_small_members_of_an_archive_share_a_block_and_are_documents_of_their_own(tmp_path: Path) -> None:
+    """A block for each of a million samples would be a message to a worker for each."""
+    from gptlab.data.sources.archive import Archive
+    from gptlab.data.sources.base import Reading
+
+    contents = [f"sample {number} {'long ' * (400 if number % 7 == 3 else 2)}" for number in range(60)]
+    members = {f"{number:03d}.txt": content.encode() for number, content in enumerate(contents)}
+    members["060.jsonl"] = b'{"text": ""}\n{"text": "goes on"}\n'  # rows of another file never do
+    (tmp_path / "a.tar").write_bytes(tar(members))
+    for block_bytes, fewest, most in ((1 << 20, 1, 1), (500, 20, 60)):
+        archive = Archive(tmp_path / "a.tar", "a.tar", block_bytes)
+        reading = Reading(document_start="sample")
+        found = list(archive.blocks(0, reading, None))
+        assert fewest <= len(found) <= most
+
+        def documents(position: object, archive: Archive = archive, reading: Reading = reading) -> list[str]:
+            """Whole documents, from a cursor on."""
+            whole: list[str] = []
+            for block in archive.blocks(0, reading, position):
+                for document in block.documents(reading):
+                    if document.continues and whole and not document.text.startswith("goes"):
+                        whole[-1] += document.text
+                    else:
+                        whole.append(document.text)
+            return whole
+
+        expected = [*contents, "goes on"]
+        assert documents(None) == expected
+        for block in found:
+            rest = documents(block.cursor[1])
+            assert "".join(expected).endswith("".join(rest))
+            assert rest[1:] == expected[len(expected) - len(rest) + 1 :]

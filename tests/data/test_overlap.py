@@ -26,7 +26,7 @@ def test_a_file_for_both_splits_is_refused(tmp_path: Path, monkeypatch: pytest.M
         Path(name).write_text("some text")
     Path("of_its_size.txt").write_text("same text")
     Path("link.txt").symlink_to("t.txt")
-    with pytest.raises(DataError, match=r"training text as well; give other text for --validation"):
+    with pytest.raises(DataError, match=r"training text as well; give other text for validation"):
         prepare(["t.txt"], "out", tokenizer="byte", validation=[validation], workers=1)
     assert not Path("out").exists()
     prepare(["t.txt"], "out", tokenizer="byte", validation=["of_its_size.txt"], workers=1)

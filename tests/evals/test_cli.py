@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(runs: Path, refused: Refused, benchmarks: Path, t
     assert "--limit must be at least 1" in refused("eval", b, "--limit", "0")
     assert "nowhere is not a run folder" in refused("eval", b, "nowhere")
     assert "has no checkpoint 'step-7'" in refused("eval", b, "--checkpoint", "step-7")
-    assert "no such data set" in refused("eval", b, "--data", "nowhere")
+    assert "is not a data set (nothing is there)" in refused("eval", b, "--data", "nowhere")
     assert "holds no hellaswag/" in refused("eval", b, "--tasks", "hellaswag", "--task-data", runs)
     offline = refused("eval", b, "--tasks", "hellaswag")
     assert "cannot be downloaded" in offline
@@ -117,7 +117,7 @@ def test_mistakes_are_one_line(runs: Path, refused: Refused, benchmarks: Path, t
     assert "holds no hellaswag/" in refused("eval", b, "--tasks", "loss,hellaswag", "--task-data", runs)
     assert not (b / "evals").exists()  # known before the first task, not after it
     shutil.rmtree(tmp_path / "made")
-    assert "no such data set" in refused("eval", b)
+    assert "is not a data set (nothing is there)" in refused("eval", b)
     assert not any(runs.rglob("evals"))
 
 

@@ -87,7 +87,7 @@ def test_another_data_set_and_one_of_another_tokenizer(run: Run, tmp_path: Path)
     (other / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="made with tokenizer"):
         evaluate(run, "loss", Options(data=other))
-    with pytest.raises(DataError, match="no such data set"):
+    with pytest.raises(DataError, match="is not a data set"):
         evaluate(run, "loss", Options(data=tmp_path / "nowhere"))
 
 

@@ -225,8 +225,12 @@ def test_no_tokenizer(theirs: Path, mistake: Mistake) -> None:
 
 
 def test_a_source_that_is_none(theirs: Path, mistake: Mistake, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "no folder nowhere; give one" in mistake("import", "nowhere", "--name", "it")
-    assert "no folder theirs/config.json" in mistake("import", "theirs/config.json", "--name", "it")
+    assert "nowhere is not a Hugging Face folder (nothing is there); give one" in mistake(
+        "import", "nowhere", "--name", "it"
+    )
+    assert "theirs/config.json is not a Hugging Face folder (it is a file; theirs, in which it is, is one)" in mistake(
+        "import", "theirs/config.json", "--name", "it"
+    )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "the hub does not give it" in mistake("import", "nobody/nothing", "--name", "it")
 

@@ -169,7 +169,7 @@ def test_the_shipped_config_trains_from_a_small_gpt2(place: Path, test_data: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nowhere", "tune.yaml:1: model.init_from: no run folder at nowhere"),
+        ("nowhere", "tune.yaml:1: model.init_from: nowhere is not a run folder (nothing is there)"),
         ("theirs", "theirs is no run folder; first: gptlab import theirs --name theirs"),
         ("ckpt.pt", "ckpt.pt is no run folder; first: gptlab import ckpt.pt --name ckpt"),
         ("runs/t*", "runs/t* fits 2 folders"),
@@ -188,7 +188,9 @@ def test_what_init_from_cannot_be(start: Path, place: Path, text: str, message: 
 
 
 def test_on_the_command_line_the_mistake_is_there(start: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--set model.init_from=nowhere: model.init_from: no run folder"):
+    with pytest.raises(
+        ConfigError, match=r"^overrides=\['model.init_from=nowhere'\]: model.init_from: nowhere is not a run folder"
+    ):
         load_config(write("{}"), ["model.init_from=nowhere"])
 
 

@@ -116,7 +116,7 @@ def test_bad_questions() -> None:
         read_runs([a, Path("runs/../runs/a")])
     with pytest.raises(GptlabError, match="none of these runs logs 'speed'"):
         read_runs([a, b], "speed")
-    with pytest.raises(GptlabError, match="--top-k 3: measured are 1, 5, 10"):
+    with pytest.raises(GptlabError, match="top_k=3: measured are 1, 5, 10"):
         measure_top_k([a], [3])
 
 

@@ -146,12 +146,12 @@ def test_ranges_that_show_nothing_are_refused(tmp_path: Path) -> None:
     config = config_from({"data": {"path": str(tmp_path)}, "model": {"dim": 32, "heads": 2, "layers": 1}})
     with pytest.raises(GptlabError, match="no range"):
         range_test(config, low=1, high=0.1, steps=100)
-    with pytest.raises(GptlabError, match="--steps 3"):
+    with pytest.raises(GptlabError, match="steps=3"):
         range_test(config, low=0.1, high=1, steps=3)
     with pytest.raises(GptlabError, match="no range"):
         range_test(config, low=0.1, high=float("inf"), steps=100)
     for limit in (1.0, float("nan")):
-        with pytest.raises(GptlabError, match="--limit"):
+        with pytest.raises(GptlabError, match="limit="):
             run_range_test(RunSpec(config, "0" * 8, "a test"), Store(tmp_path), Device(None), limit=limit)
 
 

@@ -90,9 +90,9 @@ def test_the_command_writes_a_ledger_that_run_plans_with(place: Path) -> None:
 def test_too_few_runs_are_refused(place: Path, tmp_path: Path) -> None:
     config = config_from({"data": {"path": str(place / "data")}, "model": {"dim": 32, "heads": 2, "layers": 1}})
     store = Store(tmp_path)
-    with pytest.raises(GptlabError, match="--seeds 1"):
+    with pytest.raises(GptlabError, match="seeds=1"):
         design_noise_runs(config, store, seeds=1, repeats=2)
-    with pytest.raises(GptlabError, match="--repeats 1"):
+    with pytest.raises(GptlabError, match="repeats=1"):
         design_noise_runs(config, store, seeds=2, repeats=1)
     assert read_noise(store, "00000000") is None
     assert noise_path(store, "0") == tmp_path / ".noise/0.json"

@@ -50,4 +50,7 @@ def test_runs(lab: Path) -> None:
     assert sum(entry.state == "finished" for entry in found.values()) == len(found) - 1
     assert all(entry.loss is not None for entry in found.values() if entry.state == "finished")
     assert "gate-gated_1" in gptlab("list", "--runs", cwd=Path.cwd()).stdout
-    assert "no folder nowhere" in gptlab("list", "nowhere", cwd=Path.cwd(), check=False).stderr
+    assert (
+        "nowhere is not a folder of experiments (nothing is there)"
+        in gptlab("list", "nowhere", cwd=Path.cwd(), check=False).stderr
+    )

@@ -332,7 +332,7 @@ def test_values_that_do_not_go_together_are_an_outcome_and_a_missing_device_is_n
 @pytest.mark.parametrize("key", ["train.tokens=[1M, 4M]", "train.batch_tokens=1024..8192:step=1024"])
 def test_pruning_is_refused_where_trials_differ_in_length(config: RunConfig, tmp_path: Path, key: str) -> None:
     space = parse_space([key], config)
-    with pytest.raises(GptlabError, match=r"--prune asha: .* steps") as refusal:
+    with pytest.raises(GptlabError, match=r"prune='asha': .* steps") as refusal:
         open_sweep(config, space, Store(tmp_path / "runs"), metric=LOSS, prune=True)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "runs").exists()

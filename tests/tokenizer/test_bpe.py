@@ -192,7 +192,7 @@ def test_a_million_blanks(pattern: str, character: str) -> None:
     [
         ([], [300], "empty"),
         (["", ""], [300], "empty"),
-        (["abc abc"], [300], "--vocab-size 260"),
+        (["abc abc"], [300], r"vocab_sizes=\[260\]"),
         (["abc"], [257], "too small"),
         (["abc"], [], "no vocabulary size"),
         (["abc"], [1 << 40], "too large"),
@@ -222,10 +222,10 @@ def test_the_size_that_is_advised_can_be_had(text: str, trainer: str, specials: 
     options = {"name": "t", "trainer": trainer, "special_tokens": specials}
     with pytest.raises(DataError, match="runs out of pairs") as refused:
         train_bpe([text], [400], **options)
-    advised = re.search(r"--vocab-size (\d+)$", str(refused.value))
+    advised = re.search(r"vocab_sizes=\[(\d+)\]$", str(refused.value))
     if advised is None:
         assert text == "a"
-        assert "--kind byte" in str(refused.value)
+        assert "take kind=" in str(refused.value)
     else:
         (made,) = train_bpe([text], [int(advised[1])], **options)
         with pytest.raises(DataError, match="it has none; give more text, or keep 't' as it is"):

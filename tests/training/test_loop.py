@@ -128,7 +128,7 @@ def test_a_checkpoint_is_written_by_the_clock(train: Train) -> None:
 
 
 def test_the_log_can_be_followed(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(display, "_QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
     lines = (train("run") / "log.txt").read_text().splitlines()
     assert [line.split()[3] for line in lines if "tok/s" in line] == [f"{step}/10" for step in range(1, 11)]
 
@@ -340,7 +340,7 @@ def test_a_spike_stops_the_run(train: Train, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 53: the loss jumped to .* from a median of .* \(train.spike: 0.5\)"):
         train("run", merge(spiky, {"loss": {"by": 3.0}}))
     run = tmp_path / "run"
-    assert "step-00000052 is whole, --resume goes on from it" in (run / "log.txt").read_text()
+    assert "step-00000052 is whole, resume=True goes on from it" in (run / "log.txt").read_text()
     assert max(losses(run)) == 53
     assert losses(run, "train/jump")[53] == pytest.approx(3.0)  # a component's own metric, a mean over tokens
     skipped = train("skipped", merge(spiky, {"loss": {"by": 3.0}, "train": {"bad_step": "skip"}}))

@@ -257,7 +257,7 @@ def test_sigterm_ends_the_whole(place: Path) -> None:
     assert (
         done.stderr.strip()
         .splitlines()[-1]
-        .endswith("exists already; add --resume to continue it, or change --set name=NAME")
+        .endswith("exists already; add resume=True to continue it, or change overrides=['name=NAME']")
     )
 
 
@@ -391,7 +391,7 @@ WRONG = [
         "no stage 'pretrian' before this one, and no run; did",
     ),
     ("stages:\n  - name: a\n    from: 5", 2, "stages.a.from: must be the name of a stage, the path of a run, or null"),
-    ("stages:\n  - name: a\n    from: runs/none", 2, "no run folder at runs/none"),
+    ("stages:\n  - name: a\n    from: runs/none", 2, "is not a run folder (nothing is there)"),
     ("stages:\n  - name: a\n    seeds: 3", 2, "stages.a.seeds: must be a list of different whole numbers"),
     ("stages:\n  - name: a\n    seeds: [1, 1]", 2, "stages.a.seeds: must be a list of different whole numbers"),
     ("stages:\n  - name: a\n    seeds: [-1]", 2, "stages.a.seeds: must be a list of different whole numbers"),
@@ -418,13 +418,16 @@ def test_mistakes_name_the_line(place: Path, stages: str, line: int, message: st
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.anneel.train.tokens=5", "--set stages.anneel: no such stage; did you mean 'anneal'?"),
+        ("stages.anneel.train.tokens=5", "overrides=['stages.anneel']: no such stage; did you mean 'anneal'?"),
         ("stages=[]", "write it as stages.NAME.section.key=value"),
         ("stages.anneal.name=x", "a stage keeps its name"),
         ("stages.anneal.model.init_from=runs/x", "starts where stages.anneal.from says"),
         ("stages.anneal.train.tokes=5", "unknown key 'tokes'"),
-        ("stages.anneal.from=anneal", "--set stages.anneal.from=anneal: stages.anneal.from: 'anneal' is not before"),
-        ("train.tokes=5", "--set train.tokes=5: train.tokes: unknown key"),
+        (
+            "stages.anneal.from=anneal",
+            "overrides=['stages.anneal.from=anneal']: stages.anneal.from: 'anneal' is not before",
+        ),
+        ("train.tokes=5", "overrides=['train.tokes=5']: train.tokes: unknown key"),
     ],
 )
 def test_mistakes_on_the_command_line(place: Path, override: str, message: str) -> None:
@@ -488,9 +491,9 @@ def test_a_stage_that_is_not_there(place: Path) -> None:
     write(name="two.yaml")
     write("", name="one.yaml")
     for source, stage, message in [
-        ("two.yaml", "anneel", "--stage anneel: two.yaml has no such stage; did you mean 'anneal'?"),
-        ("two.yaml", "", "--stage : two.yaml has no such stage; valid: anneal, pretrain"),
-        ("one.yaml", "anneal", "--stage anneal: one.yaml has no stages; leave --stage out"),
+        ("two.yaml", "anneel", "stage='anneel': two.yaml has no such stage; did you mean 'anneal'?"),
+        ("two.yaml", "", "stage='': two.yaml has no such stage; valid: anneal, pretrain"),
+        ("one.yaml", "anneal", "stage='anneal': one.yaml has no stages; leave stage out"),
     ]:
         with pytest.raises(ConfigError) as caught:
             find_subject(source, stage=stage)

@@ -39,8 +39,10 @@ from gptlab.cli.sweep import sweep
 from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
 from gptlab.cli.train import train
-from gptlab.errors import GptlabError
+from gptlab.console import starting
+from gptlab.errors import GptlabError, speaking_of_options
 from gptlab.files import machine_error
+from gptlab.systems.signals import Terminated, terminable
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
@@ -83,9 +85,13 @@ def main() -> None:
     # A notebook's `!gptlab` inherits a backend that may not be installed here; pictures are files.
     os.environ["MPLBACKEND"] = "agg"
     try:
-        app()
+        name = f"gptlab {sys.argv[1]}" if len(sys.argv) > 1 else "gptlab"
+        with terminable(), speaking_of_options(), starting(name):
+            app()
     except GptlabError as error:
         _end(str(error), error.exit_code)
+    except Terminated as told:
+        sys.exit(128 + told.number)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptlab.cli.tables import show_rows
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
 
 
@@ -42,5 +42,6 @@ def compare(
     for line in lines:
         output().print(f"  {line}", markup=False)
     if out is not None:
-        write_comparison(found, out, metric, ks)
+        with waiting("drawing"):
+            write_comparison(found, out, metric, ks)
         say(f"wrote comparison.html, comparison.csv and curves.png in {out}")

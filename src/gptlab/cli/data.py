@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptlab.cli.options import check_errors, parse_count
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ def _tokenizer(
         documents = iter_documents(
             inputs, text_column=reading.text_column, separator=reading.separator, errors=reading.errors
         )
-        return train_char((document.text for document in documents), name=preset)
+        with waiting("collecting characters"):
+            return train_char((document.text for document in documents), name=preset)
     raise DataError("no tokenizer; name one with --tokenizer, like byte or gpt2, or train one: gptlab tokenizer train")
 
 

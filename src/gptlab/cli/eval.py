@@ -10,7 +10,7 @@ import typer
 from gptlab.cli.options import Checkpoint, Device
 from gptlab.cli.tables import show_rows
 from gptlab.console import say
-from gptlab.errors import CheckpointError, GptlabError
+from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,14 +50,15 @@ def _evaluate_runs(
     from gptlab.evals.benchmark import evaluate as run_benchmark
     from gptlab.interop import load
     from gptlab.parallel.world import find_world
+    from gptlab.record.runfolder import require_run
 
     names = list(dict.fromkeys(task.strip() for task in tasks))
     check_benchmarks(names, options)
     if find_world().size > 1:
         raise GptlabError("eval is one process's work; run it without torchrun")
     for folder in runs:
-        if folder.suffix != ".pt" and not (folder / "config.yaml").is_file():
-            raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+        if folder.suffix != ".pt":
+            require_run(folder)
     if len(runs) > 1 and any(find_benchmark(name).reads_data for name in names):
         _check_alike(runs, options)
     rows: list[tuple[Path, list[Evaluation]]] = []

@@ -10,7 +10,7 @@ import typer
 from gptlab.cli.confirm import confirm_training, missing_runs
 from gptlab.cli.options import Config, DryRun, Jobs, Overrides, Probe, Yes, load_single
 from gptlab.cli.tables import show_rows
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
 
 
@@ -67,9 +67,11 @@ def ladder(
     if not confirm_training(missing_runs(runs, store), store, jobs, yes=yes, dry_run=dry_run, probe=probe):
         return
     train_missing(runs, store, devices=find_devices(jobs))
-    result = fit_ladder(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
+    with waiting("fitting the law"):
+        result = fit_ladder(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
     show_rows(("arm", "size", "N", "tokens", "loss", "law"), table(result))
     for line in lines(result):
         output().print(line, markup=False)
-    paths = write(result, out or store.root / ".ladders" / loaded.name)
+    with waiting("drawing"):
+        paths = write(result, out or store.root / ".ladders" / loaded.name)
     say(f"wrote {', '.join(path.name for path in paths)} in {paths[0].parent}")

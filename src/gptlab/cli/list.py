@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.tables import show_rows
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 
 if TYPE_CHECKING:
     from gptlab.lab.report.registry import ExperimentEntry, RunEntry
@@ -24,9 +24,12 @@ def list_(
 
     store = Store()
     if runs:
-        _list_runs(list(list_runs(store)))
+        with waiting("reading runs"):
+            every = list(list_runs(store))
+        _list_runs(every)
         return
-    found = list_experiments(folder, store)
+    with waiting("reading experiments"):
+        found = list_experiments(folder, store)
     if not found:
         say(f"no experiments in {folder}; `gptlab new NAME --baseline CONFIG` begins one")
     for entry in found:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptlab.cli.options import OneStage, Overrides, load_one
-from gptlab.console import output, progress, say
+from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Maximal update parametrization.")
@@ -48,7 +48,8 @@ def check(
             seeds=seeds,
             progress=lambda kind, width: bar.update(task, advance=1, description=f"{kind}, width {width}"),
         )
-    plot_moves(moves, out, f"{loaded.name}: how far activations move")
+    with waiting("drawing"):
+        plot_moves(moves, out, f"{loaded.name}: how far activations move")
     found = exponents(moves)
     table = Table("place", "standard", "muP", title=f"move after {steps} steps ∝ width to the power of")
     bad = []

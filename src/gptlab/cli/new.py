@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from gptlab.console import say
 from gptlab.errors import ConfigError, did_you_mean
+from gptlab.files import what_is_there
 
 
 class _New(TyperGroup):
@@ -42,7 +43,9 @@ def experiment(
     if slot not in SLOTS:
         raise ConfigError(f"--slot: no slot is called {slot!r}; {did_you_mean(slot, SLOTS)}")
     if not baseline.is_file():
-        raise ConfigError(f"no config at {baseline} to compare with; name one with --baseline")
+        raise ConfigError(
+            f"no config at {baseline} to compare with ({what_is_there(baseline)}); name one with --baseline"
+        )
     folder = out or Path("experiments") / name
     idea = component_source(slot, class_name_of(name))
     diff = component_diff(slot, f"./idea.py:{class_name_of(name)}", baseline)

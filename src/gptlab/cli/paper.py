@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptlab.cli.options import ExperimentFolder
-from gptlab.console import say
+from gptlab.console import say, waiting
 
 
 def paper(folder: ExperimentFolder) -> None:
@@ -12,7 +12,8 @@ def paper(folder: ExperimentFolder) -> None:
     from gptlab.lab.report.paper import write_paper
     from gptlab.lab.runs.store import Store
 
-    written = write_paper(load_experiment(folder), Store())
+    with waiting(f"writing what the runs of {folder} have shown"):
+        written = write_paper(load_experiment(folder), Store())
     place = folder / "paper"
     kept = "" if place / "paper.tex" in written else "; paper.tex is kept as it is"
     say(f"wrote {len(written)} files in {place}{kept}; compile it with: cd {place} && latexmk -pdf paper")

@@ -9,8 +9,9 @@ import typer
 
 from gptlab.cli.options import OneStage, Overrides, load_one, vocabulary_of
 from gptlab.cli.tables import add_row, new_table, show
-from gptlab.console import console, output
+from gptlab.console import output, waiting
 from gptlab.errors import ConfigError, GptlabError
+from gptlab.files import settle
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,10 +53,11 @@ def plan(
     measured = None
     if card is None and (_has_data(loaded) if probe is None else probe):
         # Before torch is imported here, so that there is one torch in memory and not two.
-        with _spinner(f"{loaded.name}: real steps for about {probe_seconds:g} s"):
+        with waiting(f"{loaded.name}: real steps for about {probe_seconds:g} s"):
             measured = probe_in_subprocess(loaded, seconds=probe_seconds)
     vocabulary = vocab_size or vocabulary_of(config, loaded)
-    found, limit = _footprint(loaded, vocabulary, card, gpus, measured)
+    with waiting(f"{loaded.name}: counting bytes"):
+        found, limit = _footprint(loaded, vocabulary, card, gpus, measured)
     planned = plan_run(
         loaded,
         found,
@@ -98,7 +100,10 @@ def _check_options(gpu: str | None, gpus: int, rate: float | None, budget: float
 
 def _sources(config: RunConfig) -> list[Path]:
     paths = config.data.sources.values() if config.data.sources else [config.data.path] if config.data.path else []
-    return [Path(path) for path in paths]
+    found = [Path(path) for path in paths]
+    for path in found:
+        settle(path)
+    return found
 
 
 def _has_data(config: RunConfig) -> bool:
@@ -143,17 +148,16 @@ def _footprint(
         )
     rows, limit = config.sequences_per_step // gpus, int(card.memory * USABLE_MEMORY)
     kind = torch.float32 if config.train.dtype == "float32" else torch.bfloat16
-    with _spinner(f"{config.name}: counting bytes"):
-        found = fitting_footprint(
-            config,
-            vocabulary,
-            rows if fixed == "auto" else min(fixed, rows),
-            limit,
-            halve=fixed == "auto",
-            accelerator=True,
-            dtype=kind,
-            compiled=config.system.compile is not False,
-        )
+    found = fitting_footprint(
+        config,
+        vocabulary,
+        rows if fixed == "auto" else min(fixed, rows),
+        limit,
+        halve=fixed == "auto",
+        accelerator=True,
+        dtype=kind,
+        compiled=config.system.compile is not False,
+    )
     return found, limit
 
 
@@ -167,10 +171,6 @@ def _own_price(probe: Probe | None, cards: dict[str, Gpu]) -> Any:
 
 
 # ---------------------------------------------------------------- what is printed
-
-
-def _spinner(text: str) -> Any:
-    return console().status(text)
 
 
 def _print_json(planned: Plan, probe: Probe | None, bought: Budget | None) -> None:

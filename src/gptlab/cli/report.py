@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptlab.cli.options import ExperimentFolder
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 
 
 def report(folder: ExperimentFolder) -> None:
@@ -14,8 +14,10 @@ def report(folder: ExperimentFolder) -> None:
     from gptlab.lab.report.write import write_report
     from gptlab.lab.runs.store import Store
 
-    findings = read_findings(load_experiment(folder), Store())
-    written = write_report(findings)
+    with waiting(f"reading the runs of {folder}"):
+        findings = read_findings(load_experiment(folder), Store())
+    with waiting("writing the report"):
+        written = write_report(findings)
     for found in findings.evidence.arms:
         output().print(verdict_line(findings.evidence, found), markup=False)
     say(f"wrote {written[0]}, {written[1].name} and {len(written) - 2} more files in {folder}")

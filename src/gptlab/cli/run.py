@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.options import DryRun, ExperimentFolder, Jobs, Yes
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
@@ -43,10 +43,12 @@ def run(
     experiment = load_experiment(folder)
     if arms is not None:
         experiment = experiment.only([name.strip() for name in arms.split(",")])
-    _check_models(experiment)
+    with waiting("building the model of each arm"):
+        _check_models(experiment)
     store = Store()
-    ledger = Ledger.read(experiment, store)
-    evidence = evaluate_experiment(ledger, strict=strict)
+    with waiting(f"reading the runs of {folder}"):
+        ledger = Ledger.read(experiment, store)
+        evidence = evaluate_experiment(ledger, strict=strict)
     missing = missing_runs(evidence, seeds=seeds)
     if missing:
         predictions = predict_runs(missing, store, probe=probe)

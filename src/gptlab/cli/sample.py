@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.options import Checkpoint, Device
-from gptlab.console import output, say
+from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _show_samples(
         rows: list[list[int]] = [[] for _ in prompts]
         if live:
             screen.print(Text(prompts[0] + between, style="bold"), end="")
-        for tokens in stream_tokens(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device):
+        taken = stream_tokens(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device)
+        for tokens in track(taken, "sampling", total=sampling.max_new_tokens, unit="tokens", shown=not live):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
                     row.append(token)

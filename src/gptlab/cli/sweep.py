@@ -9,7 +9,7 @@ import typer
 
 from gptlab.cli.options import Config, Jobs, MetricName, Overrides, check_picture, load_single, read_metric
 from gptlab.cli.tables import show_rows
-from gptlab.console import output, say
+from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError, did_you_mean
 
 
@@ -43,28 +43,32 @@ def sweep(
             raise GptlabError(f"--{name} {value}: not one of these; {did_you_mean(value, known)}")
     check_picture(out)
     loaded, store, measured = load_single(config, overrides), Store(), read_metric(metric)
-    search = open_sweep(
-        loaded,
-        parse_space(param, loaded),
-        store,
-        trials=trials,
-        sampler=sampler,  # type: ignore[arg-type]  # one of the three
-        metric=measured,
-        prune=prune == "asha",
-        seeds=seeds,
-        storage=storage,
-    )
+    with waiting("opening the study"):
+        search = open_sweep(
+            loaded,
+            parse_space(param, loaded),
+            store,
+            trials=trials,
+            sampler=sampler,  # type: ignore[arg-type]  # one of the three
+            metric=measured,
+            prune=prune == "asha",
+            seeds=seeds,
+            storage=storage,
+        )
     say(f"study {search.study.study_name}: {len(search.done)} of {search.trials} trials are there")
     search.run(find_devices(workers))
     diff = best_settings(search)
     show_rows(*table(search))
     output().print(f"\n{dump_yaml(diff)}", markup=False, end="")
-    if shares := importances(search):
+    with waiting("weighing what was varied"):
+        shares = importances(search)
+    if shares:
         output().print()
         show_rows(("varied", "importance"), [(key, f"{share:.0%}") for key, share in shares.items()])
     for remark in remarks(search):
         say(remark)
-    picture, results = write(search, out)
+    with waiting("drawing"):
+        picture, results = write(search, out)
     say(f"wrote {picture} and {results}")
     folder = write_confirmation(search)
     if folder is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gptlab.cli.options import check_errors, parse_count
-from gptlab.console import output, progress, say
+from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError, DataError, did_you_mean
-from gptlab.files import check_place
+from gptlab.files import check_place, settle
 
 if TYPE_CHECKING:
     from gptlab.data.sources import Document, Reading
@@ -170,8 +170,9 @@ def import_(
     from gptlab.tokenizer import import_tokenizer
 
     _check_free(name, force)
-    tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text, document_end=document_end)
-    tokenizer.save(ROOT / name)
+    with waiting(f"importing {source}"):
+        tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text, document_end=document_end)
+        tokenizer.save(ROOT / name)
     say(
         f"wrote {ROOT / name}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, documents begin with"
         f" {tokenizer.end_of_text_token} ({tokenizer.end_of_text}), hash {tokenizer.hash}"
@@ -310,6 +311,7 @@ def _check_free(name: str, force: bool) -> None:
     check_name(name)
     folder = ROOT / name
     check_place(folder, "--name")
+    settle(folder)
     if folder.exists() and not (folder / "meta.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} exists and is no tokenizer, so --force does not replace it; choose another --name")
     if folder.exists() and not force:
@@ -377,29 +379,32 @@ def _bar(source: _Source, description: str) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of `source`; yields the function that advances it."""
     with progress(transient=True) as bar:
         task = bar.add_task(description, total=source.size())
-        waiting = 0
+        read = 0
 
         def advance(size: int) -> None:
-            nonlocal waiting
-            waiting += size
-            if waiting >= _UPDATE_BYTES:  # a bar redrawn for each of a million lines costs more than the lines
-                bar.advance(task, waiting)
-                waiting = 0
+            nonlocal read
+            read += size
+            if read >= _UPDATE_BYTES:  # a bar redrawn for each of a million lines costs more than the lines
+                bar.advance(task, read)
+                read = 0
 
         yield advance
 
 
 @contextmanager
 def _texts(source: _Source, then: str) -> Iterator[Iterator[str]]:
-    """The texts of `source`, under a progress bar; says `then` once they are read."""
-    with _bar(source, "reading") as advance:
+    """The texts of `source`, under a progress bar; once they are read, that `then` is being done."""
+    with ExitStack() as signs:
+        advance = signs.enter_context(_bar(source, "reading"))
 
         def texts() -> Iterator[str]:
             for document in source.documents():
                 yield document.text
                 advance(len(document.text))
+            signs.close()
             if then:
                 say(f"text read; {then}")
+                signs.enter_context(waiting(then))
 
         yield texts()
 

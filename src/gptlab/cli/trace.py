@@ -9,7 +9,7 @@ import typer
 
 from gptlab.cli.options import OneStage, Overrides, load_one, vocabulary_of
 from gptlab.cli.tables import add_row, new_table, show
-from gptlab.console import output
+from gptlab.console import output, waiting
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def _show_trace(source: str, config: RunConfig, *, vocab_size: int | None, depth
         if given is not None and given < 1:
             raise GptlabError(f"{option} must be at least 1 (given: {given})")
     vocabulary = vocab_size or vocabulary_of(source, config)
-    traced = trace_model(config, vocabulary)
+    with waiting("building the model"):
+        traced = trace_model(config, vocabulary)
     rows, alike = _without_repeats([m for m in traced.modules if m.path.count(".") < depth])
     table = new_table(("module", "class", "in", "out", "parameters", "FLOPs/token"), left=4)
     shown = {row.path for row in rows}

@@ -12,7 +12,8 @@ from gptlab.config.schema import RunConfig, expand_seed
 from gptlab.config.signatures import SLOTS, component_names, signature
 from gptlab.config.start import is_pinned, pin, starting_run
 from gptlab.config.yamlfile import KeyPath, Origin, find_origin, parse_yaml, read_yaml
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, option
+from gptlab.files import settle
 
 Layer = tuple[Path, dict[str, Any], dict[KeyPath, Origin]]  # a file, what it says, and on which line
 _COMPONENT_FILE = re.compile(r"[^:\s]+\.py:[A-Za-z_]\w*")
@@ -42,6 +43,7 @@ def read_layers(source: str | Path) -> list[Layer]:
     path = Path(source)
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
+    settle(path.parent / "code")  # of a run, whose config may name components in it
     layers = _base_chain(path)
     for file, layer, _ in layers:
         layer.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).lstrip("._-") or "run")
@@ -168,14 +170,18 @@ def parse_override(text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:
     key, equals, value_text = text.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise ConfigError(f"--set {text}: write it as section.key=value, for example --set train.tokens=2M")
-    value, _ = parse_yaml(value_text, f"--set {text}")
+        raise ConfigError(
+            f"{option('set', text)}: write it as section.key=value, for example {option('set', 'train.tokens=2M')}"
+        )
+    value, _ = parse_yaml(value_text, f"{option('set', text)}")
     value = absolute_paths(None if not value_text.strip() else value, Path.cwd())
     if path[0] == "base":
-        raise ConfigError(f"--set {text}: `base` is for files; name that file as the config instead", key="base")
+        raise ConfigError(
+            f"{option('set', text)}: `base` is for files; name that file as the config instead", key="base"
+        )
     for known in [known for known in origins if known[: len(path)] == path]:
         del origins[known]  # what was written there before no longer speaks for the value
-    origins[path] = Origin(f"--set {text}")
+    origins[path] = Origin(f"{option('set', text)}")
     for part in reversed(path):
         value = {part: value}
     result: dict[str, Any] = value

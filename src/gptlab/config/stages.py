@@ -18,7 +18,7 @@ from gptlab.config.messages import SlotError
 from gptlab.config.schema import RunConfig, Seed
 from gptlab.config.start import is_pinned
 from gptlab.config.yamlfile import KeyPath, Origin, parse_yaml
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, did_you_mean, option
 
 OWN_KEYS = ("name", "from", "seeds", "soup")
 """Keys of a stage beside the sections of a config."""
@@ -101,7 +101,7 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
     common = [text for text in common if text not in of_base]
     names = _names(written, places)
     if unknown := [name for name in of_stage if name not in names]:
-        raise ConfigError(f"--set stages.{unknown[0]}: no such stage; {did_you_mean(unknown[0], names)}")
+        raise ConfigError(f"{option('set', f'stages.{unknown[0]}')}: no such stage; {did_you_mean(unknown[0], names)}")
     stages: list[Stage] = []
     for number, name in enumerate(names):
         here = {path[1:]: origin for path, origin in places.items() if path[:1] == (str(number),)}
@@ -118,11 +118,11 @@ def load_stage(source: str | Path, overrides: Sequence[str] = (), name: str | No
     """
     if not has_stages(source):
         if name is not None:
-            raise ConfigError(f"--stage {name}: {source} has no stages; leave --stage out")
+            raise ConfigError(f"{option('stage', name)}: {source} has no stages; leave {option('stage')} out")
         return load_config(source, overrides)
     stages = {stage.name: stage.config for stage in load_stages(source, overrides)}
     if name is not None and name not in stages:
-        raise ConfigError(f"--stage {name}: {source} has no such stage; {did_you_mean(name, stages)}")
+        raise ConfigError(f"{option('stage', name)}: {source} has no such stage; {did_you_mean(name, stages)}")
     return stages[next(iter(stages)) if name is None else name]
 
 
@@ -277,9 +277,13 @@ def _sort_overrides(overrides: Sequence[str]) -> tuple[list[str], dict[str, list
             common.append(text)
             continue
         if len(key) < 3 or "=" not in text:
-            raise ConfigError(f"--set {text}: write it as stages.NAME.section.key=value; the list itself is the file's")
+            raise ConfigError(
+                f"{option('set', text)}: write it as stages.NAME.section.key=value; the list itself is the file's"
+            )
         if key[2:] == ["name"] or key[2:4] == ["model", "init_from"]:
-            raise ConfigError(f"--set {text}: a stage keeps its name, and starts where stages.{key[1]}.from says")
+            raise ConfigError(
+                f"{option('set', text)}: a stage keeps its name, and starts where stages.{key[1]}.from says"
+            )
         of_stage.setdefault(key[1], []).append(text.strip().removeprefix(f"stages.{key[1]}."))
     return common, of_stage
 
@@ -291,8 +295,10 @@ def _own_overrides(name: str, texts: Sequence[str], places: dict[KeyPath, Origin
     for text in texts:
         key = ".".join(_split_key(text))
         if key in OWN_KEYS:
-            own[key], _ = parse_yaml(text.partition("=")[2].strip() or "null", f"--set stages.{name}.{text}")
-            places[(key,)] = Origin(f"--set stages.{name}.{text}")
+            own[key], _ = parse_yaml(
+                text.partition("=")[2].strip() or "null", f"{option('set', f'stages.{name}.{text}')}"
+            )
+            places[(key,)] = Origin(f"{option('set', f'stages.{name}.{text}')}")
         else:
             sections.append(text)
     return own, sections

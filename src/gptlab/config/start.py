@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from gptlab.errors import ConfigError
-from gptlab.files import sha256_file
+from gptlab.files import not_a_folder, sha256_file
 
 WEIGHTS = "model.safetensors"
 _PINNED = re.compile(r"(.+)@([0-9a-f]{16})")
@@ -53,7 +53,8 @@ def pin(text: str) -> str:
     if folder.suffix == ".pt" or (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is no run folder; first: gptlab import {folder} --name {name}")
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"no run folder at {text} (one holds config.yaml); `gptlab import` makes one of weights")
+        what = not_a_folder(folder, "a run folder", "config.yaml")
+        raise ConfigError(f"{what}; `gptlab import` makes one of weights")
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} holds no {WEIGHTS}: it is not finished; train it to its end first")
     return f"{folder}@{weights_digest(folder / WEIGHTS)}"

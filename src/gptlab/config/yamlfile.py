@@ -121,7 +121,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder; name a YAML file, or a run folder that holds config.yaml") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise ConfigError(f"{path} is no YAML file: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     value, origins = parse_yaml(text, str(path))

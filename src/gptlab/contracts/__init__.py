@@ -4,35 +4,18 @@ subject = find_subject("./idea.py:MyAttention")
 broken = [outcome for outcome in run_contracts(subject) if outcome.status == "broken"]
 """
 
-from gptlab.contracts import equivalence, influence, learning, parts
-from gptlab.contracts.core import (
-    CONTRACTS,
-    TOLERANCE,
-    Broken,
-    Contract,
-    Outcome,
-    Skipped,
-    order_contracts,
-    run_contracts,
-)
-from gptlab.contracts.equivalence import require_off
-from gptlab.contracts.places import places
-from gptlab.contracts.subject import Subject, component_subject, config_subject, find_subject
+from __future__ import annotations
 
-__all__ = [
-    "CONTRACTS",
-    "TOLERANCE",
-    "Broken",
-    "Contract",
-    "Outcome",
-    "Skipped",
-    "Subject",
-    "component_subject",
-    "config_subject",
-    "find_subject",
-    "places",
-    "require_off",
-    "run_contracts",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
 
-order_contracts(influence, learning, equivalence, parts)
+if TYPE_CHECKING:
+    from gptlab.contracts.suite import *  # noqa: F403 - as the function below has it
+
+
+def __getattr__(name: str) -> Any:
+    """Load the suite, which needs torch, only when it is asked for: `gptlab new` writes a component without it."""
+    suite = importlib.import_module("gptlab.contracts.suite")
+    if name not in suite.__all__:
+        raise AttributeError(f"module 'gptlab.contracts' has no attribute {name!r}")
+    return getattr(suite, name)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from gptlab.config import RunConfig, build
 from gptlab.data import open_splits, open_stream
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, option
 from gptlab.loss import IGNORE, TokenBatch
 from gptlab.model import build_model
 from gptlab.parallel import World, choose_layout
@@ -67,7 +67,7 @@ def coordinate_check(
         )
     widths = list(widths) or [base["dim"] * factor for factor in (1, 2, 4, 8)]
     if any(width % base["dim"] for width in widths):
-        raise ConfigError(f"--widths: {widths} must be multiples of the base's {base['dim']} (model.mup.dim)")
+        raise ConfigError(f"{option('widths')}: {widths} must be multiples of the base's {base['dim']} (model.mup.dim)")
     batches, vocab_size = _batches(config, steps)
     moves = []
     for parametrization in ("standard", "mup"):

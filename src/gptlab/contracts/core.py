@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptlab.console import progress
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
 
 if TYPE_CHECKING:
@@ -89,16 +90,19 @@ def run_contracts(subject: Subject, only: Collection[str] = ()) -> list[Outcome]
     for name in only:
         if name not in CONTRACTS:
             raise ConfigError(f"no contract is called {name!r}; {did_you_mean(name, CONTRACTS)}")
+    chosen = [item for item in CONTRACTS.values() if not only or item.name in only or item.name == "builds"]
     outcomes: list[Outcome] = []
-    failed_to_build = False
-    for item in CONTRACTS.values():
-        if only and item.name not in only and item.name != "builds":
-            continue
-        if failed_to_build:
-            outcomes.append(Outcome(item, "skipped", "it does not build"))
-            continue
-        outcomes.append(_hold(item, subject))
-        failed_to_build = item.name == "builds" and outcomes[-1].status == "broken"
+    with progress(unit="contracts", transient=True) as bar:
+        task = bar.add_task("check", total=len(chosen))
+        for item in chosen:
+            bar.update(task, description=f"check {item.name}")
+            outcomes.append(_hold(item, subject))
+            bar.advance(task)
+            if item.name == "builds" and outcomes[-1].status == "broken":
+                return [
+                    *outcomes,
+                    *(Outcome(other, "skipped", "it does not build") for other in chosen[len(outcomes) :]),
+                ]
     return outcomes
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from gptlab.config import SLOTS, dump_yaml, load_config
 from gptlab.contracts.places import nested, places
-from gptlab.errors import ConfigError, did_you_mean
-from gptlab.files import atomic_folder
+from gptlab.errors import ConfigError, did_you_mean, option
+from gptlab.files import atomic_folder, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CLASS = "MyIdea"  # what the class is called in every template
@@ -39,9 +39,13 @@ def write_component(kind: str, name: str, *, base: Path, folder: Path) -> Writte
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ConfigError(f"{name!r} is no name for an idea; use letters, digits and -, beginning with a letter")
     if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another name, or another folder with --out")
+        raise ConfigError(
+            f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
+        )
     if not base.is_file():
-        raise ConfigError(f"no config at {base} to make a diff against; name one with --base")
+        raise ConfigError(
+            f"no config at {base} to make a diff against ({what_is_there(base)}); name one with {option('base')}"
+        )
     class_name = class_name_of(name)
     module = name.replace("-", "_") + ".py"
     diff = {"base": os.path.relpath(base, folder), **component_diff(kind, f"./{module}:{class_name}", base)}
@@ -78,7 +82,7 @@ def component_diff(kind: str, use: str, base: Path) -> dict[str, Any]:
     if kind != "mix":
         return dict(nested(places()[kind], use))
     if data.sources is None and data.path is None:
-        raise ConfigError(f"{base} names no data to mix; give it data.path, or choose another --base")
+        raise ConfigError(f"{base} names no data to mix; give it data.path, or choose another {option('base')}")
     sources = data.sources or {"a": data.path, "b": data.path}  # the same one twice: put yours in its place
     return {"data": {"path": None, "sources": dict(sources), "mix": use}}
 

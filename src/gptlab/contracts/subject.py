@@ -29,7 +29,7 @@ from gptlab.config.signatures import locate
 from gptlab.config.yamlfile import parse_yaml
 from gptlab.contracts.places import DATA_DEFAULTS, nested, place_of
 from gptlab.data import TokenDataset, TokenStream, open_stream
-from gptlab.errors import ConfigError, GptlabError, did_you_mean
+from gptlab.errors import ConfigError, GptlabError, did_you_mean, option
 from gptlab.loss import IGNORE, LossSum, TokenBatch
 from gptlab.model import build_model
 from gptlab.model.component import declared
@@ -317,10 +317,14 @@ def find_subject(
     """
     if target.endswith((".yaml", ".yml")):
         if slot is not None:
-            raise ConfigError(f"--slot {slot}: {target} is a whole config, which has all slots; leave --slot out")
+            raise ConfigError(
+                f"{option('slot', slot)}: {target} is a whole config, which has all slots; leave {option('slot')} out"
+            )
         return config_subject(target, stage=stage, backend=backend)
     if stage is not None:
-        raise ConfigError(f"--stage {stage}: {target} is a component, which has no stages; leave --stage out")
+        raise ConfigError(
+            f"{option('stage', stage)}: {target} is a component, which has no stages; leave {option('stage')} out"
+        )
     value: Any = target
     if target.lstrip().startswith("{"):
         value, _ = parse_yaml(target, "the value to check")
@@ -351,12 +355,14 @@ def _slot_of(use: str) -> str:
         everything = sorted({name for kind in SLOTS for name in component_names(kind)})
         if not found:
             raise ConfigError(f"no component is called {use!r}; {did_you_mean(use, everything)}")
-        raise ConfigError(f"{use!r} is on the menus of {' and '.join(found)}; say which with --slot {found[0]}")
+        raise ConfigError(
+            f"{use!r} is on the menus of {' and '.join(found)}; say which with {option('slot', found[0])}"
+        )
     component = _import("model", use)
     kind = getattr(component, "slot", None)
     if kind not in SLOTS:
         problem = "does not say which slot it is for" if kind is None else f"says slot = {kind!r}, which does not exist"
-        raise ConfigError(f"{use} {problem}; use --slot KIND, or write `slot = KIND` in the class")
+        raise ConfigError(f"{use} {problem}; use {option('slot', 'KIND')}, or write `slot = KIND` in the class")
     return str(kind)
 
 

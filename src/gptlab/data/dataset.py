@@ -20,7 +20,8 @@ from typing_extensions import TypedDict
 
 from gptlab.console import progress
 from gptlab.data.shards import Shard, read_header
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
+from gptlab.files import not_a_folder, settle
 
 FORMAT = "gptlab-tokens"
 FORMAT_VERSION = 1
@@ -104,10 +105,12 @@ def load_manifest(folder: Path) -> Manifest | None:
 
     Raises DataError where the folder is missing.
     """
+    settle(folder)
     if not folder.is_dir():
+        place = "FOLDER" if folder.exists() else folder
         raise DataError(
-            f"{folder}: no such data set; make it with: gptlab data prepare --input FILES --tokenizer"
-            f" NAME --out {folder}"
+            f"{not_a_folder(folder, 'a data set', MANIFEST)}; make one with: gptlab data prepare --input FILES "
+            f"--tokenizer NAME --out {place}"
         )
     return Manifest.load(folder) if (folder / MANIFEST).is_file() else None
 
@@ -174,7 +177,11 @@ class TokenDataset:
         if entry is None or not entry.shards:
             raise DataError(
                 f"{path}: has no {split} split; prepare it again with"
-                + (" --validation FILES or --validation-fraction 0.1" if split == "validation" else " more text")
+                + (
+                    f" {option('validation', 'FILES')} or {option('validation_fraction', 0.1)}"
+                    if split == "validation"
+                    else " more text"
+                )
             )
         _check_fits(path, manifest, tokenizer_hash, vocab_size, end_of_text)
         return cls(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, mo
 
 from gptlab.config.numbers import parse_number
 from gptlab.data.sources import Reading
-from gptlab.errors import DataError, did_you_mean
+from gptlab.errors import DataError, did_you_mean, option
 
 
 def _count(value: Any) -> Any:
@@ -69,7 +69,7 @@ def load_preset(name: str) -> Preset:
     """The preset called `name`. Raises DataError where there is none, or its file is no preset."""
     files = _files()
     if name not in files:
-        raise DataError(f"no preset {name!r}; {did_you_mean(name, files)} Files are given with --input.")
+        raise DataError(f"no preset {name!r}; {did_you_mean(name, files)} Files are given with {option('input')}.")
     try:
         return Preset.model_validate(yaml.safe_load(files[name].read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValidationError) as error:

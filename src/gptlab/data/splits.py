@@ -26,8 +26,8 @@ def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[st
             "data.path: no data named; set it to a folder that `gptlab data prepare` made", key="data.path"
         )
     for path in sources.values():
-        if not Path(path).is_dir():
-            TokenDataset.open(path, "train")  # raises, saying how to make it
+        if not (Path(path) / MANIFEST).is_file():
+            TokenDataset.open(path, "train")  # raises where it holds no shards of others either
     carried = [Path(path) / "tokenizer" for path in sources.values() if (Path(path) / "tokenizer").is_dir()]
     named = data.tokenizer or (carried[0] if carried else None)
     if named is None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptlab.data.sources.download import download
-from gptlab.errors import DataError, GptlabError, did_you_mean
+from gptlab.errors import DataError, GptlabError, did_you_mean, option
 from gptlab.evals import benchmark_names
+from gptlab.files import not_a_folder
 from gptlab.record.evaluation import Evaluation as Evaluation
 from gptlab.record.measurement import SCORER
 from gptlab.run import Run
@@ -40,9 +41,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise GptlabError(f"--limit must be at least 1 (given: {self.limit}); leave it out for all")
+            raise GptlabError(f"{option('limit')} must be at least 1 (given: {self.limit}); leave it out for all")
         if self.sequence_length is not None and self.sequence_length < 1:
-            raise GptlabError(f"--sequence-length must be at least 1 (given: {self.sequence_length})")
+            raise GptlabError(f"{option('sequence_length')} must be at least 1 (given: {self.sequence_length})")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Benchmark:
 def find_benchmark(name: str) -> Benchmark:
     """The benchmark `name`. Raises GptlabError where there is none."""
     if name not in benchmark_names():
-        raise GptlabError(f"--tasks: no task {name!r}; {did_you_mean(name, benchmark_names())}")
+        raise GptlabError(f"{option('tasks')}: no task {name!r}; {did_you_mean(name, benchmark_names())}")
     found: Benchmark = importlib.import_module(f"gptlab.evals.{name}").BENCHMARK
     return found
 
@@ -132,9 +133,11 @@ def find_questions(task: str, questions: QuestionFile, folder: Path | None = Non
     file, url = questions.name, questions.url
     names = (f"{task}/{file}", f"{task}/{file}.gz", file, f"{file}.gz")
     named = os.environ.get("GPTLAB_BENCHMARKS")
-    source = "--task-data" if folder is not None else "GPTLAB_BENCHMARKS"
+    source = option("task_data") if folder is not None else "GPTLAB_BENCHMARKS"
     if folder is None and named:
         folder = Path(named).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"{source}: {not_a_folder(folder, 'a folder of questions')}; get {file} from {url}")
     for place in BESIDE if folder is None else (folder,):
         if (found := next((place / name for name in names if (place / name).is_file()), None)) is not None:
             return found
@@ -144,6 +147,7 @@ def find_questions(task: str, questions: QuestionFile, folder: Path | None = Non
         return download(url)
     except DataError as error:
         raise DataError(
-            f"{task}: {str(error).partition('; check')[0]}; put {file} into a folder and name it with --task-data "
+            f"{task}: {str(error).partition('; check')[0]}; put {file} into a folder and name it with "
+            f"{option('task_data')} "
             "FOLDER or GPTLAB_BENCHMARKS"
         ) from None

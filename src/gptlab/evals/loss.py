@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gptlab.data import Batch, TokenDataset
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.evals.benchmark import Benchmark, Column, Evaluation, Options
 from gptlab.evals.validation import measure_windows, ratio_error, validation_sets, window_length, window_settings
 from gptlab.inference.scoring import LossResult, token_sizes, window_sums
@@ -50,7 +50,9 @@ def _loss_numbers(rows: torch.Tensor) -> tuple[dict[str, Any], dict[str, float |
         "windows": len(rows),
     }
     if not math.isfinite(total.loss):
-        raise GptlabError(f"the loss is {total.loss}: the weights are not finite; evaluate an earlier --checkpoint")
+        raise GptlabError(
+            f"the loss is {total.loss}: the weights are not finite; evaluate an earlier {option('checkpoint')}"
+        )
     loss_error = ratio_error(rows[:, 0], rows[:, 1])
     errors = {"loss": loss_error, "perplexity": None if loss_error is None else total.perplexity * loss_error}
     byte_error = ratio_error(rows[:, 2], rows[:, 3]) if total.bytes else None

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptlab.console import progress, say
-from gptlab.errors import DataError, GptlabError
+from gptlab.console import progress, say, track
+from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Evaluation
 from gptlab.files import sha256_file
 from gptlab.hardware.precision import autocast
@@ -104,7 +104,8 @@ def answer_questions(run: Run, questions: Sequence[Question], *, description: st
     encode a text.
     """
     length: int = run.model.context_length
-    encoded = [encode_question(run.tokenizer, question, length) for question in questions]
+    listed = track(questions, f"{description}: encoding", total=len(questions), unit="questions")
+    encoded = [encode_question(run.tokenizer, question, length) for question in listed]
     logprobs = log_likelihoods(run, [pair for pairs in encoded for pair in pairs], description=description)
     answers, done = [], 0
     for question, pairs in zip(questions, encoded, strict=True):
@@ -208,7 +209,7 @@ def evaluate_questions(run: Run, task: str, questions: Sequence[Question], path:
         raise DataError(f"{task} with {run.folder}: {error}") from None
     records = [answer.record() for answer in answers]
     if not all(math.isfinite(value) for answer in answers for value in answer.logprobs):
-        raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier --checkpoint")
+        raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier {option('checkpoint')}")
     results: dict[str, Any] = {}
     errors: dict[str, float | None] = {}
     for metric in ("acc", "acc_norm"):

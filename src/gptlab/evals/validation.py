@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from gptlab.config.schema import Data
-from gptlab.console import progress, say
+from gptlab.console import say, track
 from gptlab.data import MANIFEST, Batch, TokenDataset, validation_batches
-from gptlab.errors import DataError, GptlabError
+from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Options
 from gptlab.record.measurement import data_identity, differences
 from gptlab.record.runfolder import read_sessions
@@ -29,7 +29,7 @@ def validation_sets(folder: Path, section: Data, tokenizer: Tokenizer, data: Pat
     """
     sources = {"data": str(data)} if data else section.sources or ({"data": section.path} if section.path else {})
     if not sources:
-        raise DataError(f"{folder} names no data; give a data set with --data FOLDER")
+        raise DataError(f"{folder} names no data; give a data set with {option('data', 'FOLDER')}")
     found = {}
     for name, path in sources.items():
         if (Path(path) / MANIFEST).is_file() or not Path(path).is_dir():
@@ -56,7 +56,7 @@ def window_length(run: Run, options: Options) -> int:
     length = options.sequence_length or run.config.validation_length
     if length > run.model.context_length:
         raise GptlabError(
-            f"--sequence-length {length}: {run.folder} sees {run.model.context_length} tokens; ask for no more"
+            f"{option('sequence_length', length)}: {run.folder} sees {run.model.context_length} tokens; ask for no more"
         )
     return length
 
@@ -75,16 +75,14 @@ def measure_windows(
     tokens = available if limit is None else min(available, limit * length)
     rows = max(1, _WINDOW_TOKENS[run.device.type] // length)
     windows = -(-tokens // length)
-    with progress(unit="windows") as bar:
-        task = bar.add_task(f"{run.folder.name}: {what}" + ("" if name == "data" else f" on {name}"), total=windows)
-
-        def counted() -> Iterator[Batch]:
-            for batch in validation_batches(dataset, length, min(rows, max(1, windows)), tokens):
-                yield batch
-                bar.advance(task, len(batch.inputs))
-
-        found = [rows_of_batch.cpu().double() for rows_of_batch in measure(counted())]
-    return torch.cat(found)[:windows]
+    batches = track(
+        validation_batches(dataset, length, min(rows, max(1, windows)), tokens),
+        f"{run.folder.name}: {what}" + ("" if name == "data" else f" on {name}"),
+        total=tokens,
+        unit="tokens",
+        size=lambda batch: batch.global_targets,
+    )
+    return torch.cat([rows_of_batch.cpu().double() for rows_of_batch in measure(batches)])[:windows]
 
 
 def window_settings(sets: dict[str, TokenDataset], length: int) -> dict[str, Any]:

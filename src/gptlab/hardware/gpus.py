@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, did_you_mean, option
 
 USER_TABLE = Path("gpus.yaml")
 """Read from the working folder where it exists, and laid over the package's own."""
@@ -67,7 +67,7 @@ def find_gpu(name: str, cards: Mapping[str, Gpu]) -> Gpu:
             return card
     close = [card.name for card in cards.values() if wanted and _squeezed(card.name).startswith(wanted)]
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else did_you_mean(name, cards)
-    raise ConfigError(f"--gpu {name!r}: not in the table of GPUs; {hint} A card of your own goes into gpus.yaml")
+    raise ConfigError(f"{option('gpu', name)}: not in the table of GPUs; {hint} A card of your own goes into gpus.yaml")
 
 
 def gpu_of_driver(driver_name: str, cards: Mapping[str, Gpu]) -> Gpu | None:

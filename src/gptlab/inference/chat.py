@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 from gptlab.tokenizer import Tokenizer
 
 
@@ -20,7 +20,7 @@ def render_chat(tokenizer: Tokenizer, turns: Sequence[Mapping[str, Any]]) -> str
     if tokenizer.chat_template is None:
         raise DataError(
             f"tokenizer {tokenizer.name!r} has no chat template: it did not come with one; write the prompt out, with "
-            "--special for special tokens"
+            f"{option('special')} for special tokens"
         )
     import jinja2
     from jinja2.ext import loopcontrols

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptlab.errors import CheckpointError
+from gptlab.console import waiting
+from gptlab.errors import CheckpointError, option
 
 if TYPE_CHECKING:
     from gptlab.run import Run
@@ -22,7 +23,7 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", check
     if source.suffix != ".pt":
         return run.load(source, device=device, dtype=dtype, checkpoint=checkpoint)
     if checkpoint is not None:
-        raise CheckpointError(f"{source} is one file, without checkpoints; leave out --checkpoint")
+        raise CheckpointError(f"{source} is one file, without checkpoints; leave out {option('checkpoint')}")
     from gptlab.interop.nanogpt import load_nanogpt
 
     return run.make_run(source, *load_nanogpt(source), device=device, dtype=dtype)
@@ -50,16 +51,20 @@ def import_run(
     """
     if str(source).endswith(".pt"):
         if end_of_text is not None or document_end is not None:
-            option = "--end-of-text" if end_of_text is not None else "--document-end"
-            raise CheckpointError(f"{option} is for a Hugging Face tokenizer; name a tokenizer with --tokenizer")
+            given = option("end_of_text") if end_of_text is not None else option("document_end")
+            raise CheckpointError(
+                f"{given} is for a Hugging Face tokenizer; name a tokenizer with {option('tokenizer')}"
+            )
         from gptlab.interop.nanogpt import import_nanogpt
 
-        return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
+        with waiting(f"importing {source}"):
+            return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
     from gptlab.interop.huggingface import import_huggingface
 
-    return import_huggingface(
-        source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end, runs=runs
-    )
+    with waiting(f"importing {source}"):
+        return import_huggingface(
+            source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end, runs=runs
+        )
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
@@ -68,18 +73,19 @@ def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
     Raises CheckpointError naming the part of the model that the format has no place for; then nothing is written.
     """
     folder = Path(folder)
-    if format == "hf":
-        from gptlab.interop.huggingface import export_huggingface
+    with waiting(f"writing {folder}"):
+        if format == "hf":
+            from gptlab.interop.huggingface import export_huggingface
 
-        return export_huggingface(run, folder)
-    if format == "nanogpt":
-        from gptlab.interop.nanogpt import export_nanogpt
+            return export_huggingface(run, folder)
+        if format == "nanogpt":
+            from gptlab.interop.nanogpt import export_nanogpt
 
-        return export_nanogpt(run, folder)
-    if format == "gguf":
-        from gptlab.interop.gguf import export_gguf
+            return export_nanogpt(run, folder)
+        if format == "gguf":
+            from gptlab.interop.gguf import export_gguf
 
-        return export_gguf(run, folder)
+            return export_gguf(run, folder)
     raise CheckpointError(f"no format {format!r}; known: {', '.join(FORMATS)}")
 
 

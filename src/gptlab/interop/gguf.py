@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gptlab.console import say
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, option
 from gptlab.interop.gpt2 import nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors, token_ids
 from gptlab.interop.llama import LLAMA, OLMO, OLMO2, QWEN2, QWEN3
@@ -66,7 +66,7 @@ def export_gguf(run: Run, folder: Path) -> Path:
     if section["block"]["attention"]["out_bias"] and architecture.name not in ("llama", "gpt2"):
         raise CheckpointError(
             f"{run.folder}: model.block.attention.out_bias is true, and llama.cpp's {architecture.name} adds none to "
-            "what attention gives; export it as --format hf"
+            f"what attention gives; export it as {option('format', 'hf')}"
         )
     if section["block"]["mlp"].get("approximate") == "none":
         say("llama.cpp approximates the GELU that this model computes exactly: logits will differ in the third digit")

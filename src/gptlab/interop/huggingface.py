@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptlab.errors import CheckpointError
+from gptlab.errors import CheckpointError, option
+from gptlab.files import not_a_folder
 from gptlab.interop.gpt2 import GPT2
 from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, QWEN2, QWEN3
 from gptlab.interop.runs import (
@@ -92,7 +93,8 @@ def _folder(source: str | Path) -> Path:
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(
-            f"no folder {source}; give one that holds config.json and weights, or a model of the hub (owner/name)"
+            f"{not_a_folder(folder, 'a Hugging Face folder', 'config.json')}; give one that holds config.json and "
+            "weights, a nanoGPT ckpt.pt, or a model of the hub (owner/name)"
         )
     try:
         from huggingface_hub import snapshot_download
@@ -153,7 +155,7 @@ def _tokenizer(
     hint = " (tokenizer.model is SentencePiece's; transformers turns it into tokenizer.json)"
     raise CheckpointError(
         f"{folder} holds no tokenizer.json{hint if (folder / 'tokenizer.model').is_file() else ''}; "
-        "name the model's tokenizer: --tokenizer NAME_OR_FOLDER"
+        f"name the model's tokenizer: {option('tokenizer', 'NAME_OR_FOLDER')}"
     )
 
 

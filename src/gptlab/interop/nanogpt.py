@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gptlab.config import RunConfig
 from gptlab.console import say
-from gptlab.errors import CheckpointError, DataError
+from gptlab.errors import CheckpointError, DataError, option
 from gptlab.interop.gpt2 import gpt2_config, model_arguments, nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors
 from gptlab.interop.runs import (
@@ -139,8 +139,9 @@ def _tokenizer(path: Path, chosen: str | None, name: str, rows: int, config: Any
             return read_meta(place, f"{name}-tokenizer")
     if rows < _GPT2_IDS:
         raise CheckpointError(
-            f"{path} has {rows} token ids, too few for GPT-2's; name what they stand for: --tokenizer FOLDER, or "
-            f"nanoGPT's --tokenizer data/{data or 'DATASET'}/{_META}"
+            f"{path} has {rows} token ids, too few for GPT-2's; name what they stand for: "
+            f"{option('tokenizer', 'FOLDER')}, or "
+            f"nanoGPT's {option('tokenizer')} data/{data or 'DATASET'}/{_META}"
         )
     return load_tokenizer("gpt2")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gptlab.config import RunConfig, config_from, config_hash
 from gptlab.console import console, say
-from gptlab.errors import CheckpointError, DataError
+from gptlab.errors import CheckpointError, DataError, option
 from gptlab.files import atomic_folder
 from gptlab.hardware.device import describe
 from gptlab.interop.table import Architecture, Values, get
@@ -37,7 +37,7 @@ def run_config(name: str, section: Values, rows: int, tokenizer: Tokenizer, wher
     if tokenizer.vocab_size > rows:
         raise DataError(
             f"{where} has {rows} token ids and tokenizer {tokenizer.name} {tokenizer.vocab_size}; "
-            "name the tokenizer that the model was trained with: --tokenizer NAME_OR_FOLDER"
+            f"name the tokenizer that the model was trained with: {option('tokenizer', 'NAME_OR_FOLDER')}"
         )
     length = min(section["context_length"], _WINDOW)
     padded = {**section, "pad_vocab": padding(tokenizer.vocab_size, rows)}
@@ -191,7 +191,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises CheckpointError where `folder` holds something already or the disk refuses.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} holds something already; name another --out, or empty it")
+        raise CheckpointError(
+            f"{folder} holds something already; name another {option('out', argument='folder')}, or empty it"
+        )
     try:
         with atomic_folder(folder) as aside:
             yield aside

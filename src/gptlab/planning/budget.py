@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.planning.plan import Plan
 
 
@@ -28,14 +28,20 @@ def compute_optimal_budget(plan: Plan, dollars: float, *, tokens_per_parameter: 
     Raises GptlabError where there is no price or speed, or nothing is left after the overhead.
     """
     if plan.dollars_per_hour is None or plan.flops_per_second is None:
-        raise GptlabError("--budget needs a price and a speed; name a card with --gpu, or give --rate DOLLARS_PER_HOUR")
+        raise GptlabError(
+            f"{option('budget')} needs a price and a speed; name a card with {option('gpu')}, or give "
+            f"{option('rate', 'DOLLARS_PER_HOUR')}"
+        )
     overhead = plan.overhead_minutes / 60 * plan.dollars_per_hour
     if plan.dollars_per_hour == 0:
-        raise GptlabError("--budget: the rate is 0 dollars an hour, which buys without end; give --rate")
+        raise GptlabError(
+            f"{option('budget')}: the rate is 0 dollars an hour, which buys without end; give {option('rate')}"
+        )
     if dollars <= overhead:
         raise GptlabError(
-            f"--budget {dollars:g}: {plan.overhead_minutes:g} minutes of overhead alone cost ${overhead:.2f} at "
-            f"${plan.dollars_per_hour:g} an hour; give more than that, or lower --overhead"
+            f"{option('budget', dollars)}: {plan.overhead_minutes:g} minutes of overhead alone cost "
+            f"${overhead:.2f} at "
+            f"${plan.dollars_per_hour:g} an hour; give more than that, or lower {option('overhead')}"
         )
     hours = (dollars - overhead) / plan.dollars_per_hour
     flops = hours * 3600 * plan.flops_per_second

@@ -31,8 +31,8 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config, weights_digest
 from gptlab.config.jsonfile import read_json
 from gptlab.console import say
-from gptlab.errors import BusyError, GptlabError
-from gptlab.files import atomic_folder, exclusive, write_atomic
+from gptlab.errors import BusyError, CheckpointError, GptlabError
+from gptlab.files import atomic_folder, exclusive, not_a_folder, write_atomic
 from gptlab.record.facts import read_facts
 from gptlab.record.measurement import Identity
 from gptlab.version import __version__
@@ -96,6 +96,12 @@ class Failure:
     message: str
     key: str | None = None
     step: int | None = None
+
+
+def require_run(folder: Path) -> None:
+    """Raise CheckpointError where `folder` is no run folder."""
+    if not (folder / "config.yaml").is_file():
+        raise CheckpointError(f"{not_a_folder(folder, 'a run folder', 'config.yaml')}; runs are in runs/")
 
 
 def training_lock(folder: Path) -> contextlib.AbstractContextManager[None]:

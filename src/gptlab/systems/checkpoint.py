@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from gptlab.config import RunConfig, difference
 from gptlab.config.jsonfile import read_json
 from gptlab.console import say
-from gptlab.errors import CheckpointError, GptlabError
+from gptlab.errors import CheckpointError, GptlabError, option
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
 from gptlab.parallel import World
 from gptlab.systems.tensorfile import write_tensors
@@ -175,7 +175,7 @@ def read_matching_state(path: Path, identity: dict[str, Any], config: RunConfig)
         key, old, new = changed[0]
         raise CheckpointError(
             f"{path} is from another config: {key} was {old!r} and is now {new!r}; resume with the config it was "
-            "trained with, or start a new run with --set name=NAME"
+            f"trained with, or start a new run with {option('set', 'name=NAME')}"
         )
     if state["step"] > config.total_steps:
         raise CheckpointError(

@@ -6,12 +6,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gptlab.config import format_count
-from gptlab.console import console, say
-
-_QUIET_SECONDS = 10.0  # between the lines outside a terminal, and in log.txt
+from gptlab.console import LINE_SECONDS, console, progress, say
 
 
 class TrainingDisplay:
@@ -19,19 +17,18 @@ class TrainingDisplay:
 
     def __init__(self, total_steps: int, start_step: int, flops_per_token: float, peak_flops: float | None) -> None:
         self.total, self.flops, self.peak = total_steps, flops_per_token, peak_flops
-        self._progress = Progress(
+        columns = [
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console(),
-            disable=not console().is_terminal,
-        )
+        ]
+        self._now = f"step {start_step}/{total_steps}: the first step"
+        self._progress = progress(columns=columns, line=lambda task: self._now)
         self._task: TaskID = self._progress.add_task("train", total=total_steps, completed=start_step, numbers="")
-        self._last_line = self._last_logged = time.monotonic()
-        self._now = ""
+        self._last_logged = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -43,16 +40,14 @@ class TrainingDisplay:
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show the state after `step`."""
         numbers = f"loss {loss:.4f}  {format_count(round(tokens_per_second))} tok/s  {self.speed(tokens_per_second)}"
-        self._progress.update(self._task, completed=step, numbers=numbers)
         self._now = f"step {step}/{self.total}  {numbers}"
-        now = time.monotonic()
-        if not console().is_terminal and (now - self._last_line > _QUIET_SECONDS or step == self.total):
-            self._last_line = now
+        if step == self.total and not console().is_terminal:
             say(self._now)
+        self._progress.update(self._task, completed=step, numbers=numbers)
 
     def log_line(self) -> str | None:
         """The state for a log that somebody follows; None where the last line is not old yet."""
-        if time.monotonic() - self._last_logged <= _QUIET_SECONDS:
+        if time.monotonic() - self._last_logged <= LINE_SECONDS:
             return None
         self._last_logged = time.monotonic()
         return self._now

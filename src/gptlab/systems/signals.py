@@ -9,6 +9,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 
+class Terminated(BaseException):
+    """This process was told to end, outside of a training that saves first. `number`: of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM and SIGHUP are raised as `Terminated`, so that locks are let go and children told.
+
+    What is ignored, as `nohup` has it, stays so.
+    """
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        raise Terminated(number)
+
+    kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    try:
+        previous = {n: signal.signal(n, handle) for n in kinds if signal.getsignal(n) == signal.SIG_DFL}
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 @dataclass
 class StopRequest:
     """`signal`: what this process was sent; `reason`: set by the loop once all processes have agreed to stop."""

@@ -340,7 +340,7 @@ def check_special_tokens(special_tokens: Sequence[str]) -> list[str]:
     specials = [END_OF_TEXT, *(text for text in special_tokens if text != END_OF_TEXT)]
     for index, text in enumerate(specials):
         if not text.strip():
-            raise DataError("a special token cannot be empty or blank; write it like --special '<|user|>'")
+            raise DataError("a special token cannot be empty or blank; write it like '<|user|>'")
         if text in specials[:index]:
             raise DataError(f"special token {text!r} is given twice")
         _utf8(text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab.errors import DataError, did_you_mean
+from gptlab.errors import DataError, did_you_mean, option
 from gptlab.tokenizer.byte_level import from_text, recover_merges, to_text
 from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, probe_text, token_text
 from gptlab.tokenizer.engines import BYTE_TOKEN
@@ -25,7 +25,7 @@ def check_name(name: str) -> str:
             " tokenizer goes to tokenizers/NAME"
         )
     if name == "byte":
-        raise DataError("the name 'byte' belongs to the built-in byte tokenizer; choose another --name")
+        raise DataError(f"the name 'byte' belongs to the built-in byte tokenizer; choose another {option('name')}")
     return name
 
 
@@ -90,7 +90,9 @@ def import_tokenizer(
         what = f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
         raise DataError(f"nothing to import: {source} {what}")
     if name == "gpt2" and tokenizer.hash != GPT2_HASH:
-        raise DataError("the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a --name")
+        raise DataError(
+            f"the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a {option('name')}"
+        )
     return tokenizer
 
 
@@ -228,7 +230,8 @@ def _find_roles(
     found, why = (start, "asked for") if start is not None else _start(known, config, before, eos)
     if found is None:
         raise DataError(
-            f"{path} does not say which token separates documents; give it with --end-of-text TOKEN, one of:"
+            f"{path} does not say which token separates documents; give it with "
+            f"{option('end_of_text', 'TOKEN')}, one of:"
             f" {', '.join(list(known)[:8]) or '(the file has no added tokens)'}"
         )
     if before in known:  # a tokenizer of kind "bpe" has no template of its own: said in the config, it goes out again
@@ -338,9 +341,9 @@ def _as_bpe(document: dict[str, Any], as_hf: Tokenizer) -> Tokenizer | str:
         return f"its model is {model.get('type')}"
     if document.get("normalizer") is not None:
         return "it normalizes text"
-    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(option):
-            return f"its BPE uses {option}"
+    for field in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(field):
+            return f"its BPE uses {field}"
     for token in document["added_tokens"]:
         if not token["special"] or token["single_word"] or token["lstrip"] or token["rstrip"]:
             return f"its added token {token['content']!r} is matched in ordinary text"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.errors import DataError, did_you_mean
+from gptlab.files import not_a_folder, settle
 from gptlab.tokenizer.byte_level import from_text
 from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
 from gptlab.tokenizer.formats import GPT2_HASH, Roles, download_gpt2, huggingface_tokenizer, read_json, read_text
@@ -25,6 +26,7 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
     """
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
+    settle(root / text if is_name else Path(text))
     if is_name and (root / text).is_dir():
         return _named(load_folder(root / text), text, root)
     if is_name and text == "byte":
@@ -33,19 +35,22 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
         return download_gpt2()
     if Path(text).is_dir():
         return load_folder(Path(text))
-    known = {*_BUILT_IN, *(entry.name for entry in root.glob("*/") if (entry / "meta.json").is_file())}
-    if is_name:
+    known = {*_BUILT_IN, *(entry.name for entry in root.glob("[!.]*/") if (entry / "meta.json").is_file())}
+    if is_name and not Path(text).exists():
         raise DataError(f"no tokenizer {text!r} under {root}: {did_you_mean(text, known)}")
-    raise DataError(f"no tokenizer folder at {text}; make one with: gptlab tokenizer train --name NAME …")
+    return load_folder(Path(text))
 
 
 def load_folder(folder: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote to `folder`. Raises DataError where it is missing or damaged."""
     if not (folder / "meta.json").is_file():
-        hint = "no meta.json in it"
-        if (folder / "tokenizer.json").is_file() or (folder / "encoder.json").is_file():
-            hint += f"; bring it in with: gptlab tokenizer import {folder} --name NAME"
-        raise DataError(f"{folder} is not a tokenizer folder of gptlab: {hint}")
+        foreign = folder.is_file() or any((folder / name).is_file() for name in ("tokenizer.json", "encoder.json"))
+        mend = (
+            f"bring one in with: gptlab tokenizer import {folder} --name NAME"
+            if foreign
+            else "make one with: gptlab tokenizer train --name NAME …"
+        )
+        raise DataError(f"{not_a_folder(folder, 'a tokenizer of gptlab', 'meta.json')}; {mend}")
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         raise DataError(f"{folder / 'meta.json'}: not a meta.json of format {META_FORMAT} of gptlab")

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """The pattern of GPT-2 (Radford et al., 2019), as in OpenAI's `encoder.py`."""
@@ -45,7 +45,7 @@ def resolve_pattern(pattern: str) -> str:
     if pattern in NAMES:
         return NAMES[pattern]
     if not re.search(r"[\\\[\].+*?|(){}^]", pattern):
-        raise DataError(f"--pattern {pattern!r} is neither a name ({', '.join(NAMES)}) nor a regular expression")
+        raise DataError(f"{option('pattern', pattern)} is neither a name ({', '.join(NAMES)}) nor a regular expression")
     import regex  # type: ignore[import-untyped]
     import tiktoken
     from tokenizers import Regex
@@ -57,17 +57,17 @@ def resolve_pattern(pattern: str) -> str:
         probe = tiktoken.Encoding("probe", pat_str=pattern, mergeable_ranks=byte_ranks, special_tokens={})
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"--pattern {pattern!r} does not compile: {first_line}") from error
+        raise DataError(f"{option('pattern', pattern)} does not compile: {first_line}") from error
     if compiled.groups:
-        raise DataError(f"--pattern {pattern!r} has a capturing group; write (?:…) instead of (…)")
+        raise DataError(f"{option('pattern', pattern)} has a capturing group; write (?:…) instead of (…)")
     if compiled.match("") is not None:
-        raise DataError(f"--pattern {pattern!r} matches the empty string; replace a * by + so that it cannot")
+        raise DataError(f"{option('pattern', pattern)} matches the empty string; replace a * by + so that it cannot")
     characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     for text in ("\n".join(characters), "a".join(characters), "".join(characters)):
         if probe.decode(probe.encode_ordinary(text)) != text:
             lost = next((c for c in characters if not probe.encode_ordinary(c)), "")
             which = f"it skips {lost!r} (U+{ord(lost):04X})" if lost else "it skips characters inside words"
-            raise DataError(f"--pattern {pattern!r} does not match all text: {which}; end it with |[\\s\\S]")
+            raise DataError(f"{option('pattern', pattern)} does not match all text: {which}; end it with |[\\s\\S]")
     return pattern
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 from gptlab.tokenizer.byte_level import byte_alphabet, recover_merges
 from gptlab.tokenizer.core import Tokenizer, char_tokenizer, check_special_tokens, with_special_tokens
 from gptlab.tokenizer.engines import is_rust_panic
@@ -105,7 +105,7 @@ def train_bpe(
         tokens = _train_tokenizers(stream, wanted, expression)
     else:
         raise DataError(f"no trainer {trainer!r}; valid: {', '.join(TRAINERS)}")
-    _check_reached(stream, len(tokens), wanted, sizes[-1], smallest=smallest, instead="take --kind byte")
+    _check_reached(stream, len(tokens), wanted, sizes[-1], smallest=smallest, instead=f"take {option('kind', 'byte')}")
     trained_on = {**stream.summary(), "trainer": trainer}
     return [
         with_special_tokens(
@@ -203,7 +203,7 @@ def _nested_name(name: str, size: int, sizes: Sequence[int]) -> str:
 def _check_sizes(sizes: Sequence[int], *, smallest: int, what: str) -> list[int]:
     ordered = sorted(set(sizes))
     if not ordered:
-        raise DataError("no vocabulary size is given; add --vocab-size N")
+        raise DataError(f"no vocabulary size is given; add {option('vocab_size', 'N')}")
     if ordered[0] < smallest:
         raise DataError(
             f"a vocabulary of {ordered[0]:,} is too small: {what}, the special tokens and one merge make {smallest:,}"
@@ -217,10 +217,10 @@ def _check_reached(
     stream: _CountedTexts, reached: int, wanted: int, asked: int, *, smallest: int, instead: str
 ) -> None:
     if stream.bytes == 0:
-        raise DataError("the training text is empty; check --input")
+        raise DataError(f"the training text is empty; check {option('input')}")
     if reached < wanted:
         largest = asked - (wanted - reached)
-        fix = f"the largest vocabulary it gives is {largest:,}; give more text, or --vocab-size {largest}"
+        fix = f"the largest vocabulary it gives is {largest:,}; give more text, or {option('vocab_size', largest)}"
         if largest < smallest:  # no merge at all
             fix = f"it has none; give more text, or {instead}"
         raise DataError(f"the training text ({stream.bytes:,} bytes) runs out of pairs to merge: {fix}")
@@ -259,7 +259,7 @@ def _batched(stream: _CountedTexts) -> Iterator[str]:
             if bytes_seen.max() > _COUNT_LIMIT - _FREE_BYTES:
                 raise DataError(
                     f"rustbpe counts in 32 bits, too few for more than these {stream.bytes / 1e9:.1f} GB of"
-                    " text; use --limit-bytes (a tokenizer needs no more)"
+                    f" text; use {option('limit_bytes')} (a tokenizer needs no more)"
                 )
         if waiting_bytes > 4 * _BUFFER_BYTES:
             yield from [""] * (_BUFFER_TEXTS - waiting)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from gptlab.config import RunConfig
-from gptlab.console import say
+from gptlab.console import say, track, waiting
 from gptlab.data import micro_batches, validation_batches
 from gptlab.data.permutation import hash64
-from gptlab.errors import BusyError, DivergedError, GptlabError
+from gptlab.errors import BusyError, DivergedError, GptlabError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
@@ -61,7 +61,8 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
             job = build_job(config, world, device, resume=resume, folder=folder, exit_stack=exit_stack)
             with stop_signals() as job.stop:
                 loop(job)
-            _conclude(job, time.monotonic() - started)
+            with waiting("drawing the curve, writing facts", shown=world.is_main):
+                _conclude(job, time.monotonic() - started)
             world.barrier()
     except DivergedError:
         raise  # the loop has written down all that it knew
@@ -118,9 +119,12 @@ def loop(job: Job) -> None:
     if job.metrics is not None:
         job.metrics.close()
     if not done:
-        announce(job, f"{job.stop.reason}: stopped after step {job.step} of {total}; continue with --resume")
+        announce(
+            job, f"{job.stop.reason}: stopped after step {job.step} of {total}; continue with {option('resume', True)}"
+        )
     elif weights := job.layout.full_state(job.model):
-        save_weights(weights, job.folder / runfolder.WEIGHTS)
+        with waiting("writing the weights", shown=job.world.is_main):
+            save_weights(weights, job.folder / runfolder.WEIGHTS)
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,9 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
     if reason:
         saved = job.checkpoints.all()
         advice = (
-            f"{saved[-1].name} is whole, --resume goes on from it" if saved else "there is no checkpoint to go back to"
+            f"{saved[-1].name} is whole, {option('resume', True)} goes on from it"
+            if saved
+            else "there is no checkpoint to go back to"
         )
         error = DivergedError(f"{reason}; {advice}", step=result.step)
         if job.world.is_main:
@@ -253,7 +259,8 @@ def save(job: Job) -> None:
         "world_size": job.world.size,
         "identity": job.identity,
     }
-    path = job.checkpoints.save(job.step, job.model, job.optimizer, state)
+    with waiting("saving a checkpoint", shown=job.world.is_main):
+        path = job.checkpoints.save(job.step, job.model, job.optimizer, state)
     job.saved_at, job.save_due = time.monotonic(), False
     if job.world.is_main:
         runfolder.log_line(job.folder, f"saved {path.name}")
@@ -274,7 +281,14 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
         )
         results[name] = evaluate_loss(
             job.model,
-            batches,
+            track(
+                batches,
+                "validation" if len(job.validation) == 1 else f"validation on {name}",
+                total=dataset.tokens - 1 if tokens is None else tokens,
+                unit="tokens",
+                size=lambda batch: batch.global_targets,
+                shown=job.world.is_main,
+            ),
             sizes=token_sizes(job.tokenizer, dataset),
             device=job.device,
             dtype=job.dtype,

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from gptlab.config import RunConfig, build, config_hash, hashed_values, run_name
-from gptlab.console import say
+from gptlab.console import say, waiting
 from gptlab.data import TokenDataset, TokenStream, measured_on, open_splits, open_stream, validation_batches
-from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.files import atomic_folder
 from gptlab.hardware.compile import try_compile
 from gptlab.hardware.device import describe
@@ -88,9 +88,10 @@ def build_job(
     if config.system.threads is not None:
         torch.set_num_threads(config.system.threads)
     require_sinks(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
-    tokenizer, train_sets, validation = open_splits(config.data)
-    for dataset in validation.values():  # too little of it must be known now, not after the last step
-        next(validation_batches(dataset, config.validation_length, 1, config.eval.tokens))
+    with waiting("opening the data", shown=world.is_main):
+        tokenizer, train_sets, validation = open_splits(config.data)
+        for dataset in validation.values():  # too little of it must be known now, not after the last step
+            next(validation_batches(dataset, config.validation_length, 1, config.eval.tokens))
     fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
     folder = Path(folder) if folder is not None else Path("runs") / run_name(config, fingerprints)
     origin = folder
@@ -106,15 +107,19 @@ def build_job(
     checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume)
     if checkpoint is not None:
         _check_measured_alike(folder, measured_on(config, tokenizer, validation))
-    job = _build(config, folder, world, device, checkpoints, identity, (tokenizer, train_sets, validation))
-    if checkpoint is None:
-        load_initial_weights(job.model, tokenizer)
-    smoke_test_components(job.model, job.loss, to_device(job.stream.batch(0).rows(0, 1), device))
-    job.micro_batch = _choose_micro_batch(job, state)
+    with waiting("building the model", shown=world.is_main):
+        job = _build(config, folder, world, device, checkpoints, identity, (tokenizer, train_sets, validation))
+        if checkpoint is None:
+            load_initial_weights(job.model, tokenizer)
+        smoke_test_components(job.model, job.loss, to_device(job.stream.batch(0).rows(0, 1), device))
+    with waiting("finding how many sequences fit", shown=world.is_main):
+        job.micro_batch = _choose_micro_batch(job, state)
     if config.system.compile is True or (config.system.compile == "auto" and device.type == "cuda"):
-        try_compile(job.model, job.loss, lambda: _forward_backward(job, job.micro_batch))
+        with waiting("compiling the model, before the first step", shown=world.is_main):
+            try_compile(job.model, job.loss, lambda: _forward_backward(job, job.micro_batch))
     if checkpoint is not None:
-        load_tensors(checkpoint, job.model, job.optimizer, world)
+        with waiting(f"loading {checkpoint.name}", shown=world.is_main):
+            load_tensors(checkpoint, job.model, job.optimizer, world)
         job.step, job.seconds, job.recent = state["step"], state["seconds"], state["recent"]
         job.scaler.load_state_dict(state["scaler"])
     if world.is_main:
@@ -144,7 +149,8 @@ def _begin_from(origin: Path, folder: Path, config: RunConfig, identity: dict[st
     newest = Checkpoints(origin / "checkpoints", keep=1, world=world).newest_whole()
     if newest is None:
         raise CheckpointError(
-            f"{origin} has weights and no checkpoint to resume from; start a run with --set model.init_from={origin}"
+            f"{origin} has weights and no checkpoint to resume from; start a run with "
+            f"{option('set', f'model.init_from={origin}')}"
         )
     read_matching_state(newest, identity, config)
     if world.is_main:
@@ -216,12 +222,16 @@ def _find_resume_checkpoint(
     """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins."""
     if not resume:
         if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} exists already; add --resume to continue it, or change --set name=NAME")
+            raise ConfigError(
+                f"{folder} exists already; add {option('resume', True)} to continue it, or change "
+                f"{option('set', 'name=NAME')}"
+            )
         return None, {}
     newest = checkpoints.newest_whole()
     if newest is None and (folder / runfolder.WEIGHTS).is_file():
         raise CheckpointError(
-            f"{folder} has weights and no checkpoint to resume from; start a run with --set model.init_from={folder}"
+            f"{folder} has weights and no checkpoint to resume from; start a run with "
+            f"{option('set', f'model.init_from={folder}')}"
         )
     return newest, read_matching_state(newest, identity, config) if newest is not None else {}
 
@@ -233,7 +243,7 @@ def _check_measured_alike(folder: Path, now: Identity) -> None:
     if before is not None and (changed := differences(before, now)):
         raise DataError(
             f"{folder}: was validated on something else so far, {changed[0]}; put the data back as they were, or start "
-            "another run with --set name=NAME"
+            f"another run with {option('set', 'name=NAME')}"
         )
 
 

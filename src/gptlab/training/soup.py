@@ -31,7 +31,8 @@ from gptlab.config import (
     starting_run,
 )
 from gptlab.config.yamlfile import read_yaml
-from gptlab.errors import CheckpointError, ConfigError, DataError
+from gptlab.console import track, waiting
+from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.evals.benchmark import Evaluation, Options, evaluate
 from gptlab.evals.validation import validation_sets
 from gptlab.files import sha256_file, write_atomic
@@ -109,7 +110,7 @@ def soup(
     shares = _shares(weights, len(runs), greedy=greedy)
     inputs = SoupInputs.read([Path(run) for run in runs], name, data=Path(data) if data else None, limit=limit)
     with _weights_files(inputs.folders, checkpoint) as files:
-        digests = [sha256_file(file) for file in files]
+        digests = [sha256_file(file) for file in track(files, "reading weights", total=len(files), unit="runs")]
         _refuse_twins(inputs.folders, digests)
         _refuse_other_shapes(inputs.folders, files)
         method = "greedy" if greedy else "uniform" if weights is None else "weighted"
@@ -142,7 +143,10 @@ def average(parts: Sequence[tuple[Path, float]]) -> dict[str, Tensor]:
     """
     with contextlib.ExitStack() as stack:
         opened = [(stack.enter_context(_open(file)), share) for file, share in parts if share]
-        return {name: _average_tensor(name, opened) for name in opened[0][0].keys()}  # noqa: SIM118 - not a mapping
+        names = list(opened[0][0].keys())
+        return {
+            name: _average_tensor(name, opened) for name in track(names, "averaging", total=len(names), unit="tensors")
+        }
 
 
 def _average_tensor(name: str, opened: Sequence[tuple[Any, float]]) -> Tensor:
@@ -199,10 +203,11 @@ class SoupInputs:
         if len(folders) < 2:
             raise CheckpointError(f"a soup is made of two runs or more, {len(folders)} given; name more run folders")
         for number, folder in enumerate(folders):
-            if not (folder / "config.yaml").is_file():
-                raise CheckpointError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+            runfolder.require_run(folder)
             if folder.resolve() in [other.resolve() for other in folders[:number]]:
-                raise CheckpointError(f"{folder} is given twice; give it once, with a weight of its own: --weights 2,1")
+                raise CheckpointError(
+                    f"{folder} is given twice; give it once, with a weight of its own: {option('weights', '2,1')}"
+                )
         configs = [runfolder.read_config(folder) for folder in folders]
         tokenizers = [load_tokenizer(folder / "tokenizer") for folder in folders]
         fingerprints = []
@@ -217,7 +222,8 @@ class SoupInputs:
             fingerprints.append({source: one.fingerprint for source, one in sets.items()})
             if fingerprints[-1] != fingerprints[0]:
                 raise DataError(
-                    f"{folders[0]} and {folder} have different validation data; name one for all: --data FOLDER"
+                    f"{folders[0]} and {folder} have different validation data; name one for all: "
+                    f"{option('data', 'FOLDER')}"
                 )
         train, tokens = configs[0].train, configs[0].eval.tokens
         if limit is None and tokens is not None and data is None:
@@ -290,11 +296,16 @@ def _shares(weights: Sequence[float] | None, count: int, *, greedy: bool) -> lis
     if weights is None:
         return [1 / max(1, count)] * count
     if greedy:
-        raise ConfigError("--weights and --greedy exclude each other: greedy finds its own; leave one of them out")
+        raise ConfigError(
+            f"{option('weights')} and {option('greedy')} exclude each other: greedy finds its own; leave one "
+            f"of them out"
+        )
     if len(weights) != count:
-        raise ConfigError(f"--weights: {len(weights)} given for {count} runs; give one a run, in their order")
+        raise ConfigError(f"{option('weights')}: {len(weights)} given for {count} runs; give one a run, in their order")
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ConfigError(f"--weights: {list(weights)} must be above 0; leave out a run that should have none")
+        raise ConfigError(
+            f"{option('weights')}: {list(weights)} must be above 0; leave out a run that should have none"
+        )
     return [weight / math.fsum(weights) for weight in weights]
 
 
@@ -305,7 +316,9 @@ def _weights_files(folders: Sequence[Path], checkpoint: str | None) -> Iterator[
         files = [folder / "model.safetensors" for folder in folders]
         for file in files:
             if not file.is_file():
-                raise CheckpointError(f"{file.parent} is not finished; train it to its end, or give a --checkpoint")
+                raise CheckpointError(
+                    f"{file.parent} is not finished; train it to its end, or give a {option('checkpoint')}"
+                )
         yield files
         return
     with tempfile.TemporaryDirectory() as aside:
@@ -322,7 +335,9 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); take a --checkpoint of the runs instead") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}); take a {option('checkpoint')} of the runs instead"
+        ) from None
 
 
 # ---------------------------------------------------------------- what comes of it
@@ -384,7 +399,7 @@ def _write(
     }
     names = ", ".join(str(one.folder) for one in made.ingredients if one.weight)
     session = runfolder.session_record(config_hash(config, {}), config, describe(torch.device("cpu")), 1)
-    with new_folder(made.folder) as aside:
+    with waiting(f"writing {made.folder}"), new_folder(made.folder) as aside:
         save_tensors(tensors, aside / "model.safetensors")
         session = {**session, "weights": runfolder.digest_of_weights(aside), "soup": record}
         runfolder.write_run_folder(aside, config, session)

@@ -13,7 +13,6 @@ run with the same inputs and options goes on from there; with others it starts o
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -28,8 +27,8 @@ from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
-from gptlab.errors import BusyError, DataError, GptlabError
-from gptlab.files import check_place, exclusive, fsync_directory, write_atomic
+from gptlab.errors import BusyError, DataError, GptlabError, option
+from gptlab.files import check_place, exclusive, replace_folder, settle, write_atomic
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -119,13 +118,19 @@ def prepare(
 
 
 def _check_target(out: Path, force: bool) -> None:
-    check_place(out, "--out")
+    check_place(out, option("out"))
+    settle(out)
     if not out.exists():
         return
     if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is no data set, so --force does not replace it; choose another --out")
+        raise DataError(
+            f"{out}: exists and is no data set, so {option('force', True)} does not replace it; choose "
+            f"another {option('out')}"
+        )
     if not force:
-        raise DataError(f"{out}: exists already; choose another --out, or replace it with --force")
+        raise DataError(
+            f"{out}: exists already; choose another {option('out')}, or replace it with {option('force', True)}"
+        )
 
 
 def _count_shared(folder: Path, splits: dict[str, SplitEntry], end_of_text: int) -> dict[str, int] | None:
@@ -206,18 +211,11 @@ def _errors_of_the_disk(out: Path) -> Iterator[None]:
 def _told(error: GptlabError | OSError, out: Path) -> str:
     if isinstance(error, GptlabError):
         return str(error)
-    return f"{out}: cannot be written ({error.strerror or error}); make room or choose another --out"
+    return f"{out}: cannot be written ({error.strerror or error}); make room or choose another {option('out')}"
 
 
 def _finish(folder: Path, out: Path, manifest: Manifest) -> None:
     """Make the working folder the data set."""
     write_atomic(folder / MANIFEST, manifest.to_json())
     (folder / JOURNAL).unlink(missing_ok=True)
-    old = out.with_name(f".{out.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    if out.exists():
-        os.replace(out, old)
-    os.replace(folder, out)
-    fsync_directory(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    replace_folder(folder, out)

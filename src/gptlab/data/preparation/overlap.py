@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptlab.console import progress
 from gptlab.data.dataset import TokenDataset
 from gptlab.data.sources.base import Source
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 from gptlab.files import sha256_file
 
 _CHUNK = 1 << 22  # tokens held at once
@@ -42,8 +42,9 @@ def refuse_equal_files(train: Sequence[Source], validation: Sequence[Source]) ->
         if same is not None:
             what = "is" if same == source.name else f"has the bytes of {same}, which is"
             raise DataError(
-                f"{source.name}: {what} training text as well; give other text for --validation, or a share with"
-                " --validation-fraction"
+                f"{source.name}: {what} training text as well; give other text for {option('validation')}, or "
+                f"a share with"
+                f" {option('validation_fraction')}"
             )
 
 

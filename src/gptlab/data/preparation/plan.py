@@ -17,7 +17,7 @@ from gptlab.data.shards import MAX_SHARDS, MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
 from gptlab.data.sources.resolve import read_documents, total_size
 from gptlab.data.sources.text import character_split
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -60,20 +60,24 @@ def check_options(
 ) -> None:
     """Raise DataError for options that exclude each other, and for numbers that cannot be."""
     if (validation is not None) + (fraction is not None) + (tokens is not None) > 1:
-        raise DataError("give only one of --validation, --validation-fraction and --validation-tokens")
+        raise DataError(
+            f"give only one of {option('validation')}, {option('validation_fraction')} and "
+            f"{option('validation_tokens')}"
+        )
     if fraction is not None and not 0 < fraction < 1:
-        raise DataError(f"--validation-fraction {fraction}: must lie between 0 and 1, like 0.1")
+        raise DataError(f"{option('validation_fraction', fraction)}: must lie between 0 and 1, like 0.1")
     if fraction is not None and num_shards is not None:
         raise DataError(
-            "--num-shards leaves out the last documents, which --validation-fraction wants; use --validation-tokens"
+            f"{option('num_shards')} leaves out the last documents, which {option('validation_fraction')} "
+            f"wants; use {option('validation_tokens')}"
         )
     cores = usable_cores()
     for name, value, least, most, why in (
-        ("--shard-size", shard_size, _LEAST_TOKENS, MAX_TOKENS, "a shard's header counts no more"),
-        ("--num-shards", num_shards, 1, MAX_SHARDS, "more files serve nobody; make shards larger"),
-        ("--limit-bytes", limit_bytes, 1, _MOST_TEXT, "there is no such text; leave it out"),
-        ("--validation-tokens", tokens, 1, _MOST_TEXT, "there is no such text"),
-        ("--workers", workers, 1, max(32, 4 * cores), f"this machine has {cores} cores"),
+        (option("shard_size"), shard_size, _LEAST_TOKENS, MAX_TOKENS, "a shard's header counts no more"),
+        (option("num_shards"), num_shards, 1, MAX_SHARDS, "more files serve nobody; make shards larger"),
+        (option("limit_bytes"), limit_bytes, 1, _MOST_TEXT, "there is no such text; leave it out"),
+        (option("validation_tokens"), tokens, 1, _MOST_TEXT, "there is no such text"),
+        (option("workers"), workers, 1, max(32, 4 * cores), f"this machine has {cores} cores"),
     ):
         if value is not None and value < least:
             raise DataError(f"{name} {value}: must be at least {least}")
@@ -106,7 +110,7 @@ def plan_passes(
     if documents < 2:
         raise DataError(
             f"{sources[0].name}: {documents} document(s) cannot be split into training and validation; give"
-            " --validation FILES"
+            f" {option('validation', 'FILES')}"
         )
     last = max(1, math.ceil(documents * fraction - 1e-9))
     return [Pass("train", sources, validation_documents_from=max(1, documents - last))]
@@ -116,8 +120,9 @@ def _count_documents(sources: list[Source], reading: Reading, limit_bytes: int |
     for source in sources:
         if source.is_stream:
             raise DataError(
-                f"{source.name}: a stream cannot be counted for --validation-fraction; use --validation-tokens or "
-                "--validation"
+                f"{source.name}: a stream cannot be counted for {option('validation_fraction')}; use "
+                f"{option('validation_tokens')} or "
+                f"{option('validation')}"
             )
     documents = seen = 0
     with progress() as bar:

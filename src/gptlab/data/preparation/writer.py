@@ -22,7 +22,7 @@ from gptlab.data.preparation.workers import EncodedBlock, encoding_workers
 from gptlab.data.shards import MAX_SHARDS, ShardWriter, token_dtype
 from gptlab.data.sources.base import Block, Cursor, Reading
 from gptlab.data.sources.resolve import names_of, read_blocks, source_of, total_size
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 from gptlab.files import atomic_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -203,7 +203,8 @@ class DatasetWriter:
                         break
         except BrokenProcessPool:
             raise DataError(
-                "a tokenizing process died, probably for want of memory; the same command goes on with fewer --workers"
+                f"a tokenizing process died, probably for want of memory; the same command goes on with fewer "
+                f"{option('workers')}"
             ) from None
         finally:
             for _, future in window:
@@ -261,7 +262,8 @@ class DatasetWriter:
             over = np.flatnonzero((written > self.num_shards * self.shard_size) & (unwritten > 0))
             if over.size and written[over[0]] == unwritten[over[0]]:
                 raise DataError(
-                    f"--num-shards {self.num_shards} of --shard-size {self.shard_size} cannot hold the first document"
+                    f"{option('num_shards', self.num_shards)} of {option('shard_size', self.shard_size)} "
+                    f"cannot hold the first document"
                     f" ({written[over[0]]} tokens or more); make shards larger"
                 )
             stop = min(stop, int(over[0]) if over.size else stop)
@@ -299,7 +301,8 @@ class DatasetWriter:
         entry = self.state.splits.setdefault(split, SplitEntry())
         if len(entry.shards) >= MAX_SHARDS:
             raise DataError(
-                f"--shard-size {self.shard_size}: the {split} split has {MAX_SHARDS} shards by now; make them larger"
+                f"{option('shard_size', self.shard_size)}: the {split} split has {MAX_SHARDS} shards by now; "
+                f"make them larger"
             )
         number = len(entry.shards) + (1 if split == "train" else 0)  # as modded-nanogpt counts its FineWeb files
         self.writer, self.writing = ShardWriter(self.folder / f"{split}_{number:06d}.bin", self.dtype), split

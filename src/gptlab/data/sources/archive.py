@@ -7,8 +7,10 @@ description and is not read.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import io
+import itertools
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gptlab.data.sources import jsonl, text
-from gptlab.data.sources.base import BLOCK_BYTES, Block, Reading, Source
+from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source
 from gptlab.data.sources.streams import PACKED, PackedFile, as_stream, open_stream, say_once, suffixes, unpack
 from gptlab.errors import DataError
 
@@ -42,6 +44,31 @@ class Member:
         return folder + slash + name.partition(".")[0]
 
 
+@dataclass(frozen=True)
+class SmallMembers:
+    """Whole members, one after the other, as one block: an archive may hold millions, each of a few words."""
+
+    members: list[Block]
+
+    @property
+    def source(self) -> str:
+        return self.members[0].source
+
+    @property
+    def cursor(self) -> Cursor:
+        return self.members[0].cursor
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(member.source_bytes for member in self.members)
+
+    def documents(self, reading: Reading) -> Iterator[Document]:
+        for number, member in enumerate(self.members):
+            for place, document in enumerate(member.documents(reading)):
+                begins = number > 0 and place == 0  # of the first it is known elsewhere what came before
+                yield dataclasses.replace(document, continues=False) if begins else document
+
+
 def open_file(path: Path, name: str, block_bytes: int) -> Source:
     """The source that a file is."""
     return Archive(path, name, block_bytes)
@@ -62,11 +89,24 @@ class Archive(PackedFile):
             members = (
                 _zip_members(file, self.name) if self.path.suffix.lower() == ".zip" else _tar_members(file, self.name)
             )
+            small, size = list[Block](), 0
             for member in _texts(members, left_out):
                 if count >= first:
                     cursor = functools.partial(_cursor, number, count)
-                    yield from self._member_blocks(member, reading, cursor, inner if count == first else None)
+                    found = self._member_blocks(member, reading, cursor, inner if count == first else None)
+                    begin = list(itertools.islice(found, 2))
+                    is_whole = len(begin) < 2  # and is no part of a long text, whose parts are a block each
+                    if small and (size >= self.block_bytes or not is_whole):
+                        yield SmallMembers(small)
+                        small, size = [], 0
+                    if is_whole:
+                        small += begin
+                        size += sum(block.source_bytes for block in begin)
+                    else:
+                        yield from itertools.chain(begin, found)
                 count += 1
+            if small:
+                yield SmallMembers(small)
         if not count:
             raise DataError(f"{self.name}: no text or JSON in it ({counted(left_out) or 'it is empty'})")
         if left_out:

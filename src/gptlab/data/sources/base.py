@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 BLOCK_BYTES = 1 << 20
 
@@ -95,7 +95,7 @@ class Reading:
                     has = ", ".join(_field_names(row)) if isinstance(row, Mapping) else type(row).__name__
                     raise DataError(
                         f"{source}, {place}: no field {self.text_column!r} (it has: {has}); name the field of the text"
-                        " with --text-column"
+                        f" with {option('text_column')}"
                     )
                 found = found[part]
             return found
@@ -110,7 +110,7 @@ class Reading:
         if not isinstance(value, str):
             raise DataError(
                 f"{source}, {place}: {self.text_column!r} holds {type(value).__name__}, not text; name another with "
-                "--text-column"
+                f"{option('text_column')}"
             )
         if "\0" in value:
             if self.errors == "strict":
@@ -127,7 +127,9 @@ class Reading:
         return value
 
     def _no_text(self, what: str) -> DataError:
-        return DataError(f"{what}, which is no text; mend it, or accept U+FFFD in its place with --errors replace")
+        return DataError(
+            f"{what}, which is no text; mend it, or accept U+FFFD in its place with {option('errors', 'replace')}"
+        )
 
     def join_rows(self, rows: Sequence[str], source: str, first: bool) -> Iterator[Document]:
         """Rows as documents. `first` says that nothing comes before them, so that the first row begins one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 
 def column_names(fields: Iterable[Any], above: str = "") -> Iterator[str]:
@@ -24,7 +24,8 @@ def check_column(schema: Any, column: str, name: str) -> None:
     names = list(column_names(schema))
     if column not in names:
         raise DataError(
-            f"{name}: no column {column!r} (it has: {', '.join(names)}); name the column of the text with --text-column"
+            f"{name}: no column {column!r} (it has: {', '.join(names)}); name the column of the text with "
+            f"{option('text_column')}"
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from gptlab.console import progress
 from gptlab.data.sources import kinds
 from gptlab.data.sources.base import Source
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 from gptlab.files import check_place
 
 PREFIXES = ("http://", "https://")
@@ -63,7 +63,7 @@ def download(url: str, cache: Path | None = None) -> Path:
         reason = getattr(error, "reason", None) or error
         raise DataError(
             f"{url}: cannot be downloaded ({reason}); check the address and the network, or give a local file with "
-            "--input"
+            f"{option('input')}"
         ) from None
     finally:
         aside.unlink(missing_ok=True)
@@ -82,4 +82,4 @@ def _checked(url: str) -> urllib.parse.SplitResult:
             problem = "it names no host or no port"
         except ValueError as error:
             problem = str(error)
-    raise DataError(f"{url!r}: is no address ({problem}); mend it, or give a local file with --input")
+    raise DataError(f"{url!r}: is no address ({problem}); mend it, or give a local file with {option('input')}")

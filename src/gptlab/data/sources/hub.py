@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gptlab.data.sources.base import BLOCK_BYTES, Block, Reading, RowsBlock, Source
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 PREFIXES = ("hf://",)
 
@@ -84,5 +84,5 @@ class HubDataset:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         return DataError(
             f"{self.name}: cannot be read ({type(error).__name__}: {reason}); check name, config, split and network, "
-            "or give downloaded files with --input"
+            f"or give downloaded files with {option('input')}"
         )

@@ -10,7 +10,7 @@ from typing import Literal
 from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, utf8_length
 from gptlab.data.sources.folders import local_files
 from gptlab.data.sources.kinds import kind_of_input, open_file
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 
 def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: int = BLOCK_BYTES) -> list[Source]:
@@ -31,7 +31,9 @@ def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: in
         else:
             sources.extend(open_file(path, str(path), block_bytes) for path in local_files(given))
     if not sources:
-        raise DataError("no input; give files, folders, globs, URLs or hf://NAME with --input, or name a preset")
+        raise DataError(
+            f"no input; give files, folders, globs, URLs or hf://NAME with {option('input')}, or name a preset"
+        )
     return sources
 
 

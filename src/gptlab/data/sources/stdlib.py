@@ -12,7 +12,7 @@ from pathlib import Path
 from gptlab.console import say
 from gptlab.data.sources.base import Source
 from gptlab.data.sources.text import TextFile
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 PREFIXES = ("stdlib:",)
 
@@ -52,5 +52,7 @@ def open_input(given: str, *, cache: Path | None, block_bytes: int) -> list[Sour
     if skipped:
         say(f"{given}: left out {len(skipped)} files that are no readable UTF-8: {', '.join(skipped)}")
     if not sources:
-        raise DataError(f"{root}: no Python sources here; this Python comes without its library, give --input")
+        raise DataError(
+            f"{root}: no Python sources here; this Python comes without its library, give {option('input')}"
+        )
     return sources

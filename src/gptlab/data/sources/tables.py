@@ -11,7 +11,7 @@ from typing import Any
 from gptlab.data.sources.base import Block, Reading, Source, row_blocks
 from gptlab.data.sources.formats import refuse_binary
 from gptlab.data.sources.streams import HEAD_BYTES, MAX_LINE_BYTES, PACKED, PackedFile, lines_of, open_stream, suffixes
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 
 NAMED = tuple(kind + packed for kind in (".csv", ".tsv") for packed in ("", *PACKED))  # lists of files lie beside texts
 
@@ -43,7 +43,7 @@ class TableFile(PackedFile):
                 if reading.text_column not in names:
                     raise DataError(
                         f"{self.name}: no column {reading.text_column!r} in its first line ({', '.join(names)});"
-                        " name the column of the text with --text-column"
+                        f" name the column of the text with {option('text_column')}"
                     )
                 column = names.index(reading.text_column)
                 for row in table:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.lab.experiment.ledger import Ledger, RunRecord
 from gptlab.lab.experiment.matching import Mismatch, mismatches, provenance_differences
 from gptlab.lab.experiment.spec import BASELINE, Arm, Experiment
@@ -131,7 +131,7 @@ def evaluate_experiment(ledger: Ledger, *, strict: bool = False) -> Evidence:
         if strict and found.provenance_differences:
             raise GptlabError(
                 f"arm {arm.name!r}, {found.provenance_differences[0]}; move the older runs out of runs/ to renew them, "
-                "or leave out --strict"
+                f"or leave out {option('strict')}"
             )
         arms.append(found)
     return Evidence(ledger, rule, arms)

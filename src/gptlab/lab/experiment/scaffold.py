@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config import dump_yaml, load_config
-from gptlab.errors import ConfigError
-from gptlab.files import atomic_folder
+from gptlab.errors import ConfigError, option
+from gptlab.files import atomic_folder, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,9 +27,13 @@ def write_experiment(name: str, *, baseline: Path, folder: Path, idea: str, diff
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is no name for an experiment; use letters, digits, . and -")
     if folder.exists():
-        raise ConfigError(f"{folder} exists already; choose another name, or another folder with --out")
+        raise ConfigError(
+            f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
+        )
     if not baseline.is_file():
-        raise ConfigError(f"no config at {baseline} to compare with; name one with --baseline")
+        raise ConfigError(
+            f"no config at {baseline} to compare with ({what_is_there(baseline)}); name one with {option('baseline')}"
+        )
     load_config(baseline)  # what is wrong in it is said now
     words = {
         "NAME": name,

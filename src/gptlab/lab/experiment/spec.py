@@ -34,7 +34,8 @@ from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
 from gptlab.data import measured_on, open_splits
 from gptlab.data.dataset import load_manifest
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, did_you_mean, option
+from gptlab.files import not_a_folder
 from gptlab.lab.experiment.metric import Metric
 from gptlab.record.measurement import Identity, differences
 
@@ -222,7 +223,7 @@ class Experiment:
         known = {arm.name: arm for arm in self.arms}
         for name in names:
             if name not in known:
-                raise ConfigError(f"--arms: no arm {name!r} in {self.folder}; {did_you_mean(name, known)}")
+                raise ConfigError(f"{option('arms')}: no arm {name!r} in {self.folder}; {did_you_mean(name, known)}")
         return Experiment(self.folder, self.statement, self.baseline, [known[n] for n in names], self.grid)
 
 
@@ -240,7 +241,8 @@ def load_experiment(folder: str | Path) -> Experiment:
     folder = Path(folder)
     path = folder if folder.suffix == ".yaml" else folder / "experiment.yaml"
     if not path.is_file():
-        raise ConfigError(f"no experiment at {path}; `gptlab new {folder.name} --baseline CONFIG` writes one")
+        what = not_a_folder(folder, "an experiment's folder", "experiment.yaml")
+        raise ConfigError(f"{what}; `gptlab new NAME --baseline CONFIG` writes one")
     values, origins = read_yaml(path)
     statement = _validate(values, origins, path)
     target = path.parent / statement.baseline

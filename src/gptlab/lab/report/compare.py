@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from gptlab.config import difference, format_count
 from gptlab.config.yamlfile import parse_yaml
-from gptlab.console import progress, say
-from gptlab.errors import GptlabError
+from gptlab.console import progress, say, waiting
+from gptlab.errors import GptlabError, option
 from gptlab.files import write_atomic
 from gptlab.lab.report import page
 from gptlab.lab.report.blocks import Block, Heading, Paragraph, Picture, Table
@@ -35,7 +35,7 @@ from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.measurement import unlike_pair
 from gptlab.record.metrics import read_columns
-from gptlab.record.runfolder import State, state
+from gptlab.record.runfolder import State, require_run, state
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,8 +119,7 @@ def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]
         if folder.resolve() in seen:
             raise GptlabError(f"{folder} is named twice; a run is equal to itself")
         seen.add(folder.resolve())
-        if not (folder / "config.yaml").is_file():
-            raise GptlabError(f"{folder} is not a run folder (it holds no config.yaml); runs are in runs/")
+        require_run(folder)
     key = METRICS.get(metric, metric)
     with progress(unit="runs", transient=True) as bar:
         task = bar.add_task("reading", total=len(folders))
@@ -130,7 +129,9 @@ def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]
                 runs.append(run)
                 bar.advance(task)
     if any(run.step for run in runs) and all(run.final is None for run in runs):
-        raise GptlabError(f"--metric {metric}: none of these runs logs {key!r}; name a key of their metrics.jsonl")
+        raise GptlabError(
+            f"{option('metric', metric)}: none of these runs logs {key!r}; name a key of their metrics.jsonl"
+        )
     return runs
 
 
@@ -228,12 +229,13 @@ def measure_top_k(folders: Sequence[Path], ks: Sequence[int]) -> None:
     """
     for k in ks:
         if k not in TOP_K:
-            raise GptlabError(f"--top-k {k}: measured are {', '.join(map(str, TOP_K))}; choose among them")
+            raise GptlabError(f"{option('top_k', k)}: measured are {', '.join(map(str, TOP_K))}; choose among them")
     missing = [folder for folder in folders if not _read_top_k(folder)]
     if missing:
         say(f"measuring top-k accuracy of {len(missing)} runs")
         command = [sys.executable, "-m", "gptlab", "eval", *map(str, missing), "--tasks", "topk"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        with waiting("top-k accuracy"):
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
             raise GptlabError(f"top-k accuracy: {last}")
@@ -246,8 +248,9 @@ def check_alike(folders: Sequence[Path]) -> None:
     if unlike := unlike_pair((folder, None if one is None else one.identity) for folder, one in found):
         folder, first, difference = unlike
         raise GptlabError(
-            f"{folder} and {first}: top-k accuracies of different things, {difference}; compare them without --top-k, "
-            "or evaluate both on one --data and --sequence-length"
+            f"{folder} and {first}: top-k accuracies of different things, {difference}; compare them without "
+            f"{option('top_k')}, "
+            f"or evaluate both on one {option('data')} and {option('sequence_length')}"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from gptlab.config.jsonfile import read_json
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import GptlabError
+from gptlab.files import not_a_folder
 from gptlab.lab.experiment.spec import Experiment, load_experiment
 from gptlab.lab.report.compare import read_plain_config
 from gptlab.lab.report.tables import SCHEMA
@@ -53,7 +54,8 @@ def list_experiments(root: Path, store: Store) -> list[ExperimentEntry]:
     One that is broken is an entry that says so. Raises GptlabError where there is no folder `root`.
     """
     if not root.is_dir():
-        raise GptlabError(f"no folder {root}; name the one that holds your experiments, or `gptlab new` one")
+        what = not_a_folder(root, "a folder of experiments")
+        raise GptlabError(f"{what}; name the one that holds yours, or begin one with `gptlab new`")
     found = [_entry(path.parent, store) for path in sorted(root.glob("*/experiment.yaml"))]
     return sorted(found, key=lambda entry: (entry.last_run, entry.name))
 

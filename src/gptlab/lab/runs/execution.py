@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2  # seconds between looks at the processes
 _CHECKPOINTS = 4  # a run: what a kill can cost is a quarter of it
-_INTERRUPTED = (0, STOPPED, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
+_INTERRUPTED = (0, STOPPED, *(code for n in (signal.SIGTERM, signal.SIGINT) for code in (-n, 128 + n)))
 """Exit codes of a process that was told to stop: it saved and ended well, or a signal ended it."""
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptlab.config import RunConfig, dump_yaml, format_count, parse_number
 from gptlab.config.load import override
 from gptlab.console import progress
-from gptlab.errors import ConfigError, GptlabError
+from gptlab.errors import ConfigError, GptlabError, option
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.spec import Arm, hash_of, with_seed
 from gptlab.lab.runs.store import RunSpec, Store
@@ -56,9 +56,11 @@ def parse_sizes(text: str) -> list[Size]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
         if match is None or not int(match[1]) * int(match[2]):
-            raise GptlabError(f"--sizes {text}: {part!r} is no size; write DIMxLAYERS, for example 64x2,96x3,128x4")
+            raise GptlabError(
+                f"{option('sizes', text)}: {part!r} is no size; write DIMxLAYERS, for example 64x2,96x3,128x4"
+            )
         found.append(Size(int(match[1]), int(match[2])))
-    return _distinct(found, "--sizes", text)
+    return _distinct(found, option("sizes"), text)
 
 
 def parse_tokens(text: str) -> list[int]:
@@ -66,8 +68,10 @@ def parse_tokens(text: str) -> list[int]:
     try:
         found = [int(parse_number(part.strip())) for part in text.split(",")]
     except ValueError:
-        raise GptlabError(f"--tokens {text}: not numbers of tokens; write for example 200k,400k,800k") from None
-    return sorted(_distinct(found, "--tokens", text))
+        raise GptlabError(
+            f"{option('tokens', text)}: not numbers of tokens; write for example 200k,400k,800k"
+        ) from None
+    return sorted(_distinct(found, option("tokens"), text))
 
 
 def _distinct(values: list[Any], option: str, text: str) -> list[Any]:
@@ -85,14 +89,16 @@ def at_size(config: RunConfig, size: Size, tokens: int) -> RunConfig:
         raise GptlabError("a ladder sets model.dim, model.layers and model.heads, and this model has not all of them")
     width = model["dim"] // model["heads"]
     if size.dim % width:
-        raise GptlabError(f"--sizes: {size} cannot be shared by heads {width} wide; make the width a multiple of that")
+        raise GptlabError(
+            f"{option('sizes')}: {size} cannot be shared by heads {width} wide; make the width a multiple of that"
+        )
     what = {"dim": size.dim, "layers": size.layers, "heads": size.dim // width}
     try:
         return override(
             config, [*(f"model.{key}={value}" for key, value in what.items()), f"train.tokens={tokens}"], {}
         )
     except ConfigError as error:
-        raise GptlabError(f"--sizes: {size} with {tokens} tokens: {error}") from None
+        raise GptlabError(f"{option('sizes')}: {size} with {tokens} tokens: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def rungs(configs: Mapping[str, RunConfig], sizes: Sequence[Size], tokens: Seque
     The sizes come back with their parameters counted. Raises GptlabError for what cannot be trained.
     """
     if seeds < 1:
-        raise GptlabError(f"--seeds {seeds}: nothing would be trained; give 1 or more")
+        raise GptlabError(f"{option('seeds', seeds)}: nothing would be trained; give 1 or more")
     first, *others = configs
     todo = [(first, size, length) for size in sizes for length in tokens]
     todo += [(arm, size, tokens[-1]) for arm in others for size in sizes]

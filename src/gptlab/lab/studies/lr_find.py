@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.config import RunConfig, config_from
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.lab.experiment.spec import hash_of
 from gptlab.lab.runs.execution import Device, train_all
 from gptlab.lab.runs.store import RunSpec, Store
@@ -66,10 +66,11 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Run
     """
     if not 0 < low < high < np.inf:
         raise GptlabError(
-            f"--low {low:g} --high {high:g}: no range; low must be above 0 and below high, and high finite"
+            f"{option('low', low)} {option('high', high)}: no range; low must be above 0 and "
+            f"below high, and high finite"
         )
     if steps < _LEAST_STEPS:
-        raise GptlabError(f"--steps {steps}: too few to see a slope; take {_LEAST_STEPS} or more")
+        raise GptlabError(f"{option('steps', steps)}: too few to see a slope; take {_LEAST_STEPS} or more")
     values = config.plain()
     values["schedule"] = {"use": SCHEDULE, "low": low, "high": high}
     # What is too much is decided here: a run that stops at a spike would end before it is seen.
@@ -87,7 +88,7 @@ def run_range_test(run: RunSpec, store: Store, device: Device, *, limit: float) 
     """
     if not limit > 1:
         raise GptlabError(
-            f"--limit {limit:g}: the loss is always at its best or above it; take more than 1, such as 1.5"
+            f"{option('limit', limit)}: the loss is always at its best or above it; take more than 1, such as 1.5"
         )
 
     folder, steps = store.folder(run), run.config.total_steps
@@ -111,7 +112,8 @@ def run_range_test(run: RunSpec, store: Store, device: Device, *, limit: float) 
         found = replace(found, diverged=float(found.multipliers[-1]))  # a gradient that is not finite: no loss shows it
     if len(found.losses) < _LEAST_STEPS:
         raise GptlabError(
-            f"{folder}: the loss was gone after {len(found.losses)} steps; begin lower with --low, or take more --steps"
+            f"{folder}: the loss was gone after {len(found.losses)} steps; begin lower with {option('low')}, "
+            f"or take more {option('steps')}"
         )
     return found
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gptlab.config import RunConfig
 from gptlab.config.jsonfile import parse_json, read_json
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.metric import Metric, check_alike
 from gptlab.lab.experiment.spec import hash_of, with_seed
@@ -122,7 +122,9 @@ def design_noise_runs(config: RunConfig, store: Store, *, seeds: int, repeats: i
     """
     for name, number in (("seeds", seeds), ("repeats", repeats)):
         if number < 2:
-            raise GptlabError(f"--{name} {number}: the spread of one run cannot be seen; give 2 or more (seeds: 8)")
+            raise GptlabError(
+                f"{option(name, number)}: the spread of one run cannot be seen; give 2 or more (seeds: 8)"
+            )
     digest = hash_of(config)
 
     def run(label: str, init: int, data: int) -> RunSpec:

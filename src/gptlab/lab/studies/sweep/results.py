@@ -11,7 +11,7 @@ import numpy as np
 
 from gptlab.config import dump_yaml
 from gptlab.config.yamlfile import parse_yaml
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.files import atomic_folder, write_atomic
 from gptlab.lab.experiment.spec import hash_of
 from gptlab.lab.studies.sweep.space import Range, apply_parameters, extremes, format_parameters, format_value
@@ -79,7 +79,7 @@ def remarks(sweep: Sweep) -> list[str]:
     if finished < len(sweep.ranked):
         said.append(
             f"{len(sweep.ranked) - finished} of {len(sweep.ranked)} trials drew what another had drawn, and are its "
-            "run; --sampler grid takes each combination of choices once"
+            f"run; {option('sampler', 'grid')} takes each combination of choices once"
         )
     if importances(sweep):
         said.append(

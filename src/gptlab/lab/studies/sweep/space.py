@@ -14,7 +14,7 @@ from gptlab.config import RunConfig
 from gptlab.config.identity import UNHASHED
 from gptlab.config.load import override
 from gptlab.config.yamlfile import parse_yaml
-from gptlab.errors import ConfigError, GptlabError
+from gptlab.errors import ConfigError, GptlabError, option
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -52,21 +52,26 @@ def parse_space(texts: Sequence[str], config: RunConfig) -> Space:
     for text in texts:
         key, equals, written = (part.strip() for part in text.partition("="))
         if not equals or not key or not written:
-            raise GptlabError(f"--param {text}: write KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=[A, B]")
+            raise GptlabError(f"{option('param', text)}: write KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=[A, B]")
         if any(f"{key}.".startswith(f"{same}.") for same in _NO_RESULT):
-            raise GptlabError(f"--param {text}: {key} changes no result, or is not a trial's to set; leave it out")
+            raise GptlabError(
+                f"{option('param', text)}: {key} changes no result, or is not a trial's to set; leave it out"
+            )
         if key in space:
-            raise GptlabError(f"--param {text}: {key} is there twice; give it once")
+            raise GptlabError(f"{option('param', text)}: {key} is there twice; give it once")
         values = _range(text, match) if (match := _RANGE.fullmatch(written)) else _choices(text, written)
         for value in extremes(values):
             try:
                 override(config, [_setting(key, value)], {})
             except ConfigError as error:
-                message = str(error).removeprefix(f"--set {_setting(key, value)}: ")
-                raise GptlabError(f"--param {text}: {message}") from None
+                message = str(error).removeprefix(f"{option('set', _setting(key, value))}: ")
+                raise GptlabError(f"{option('param', text)}: {message}") from None
         space[key] = values
     if not space:
-        raise GptlabError("nothing to search over; give --param, for example --param optimizer.lr=1e-4..1e-2:log")
+        raise GptlabError(
+            f"nothing to search over; give {option('param')}, for example "
+            f"{option('param', 'optimizer.lr=1e-4..1e-2:log')}"
+        )
     return space
 
 
@@ -80,11 +85,13 @@ def _range(text: str, match: re.Match[str]) -> Range:
     try:
         found = Range(_number(low), _number(high), kind == "log", None if step is None else _number(step))
     except ValueError:
-        raise GptlabError(f"--param {text}: the ends of a range are numbers, such as 1e-4..1e-2:log") from None
+        raise GptlabError(f"{option('param', text)}: the ends of a range are numbers, such as 1e-4..1e-2:log") from None
     if not found.low < found.high or (found.log and found.low <= 0) or (found.step is not None and found.step <= 0):
-        raise GptlabError(f"--param {text}: the range is empty; low must be below high (and above 0 for log)")
+        raise GptlabError(f"{option('param', text)}: the range is empty; low must be below high (and above 0 for log)")
     if found.step is not None and found.step > found.high - found.low:
-        raise GptlabError(f"--param {text}: the step is wider than the range, so that only {low} would be tried")
+        raise GptlabError(
+            f"{option('param', text)}: the step is wider than the range, so that only {low} would be tried"
+        )
     return found
 
 
@@ -93,9 +100,9 @@ def _number(text: str) -> int | float:
 
 
 def _choices(text: str, written: str) -> list[Value]:
-    values, _ = parse_yaml(written, f"--param {text}")
+    values, _ = parse_yaml(written, f"{option('param', text)}")
     if not isinstance(values, list) or not values:
-        raise GptlabError(f"--param {text}: give a range LOW..HIGH, or choices in brackets: [GELU, SwiGLU]")
+        raise GptlabError(f"{option('param', text)}: give a range LOW..HIGH, or choices in brackets: [GELU, SwiGLU]")
     return [value if isinstance(value, Value) else json.dumps(value) for value in values]
 
 
@@ -115,9 +122,10 @@ def require_equal_lengths(config: RunConfig, space: Space) -> None:
             steps = override(config, [_setting(key, value)], {}).total_steps
             if steps != config.total_steps:
                 raise GptlabError(
-                    f"--prune asha: {_setting(key, value)} makes a run of {steps} steps, and the config has "
+                    f"{option('prune', 'asha')}: {_setting(key, value)} makes a run of {steps} steps, and the "
+                    f"config has "
                     f"{config.total_steps}; pruning compares trials at the same step, which says nothing where their "
-                    f"lengths differ; leave out --prune, or {key}"
+                    f"lengths differ; leave out {option('prune')}, or {key}"
                 )
 
 
@@ -125,7 +133,10 @@ def grid_points(space: Space) -> list[dict[str, Value]]:
     """Every combination of choices."""
     for key, values in space.items():
         if isinstance(values, Range):
-            raise GptlabError(f"--param {key}: a grid needs choices, not a range; write {key}=[A, B], or --sampler tpe")
+            raise GptlabError(
+                f"{option('param', key)}: a grid needs choices, not a range; write {key}=[A, B], or "
+                f"{option('sampler', 'tpe')}"
+            )
     lists = [values for values in space.values() if isinstance(values, list)]
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*lists)]
 

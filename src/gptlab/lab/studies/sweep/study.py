@@ -22,7 +22,7 @@ import numpy as np
 
 from gptlab.config import RunConfig
 from gptlab.console import say
-from gptlab.errors import ConfigError, GptlabError
+from gptlab.errors import ConfigError, GptlabError, option
 from gptlab.files import exclusive, is_held
 from gptlab.lab.experiment.metric import Metric, check_alike
 from gptlab.lab.experiment.spec import hash_of, with_seed
@@ -340,7 +340,7 @@ def open_sweep(
     except GptlabError:
         raise
     except Exception as error:  # whatever a driver of a database raises
-        raise GptlabError(f"--storage {url}: {str(error).splitlines()[0]}") from None
+        raise GptlabError(f"{option('storage', url)}: {str(error).splitlines()[0]}") from None
     return Sweep(config, space, metric, len(points) or trials, sampler, prune, seeds, store, study, locks)
 
 
@@ -353,15 +353,15 @@ def _storage_and_locks(storage: str | None, store: Store) -> tuple[str, Path]:
         folder = (store.root / ".sweeps").resolve()
         return f"sqlite:///{folder / 'studies.db'}", folder
     if "://" not in storage:
-        raise GptlabError(f"--storage {storage}: no URL; for a file write sqlite:///{storage}")
+        raise GptlabError(f"{option('storage', storage)}: no URL; for a file write sqlite:///{storage}")
     kind, _, rest = storage.partition(":///")
     if not kind.startswith("sqlite") or not rest:
         return storage, store.root / ".sweeps"
     path = Path(rest.partition("?")[0])
     if not path.parent.is_dir():
-        raise GptlabError(f"--storage {storage}: there is no folder {path.parent}")
+        raise GptlabError(f"{option('storage', storage)}: there is no folder {path.parent}")
     if path.exists() and not _holds_studies(path):
-        raise GptlabError(f"--storage {storage}: {path} is there and is no study; name another file")
+        raise GptlabError(f"{option('storage', storage)}: {path} is there and is no study; name another file")
     return storage, path.parent.resolve()
 
 
@@ -395,7 +395,7 @@ def study_name(config: RunConfig, space: Space, metric: Metric, seeds: int) -> s
 def _check_numbers(trials: int, seeds: int) -> None:
     for name, number in (("trials", trials), ("seeds", seeds)):
         if number < 1:
-            raise GptlabError(f"--{name} {number}: nothing would be trained; give 1 or more")
+            raise GptlabError(f"{option(name, number)}: nothing would be trained; give 1 or more")
 
 
 def _optuna() -> Any:
