@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gptlab.errors import CheckpointError
+from gptlab.interop.gemma import GEMMA2, GEMMA3
 from gptlab.interop.gpt2 import GPT2
-from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, QWEN2, QWEN3
+from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 from gptlab.interop.runs import (
     NamedTensors,
     check_sizes,
@@ -32,7 +33,8 @@ from gptlab.model import build_model
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer
 
-ARCHITECTURES = {each.name: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2)}
+_ALL = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2, PHI3, GEMMA2, GEMMA3, SMOLLM3)
+ARCHITECTURES = {each.name: each for each in _ALL}
 """What can be imported and exported, by the `model_type` of config.json."""
 
 _GPT2_VOCABULARY = 50257
@@ -215,7 +217,8 @@ def _imported_as(folder: Path) -> str | None:
 def huggingface_config(run: Run, architecture: Architecture, section: Values) -> Values:
     """config.json."""
     rows = run.model.embedding.weight.shape[0]
-    return architecture.to_config_json(section, rows) | token_ids(run.tokenizer) | {"torch_dtype": "float32"}
+    no_pad = {"pad_token_id": None}  # a class of transformers may have one of its own, beyond the ids that there are
+    return architecture.to_config_json(section, rows) | no_pad | token_ids(run.tokenizer) | {"torch_dtype": "float32"}
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -232,9 +235,11 @@ def huggingface_tensors(run: Run, architecture: Architecture, section: Values) -
         tensor = own.pop(ours, None)
         if tensor is None:
             tensor = neutral_tensor(ours, _like(run, ours, kind))
+        tensor = tensor - row.more if row.more else tensor
         pieces = tensor.split(row_counts(tensor.shape[0], len(theirs), run.model))
         for name, piece in zip(theirs, pieces, strict=True):
-            found[name] = piece.t() if row.turned and piece.ndim == 2 else piece
+            piece = piece.t() if row.turned and piece.ndim == 2 else piece
+            found[name] = torch.cat((found[name], piece)) if row.part[0] else piece
     if own:
         raise AssertionError(f"the table of {architecture.name} has no place for {sorted(own)[0]}")
     return found
