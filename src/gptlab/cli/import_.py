@@ -27,7 +27,7 @@ def import_(
         str | None, typer.Option(help="a token that stands after every document too; by default as the files say")
     ] = None,
 ) -> None:
-    """Make a run folder of weights from elsewhere: GPT-2, Llama, Mistral, Qwen, OLMo, Phi-3, Gemma, SmolLM3, nanoGPT."""
+    """Make a run folder of weights from elsewhere: GPT-2, Llama and its kin, Gemma, nanoGPT."""
     from gptlab.interop import import_run
 
     folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end)
