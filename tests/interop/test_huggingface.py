@@ -291,7 +291,10 @@ def test_a_model_of_ours_gives_the_same_logits_in_transformers(name: str, place:
             {"block": {"mlp": "SwiGLU", "attention": {"window": 32, "pattern": "S"}}},
             "attention.pattern is S (there: L)",
         ),
-        ({"block": {"mlp": "SwiGLU"}, "position": {"use": "RoPE", "fraction": 0.5}}, "model.position.fraction is 0.5"),
+        (
+            {"block": {"mlp": "SwiGLU", "attention": {"bias": True}}, "position": {"use": "RoPE", "fraction": 0.5}},
+            "model.position.fraction is 0.5",
+        ),
         ({"block": {"mlp": "SwiGLU"}, "head_bias": True}, "model.head_bias is True"),
         ({"block": {"mlp": "SwiGLU"}, "mup": {"dim": 32}}, "model.mup is {'dim': 32}"),
     ],
