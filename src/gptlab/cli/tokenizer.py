@@ -164,13 +164,17 @@ def import_(
         str | None,
         typer.Option(metavar="TOKEN", help="Which one stands after every document, too.", show_default=False),
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKEN", help="One more that ends a generated text.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
     """Bring in GPT-2's vocabulary or any Hugging Face tokenizer.json."""
     from gptlab.tokenizer import import_tokenizer
 
     _check_free(name, force)
-    tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text, document_end=document_end)
+    tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text, document_end=document_end, stop=stop or ())
     tokenizer.save(ROOT / name)
     say(
         f"wrote {ROOT / name}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, documents begin with"

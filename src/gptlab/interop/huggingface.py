@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ def import_huggingface(
     tokenizer: str | None = None,
     end_of_text: str | None = None,
     document_end: str | None = None,
+    stop: Sequence[str] = (),
     runs: Path = Path("runs"),
 ) -> Path:
     """Make a run folder `runs`/NAME-HASH of the weights in `source`, and return it.
@@ -61,6 +62,7 @@ def import_huggingface(
         name: of the run.
         tokenizer: name or folder of the tokenizer, where none is beside the weights or another is wanted.
         end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
+        stop: more tokens that end what is generated, besides these and what the files say.
         runs: the folder for the run's folder.
 
     Raises GptlabError where anything is missing, damaged, unknown, or does not fit; then nothing is written.
@@ -75,7 +77,8 @@ def import_huggingface(
     if not isinstance(rows, int) or isinstance(rows, bool):
         raise CheckpointError(f"{where} does not say vocab_size, or not as a number")
     check_sizes(architecture, section, rows, files.shapes, where)
-    found = _tokenizer(folder, theirs, name, tokenizer, {"end_of_text": end_of_text, "document_end": document_end})
+    roles = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop}
+    found = _tokenizer(folder, theirs, name, tokenizer, roles)
     config = run_config(name, section, rows, found, where)
     model = build_model(config, found.vocab_size, device="meta")
     tensors = NamedTensors(architecture, files, files.shapes, tied=section["tied"])
@@ -137,9 +140,7 @@ def _architecture(theirs: Values, where: str) -> Architecture:
     return ARCHITECTURES[kind]
 
 
-def _tokenizer(
-    folder: Path, theirs: Values, name: str, chosen: str | None, roles: Mapping[str, str | None]
-) -> Tokenizer:
+def _tokenizer(folder: Path, theirs: Values, name: str, chosen: str | None, roles: Mapping[str, Any]) -> Tokenizer:
     """The one that was asked for, the one beside the weights, or GPT-2's for a model that can only have that."""
     new_name = f"{name}-tokenizer"
     place = Path(chosen) if chosen is not None else folder
