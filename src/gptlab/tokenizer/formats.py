@@ -241,6 +241,8 @@ def _find_roles(
             f"{path} does not say which token separates documents; give it with --end-of-text TOKEN, one of:"
             f" {', '.join(list(known)[:8]) or '(the file has no added tokens)'}"
         )
+    if start is not None and "add_bos_token" not in config and token_text(config.get("bos_token")) in (None, start):
+        config |= {"bos_token": start, "add_bos_token": True}  # the files are silent: an export begins as was asked for
     if before in known:  # a tokenizer of kind "bpe" has no template of its own: said in the config, it goes out again
         config.setdefault("bos_token", before)
         config["add_bos_token"] = True
