@@ -26,6 +26,7 @@ SIZES = {
     "bos_token_id": 256,
     "eos_token_id": 256,
 }
+GEMMA = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16, "pad_token_id": 0}
 GPT2_SIZES = {"n_embd": 64, "n_layer": 4, "n_head": 4, "bos_token_id": 256, "eos_token_id": 256}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT2_SIZES),
@@ -47,6 +48,56 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo": ("Olmo", {**SIZES, "pad_token_id": None}),
     "olmo-biases": ("Olmo", {**SIZES, "pad_token_id": None, "attention_bias": True, "tie_word_embeddings": True}),
     "olmo2": ("Olmo2", {**SIZES, "pad_token_id": None, "rope_theta": 500000.0}),
+    "mistral-window": ("Mistral", {**SIZES, "sliding_window": 40}),
+    "phi3": ("Phi3", {**SIZES, "pad_token_id": None}),
+    "phi3-window-part": (
+        "Phi3",
+        {
+            **SIZES,
+            "pad_token_id": None,
+            "sliding_window": 40,
+            "partial_rotary_factor": 0.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma2": ("Gemma2", {**GEMMA, "sliding_window": 40}),
+    "gemma2-odd": (
+        "Gemma2",
+        {
+            **GEMMA,
+            "num_hidden_layers": 3,
+            "sliding_window": 24,
+            "query_pre_attn_scalar": 24,
+            "attention_bias": True,
+            "attn_logit_softcapping": None,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma2-layers": (
+        "Gemma2",
+        {
+            **GEMMA,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 40,
+            "final_logit_softcapping": None,
+        },
+    ),
+    "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 7, "sliding_window": 40, "query_pre_attn_scalar": 24}),
+    "gemma3-layers": (
+        "Gemma3",
+        {
+            **GEMMA,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 2048,
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gemma3-one-angle": ("Gemma3", {**GEMMA, "sliding_window": 40, "rope_theta": 1e4, "rope_local_base_freq": 1e4}),
+    "smollm3": ("SmolLM3", {**SIZES, "pad_token_id": None}),
+    "smollm3-listed": (
+        "SmolLM3",
+        {**SIZES, "pad_token_id": None, "no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False, "mlp_bias": True},
+    ),
 }
 """What a config of transformers is given, by a name."""
 

@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"scale": 0.2, "backend": "explicit"},
             {"key_offset": True, "value_embeddings": 1},
             {"value_residual": True, "gate": "head", "gate_width": 8},
-            {"gate": "element", "kv_heads": 2},
+            {"gate": "element", "kv_heads": 2, "without_rotation": [0]},
         ],
         "MLA": [
             {"kv_rank": 16, "rope_dim": 8, "q_rank": 12, "latent_norm": "LayerNorm", "document_mask": True},
@@ -78,7 +78,7 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
     "position": {
         "Sinusoidal": [{"theta": 100.0, "scale": 0.1}],
-        "RoPE": [{"theta": 500.0, "fraction": 0.5, "angles": "float32"}],
+        "RoPE": [{"theta": 500.0, "fraction": 0.5, "angles": "float32"}, {"window_theta": 50.0}],
         "Llama3RoPE": [
             {
                 "theta": 100.0,
@@ -140,6 +140,8 @@ REQUIRED: set[tuple[str, str]] = {("mix", "Schedule")}
 BESIDE: dict[tuple[str, ...], dict[str, Any]] = {
     # What is moved are the dimensions that stand still.
     ("attention", "Attention", "key_offset"): {"model": {"head_dim": 16, "position": {"use": "RoPE", "fraction": 0.5}}},
+    # An angle for layers that have a window.
+    ("position", "RoPE", "window_theta"): {"model": {"block": {"attention": {"window": 8, "pattern": "LF"}}}},
     # The rotated part of MLA's keys is as wide as what the position turns.
     ("attention", "MLA", "rope_dim"): {"model": {"head_dim": 16, "position": {"use": "RoPE", "fraction": 0.5}}},
     # It looks back by a distance of its own.
@@ -176,6 +178,7 @@ OFF: list[tuple[str, dict[str, Any], Any]] = [
     ("attention", {"use": "Attention", "value_embeddings": 0, "gate": "none", "softcap": None}, "Attention"),
     ("attention", {"use": "Attention", "out_bias": False, "weight_dropout": 0.0}, "Attention"),
     ("attention", {"use": "Attention", "scale": 8**-0.5}, "Attention"),
+    ("attention", {"use": "Attention", "without_rotation": []}, "Attention"),
     ("mlp", {"use": "GELU", "hidden": 128, "hidden_dropout": 0.0}, "GELU"),
     ("block", {"use": "Block", "attention_dropout": 0.0, "mlp_dropout": 0.0, "branch_scale": 1.0}, "Block"),
     ("block", {"use": "Block", "without_attention": []}, "Block"),
@@ -183,7 +186,7 @@ OFF: list[tuple[str, dict[str, Any], Any]] = [
     ("model", {"use": "GPT", "head_dim": 8, "context_length": 32, "embedding_dropout": 0.0}, "GPT"),
     ("model", {"use": "GPT", "mup": {"dim": 32, "heads": 4}}, "GPT"),
     ("residual", {"use": "Residual", "stream_scale": 1.0, "input_scale": 0.0, "skip_scale": 0.0}, "Residual"),
-    ("position", {"use": "RoPE", "fraction": 1.0, "theta": 10000.0}, "RoPE"),
+    ("position", {"use": "RoPE", "fraction": 1.0, "theta": 10000.0, "window_theta": None}, "RoPE"),
     ("position", {"use": "Llama3RoPE", "theta": 10000.0, "factor": 1.0}, "RoPE"),
     ("position", {"use": "YaRN", "factor": 1.0}, "RoPE"),
     ("initialization", {"use": "GPT2Init", "position_std": 0.02}, "GPT2Init"),

@@ -31,12 +31,14 @@ def wild_model(config: RunConfig, vocab_size: int) -> torch.nn.Module:
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run(tokenizer)` → a run with a folder on disk, as training leaves it."""
 
-    def make(tokenizer: Tokenizer, *, name: str = "wild", context: int = 128, data: Path | None = None) -> Run:
+    def make(
+        tokenizer: Tokenizer, *, name: str = "wild", context: int = 128, data: Path | None = None, mlp: str = "GELU"
+    ) -> Run:
         config = config_from(
             {
                 "name": name,
                 "data": {"path": str(data) if data else None},
-                "model": {"dim": 48, "layers": 2, "heads": 4},
+                "model": {"dim": 48, "layers": 2, "heads": 4, "block": {"mlp": mlp}},
                 "train": {"sequence_length": context, "batch_tokens": context, "tokens": 10 * context},
                 "system": {"device": "cpu"},
             }

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from foreign import foreign_tokenizer
 
 from gptlab.evals.benchmark import Options, evaluate
 from gptlab.evals.hellaswag import read_questions
+from gptlab.interop import export_run
 from gptlab.run import Run
-from gptlab.tokenizer import train_bpe
+from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer, train_bpe, train_char
 
 QUESTIONS = 200
 
@@ -141,3 +145,48 @@ def test_the_authors_file_is_cleaned_as_lm_eval_does(test_data: Path, tmp_path: 
     assert any(
         q.contexts[0] != f"{r['activity_label']}: {r['ctx_a']} {r['ctx_b']}" for q, r in zip(ours, rows, strict=True)
     )
+
+
+def kinds_of_tokenizers(folder: Path, questions: list[dict[str, Any]]) -> dict[str, Callable[[], Tokenizer]]:
+    """One of each kind, by name; those of others are what a foreign tokenizer.json becomes."""
+
+    def imported(kind: str) -> Tokenizer:
+        (folder / kind).mkdir()
+        foreign_tokenizer(kind).save(str(folder / kind / "tokenizer.json"))
+        return import_tokenizer(str(folder / kind), name=kind, end_of_text="<s>")
+
+    texts = [f"{row['ctx']} {ending}" for row in questions for ending in row["endings"]]
+    return {
+        "byte": lambda: load_tokenizer("byte"),
+        "char": lambda: train_char([*texts, "Sitting: "], name="char"),
+        "bpe": lambda: train_bpe([*texts, *texts], [290], name="bpe")[0],
+        **{f"foreign-{kind}": functools.partial(imported, kind) for kind in ("bpe", "unigram", "sentencepiece")},
+    }
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe", "foreign-bpe", "foreign-unigram", "foreign-sentencepiece"])
+def test_an_export_with_add_bos_token_is_scored_as_ours(
+    kind: str, make_run: Any, benchmarks: Path, tmp_path: Path
+) -> None:
+    """The harness's own HFLM, on the exported folder, with its own encoding: what a person does who publishes one."""
+    from lm_eval.models.huggingface import HFLM
+
+    lines = (benchmarks / "hellaswag" / "hellaswag_val.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [json.loads(line) for line in lines]
+    run = make_run(kinds_of_tokenizers(tmp_path, questions)[kind](), mlp="SwiGLU")
+    export_run(run, tmp_path / "out")
+    ours = evaluate(run, "hellaswag", Options(task_data=benchmarks)).records
+    harness = HFLM(pretrained=str(tmp_path / "out"), device="cpu", dtype="float32", batch_size=1, add_bos_token=True)
+    rows = [
+        {"activity_label": row["activity_label"], "ctx_a": row["ctx"], "ctx_b": "", "endings": row["endings"]}
+        | {"label": str(row["label"])}
+        for row in questions
+    ]
+    task = harness_task(rows)
+    requests = [
+        request
+        for i, doc in enumerate(task.validation_docs())
+        for request in task.construct_requests(doc, doc["query"], doc_id=i, metadata=("hellaswag", i, 1))
+    ]
+    theirs = [value for value, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+    assert [value for row in ours for value in row["logprobs"]] == pytest.approx(theirs, abs=1e-4)

@@ -27,7 +27,8 @@ def wild_model() -> WildModel:
         family, sizes = MODELS[name]
         options = {**sizes, "vocab_size": vocab_size, "initializer_range": 0.2, **changes}
         kind = f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
-        model = getattr(transformers, kind)(getattr(transformers, f"{family}Config")(**options)).eval()
+        made = getattr(transformers, kind)
+        model = made(made.config_class(**options)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:

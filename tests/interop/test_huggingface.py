@@ -60,7 +60,8 @@ def test_there_and_back(name: str, wild_model: Any, place: Path) -> None:
     assert torch.equal(transformers_logits(again, ids), expected)
     state = again.state_dict()
     assert set(state) == set(theirs.state_dict())
-    assert all(torch.equal(tensor, state[key]) for key, tensor in theirs.state_dict().items())
+    lost = 1e-7 if "gemma" in name else 0.0  # 1 + w is what a norm of theirs multiplies by, and what ours holds
+    assert all((tensor - state[key]).abs().max() <= lost for key, tensor in theirs.state_dict().items())
 
     options = {"max_new_tokens": 64, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     continued = theirs.generate(ids[:, :9], attention_mask=torch.ones(1, 9), **options)[0, 9:].tolist()
@@ -70,7 +71,7 @@ def test_there_and_back(name: str, wild_model: Any, place: Path) -> None:
 
 
 def test_every_architecture_is_tested() -> None:
-    assert {family.lower() for family, _ in MODELS.values()} == set(ARCHITECTURES)
+    assert {family.lower() for family, _ in MODELS.values()} == {name.partition("_")[0] for name in ARCHITECTURES}
 
 
 @pytest.mark.parametrize(
@@ -286,8 +287,14 @@ def test_a_model_of_ours_gives_the_same_logits_in_transformers(name: str, place:
         ({"block": {"mlp": "SwiGLU"}, "logit_softcap": 30.0}, "model.logit_softcap is 30.0"),
         ({"block": {"mlp": "SwiGLU"}, "position": "ALiBi"}, "model.position is ALiBi"),
         ({"block": {"mlp": "SwiGLU", "placement": "sandwich"}}, "model.block.placement is sandwich"),
-        ({"block": {"mlp": "SwiGLU", "attention": {"window": 32}}}, "model.block.attention.window is 32"),
-        ({"block": {"mlp": "SwiGLU"}, "position": {"use": "RoPE", "fraction": 0.5}}, "model.position.fraction is 0.5"),
+        (
+            {"block": {"mlp": "SwiGLU", "attention": {"window": 32, "pattern": "S"}}},
+            "attention.pattern is S (there: L)",
+        ),
+        (
+            {"block": {"mlp": "SwiGLU", "attention": {"bias": True}}, "position": {"use": "RoPE", "fraction": 0.5}},
+            "model.position.fraction is 0.5",
+        ),
         ({"block": {"mlp": "SwiGLU"}, "head_bias": True}, "model.head_bias is True"),
         ({"block": {"mlp": "SwiGLU"}, "mup": {"dim": 32}}, "model.mup is {'dim': 32}"),
     ],

@@ -72,7 +72,8 @@ def in_llama_cpp(node_modules: Path, file: Path, prompt: list[int], count: int) 
 
 
 CHANGED = {"olmo2-tied": {"tie_word_embeddings": True}}
-REFUSED = {"qwen3-tied-yarn", "olmo-biases"}
+REFUSED = {"qwen3-tied-yarn", "olmo-biases", "mistral-window", "phi3-window-part"}
+REFUSED |= {name for name in MODELS if name.startswith(("gemma", "smollm3"))}
 WRITTEN = [name for name in [*MODELS, *CHANGED] if name not in REFUSED]
 
 

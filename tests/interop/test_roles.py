@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from foreign import smollm2_tokenizer
 
 import gptlab as package
+from gptlab.config import config_from
 from gptlab.data import TokenDataset, prepare
+from gptlab.errors import DataError
 from gptlab.evals.multiple_choice import Question, encode_question
 from gptlab.inference.generate import Sampling, generate
 from gptlab.interop import export_run, import_run
@@ -212,3 +215,41 @@ def test_smollm2_begins_with_what_it_was_trained_with(tmp_path: Path, capsys: py
     assert found.named_token("eos_token") == "<|im_end|>"
     assert "<|im_start|>" in (found.chat_template or "")
     assert "<|im_end|>, its eos_token, ends a turn" in capsys.readouterr().err
+
+
+def test_the_three_go_with_a_model_from_import_to_export(wild_model: Any, place: Path) -> None:
+    """Imported, its data prepared, finetuned, sampled, evaluated, exported: start, end and stops are what was asked."""
+    source = write_tokenizer(place / "theirs", [*LLAMA3, "<|turn|>"], eos_token="<|end|>")
+    wild_model("llama3", vocab_size=261, max_position_embeddings=64).save_pretrained(place / "model")
+    for file in source.iterdir():
+        (place / "model" / file.name).write_bytes(file.read_bytes())
+    roles: dict[str, Any] = {"end_of_text": "<|begin|>", "document_end": "<|eot|>", "stop": ["<|turn|>"]}
+    with pytest.raises(DataError, match=r"no added token '<\|turm\|>'"):
+        import_run(place / "model", name="it", **{**roles, "stop": ["<|turm|>"]})
+    first = import_run(place / "model", name="it", **roles)
+    (place / "text.jsonl").write_text("".join(json.dumps({"text": "the cat sat " * 9}) + "\n" for _ in range(40)))
+    chosen = load_tokenizer(first / "tokenizer")
+    prepare(inputs=["text.jsonl"], validation_fraction=0.2, tokenizer=chosen, out=place / "data", workers=1)
+    ids = TokenDataset.open(place / "data", "train").read(0, 400)
+    starts = np.flatnonzero(ids == 0)
+    assert len(starts) > 2
+    assert (ids[starts[1:] - 1] == 2).all()
+
+    config = {
+        "name": "tuned",
+        "model": {"init_from": str(first)},
+        "data": {"path": "data"},
+        "optimizer": {"use": "AdamW", "lr": 1e-4},
+        "train": {"tokens": 256, "batch_tokens": 128, "sequence_length": 32, "dtype": "float32"},
+        "eval": {"tokens": 64},
+        "system": {"device": "cpu", "threads": 1},
+    }
+    run = package.load(package.train(config_from(config)).folder, device="cpu", dtype="float32")
+    again = run.tokenizer
+    assert (again.end_of_text, again.document_end, again.stop_ids) == (0, 2, {0, 1, 2, 3})
+    assert run.encode_prompt("the")[0] == 0
+    assert json.loads((place / "data" / "dataset.json").read_text())["end_of_text"] == again.end_of_text
+    export_run(run, place / "out")
+    out = import_tokenizer(str(place / "out"), name="x")
+    assert out.end_of_text == 0
+    assert {0, 1} <= out.stop_ids

@@ -22,6 +22,8 @@ from gptlab.lab.report.compare import (
     table,
     write_comparison,
 )
+from gptlab.lab.report.registry import list_runs
+from gptlab.lab.runs.store import Store
 
 CONFIG = """\
 name: {name}
@@ -159,3 +161,18 @@ def test_no_torch(command: str) -> None:
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
     assert "gptlab.lab.runs.store" in modules or command.startswith("compare")
     assert not {name for name in modules if name.split(".")[0] in ("torch", "pandas")}
+
+
+@pytest.mark.parametrize("came", ["imported", "soup"])
+def test_what_was_not_trained_here_has_no_training_settings(came: str, tmp_path: Path) -> None:
+    """An import's config.yaml is whole, so that it can be read as any; but nobody chose its learning rate."""
+    runs = [make_run("a"), make_run("b", lr=0.2), make_run("c", lr=0.3)]
+    (runs[2] / "env.json").write_text(json.dumps([{"started": "2026-01-01T00:00:00", came: {}}]))
+    found = read_runs(runs)
+    assert list(config_lines(found)) == ["optimizer.lr: 0.1 (1), 0.2 (2), – (3)"]
+    assert list(config_lines([found[0], found[2]])) == []
+    write_comparison(found, tmp_path / "out")
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "0.3" not in page.partition("In what their configs differ")[2].partition("</table>")[0]
+    (entry,) = (each for each in list_runs(Store(runs[2].parent)) if each.name == runs[2].name)
+    assert entry.steps is None

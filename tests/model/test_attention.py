@@ -289,3 +289,29 @@ def test_value_embeddings_are_shared_by_first_and_last_layers() -> None:
 def test_flops_count_the_window() -> None:
     full, near = model_with({}), model_with({"window": 6})
     assert full.flops_per_token(T) - near.flops_per_token(T) == 3 * 12 * 64 * (T - 6)
+
+
+def test_each_layer_turns_as_it_is_told() -> None:
+    """By the angle of windows, by that of all, or not at all: the layer of a model in which all layers turn so."""
+    x, ids = torch.randn(1, T, 64), torch.zeros(1, T, dtype=torch.long)
+
+    def layers(position: Any, **attention: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = model_with({"window": 6, "pattern": "LF", **attention}, position=position, layers=4).eval()
+        found: list[Tensor] = []
+        hooks = [
+            b.register_forward_pre_hook(lambda b, given: found.append(b.attention(x, given[1]))) for b in model.blocks
+        ]
+        model(ids)
+        return found if hooks else []
+
+    mixed = layers({"use": "RoPE", "window_theta": 50.0}, without_rotation=[0, 3])
+    still, far, near = (layers(p) for p in ("NoPosition", "RoPE", {"use": "RoPE", "theta": 50.0}))
+    for got, expected in zip(mixed, (still[0], far[1], near[2], still[3]), strict=True):
+        assert torch.equal(got, expected)
+    assert not torch.equal(far[2], near[2])
+
+
+def test_a_rotation_that_no_layer_has_cannot_be_left_out() -> None:
+    with pytest.raises(ConfigError, match="leaves out a rotation that no layer has"):
+        model_with({"without_rotation": [1]}, position="Learned")(torch.zeros(1, T, dtype=torch.long))

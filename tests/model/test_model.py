@@ -259,6 +259,8 @@ def test_dropout_acts_in_training_only() -> None:
         ({"norm": {"use": "RMSNorm", "affine": False, "bias": True}}, "has a bias where it is affine"),
         ({"initialization": {"use": "GPT2Init", "head_std": 0.0}}, "a tied head is the embedding"),
         ({"block": {"without_attention": [2]}}, "no layer 2; 2 layers are counted from 0"),
+        ({"block": {"attention": {"without_rotation": [-1]}}}, "without_rotation: there is no layer -1"),
+        ({"position": {"use": "RoPE", "window_theta": 5.0}}, "window_theta turns layers that have a window, and none"),
         ({"block": {"without_attention": [0], "attention": {"value_residual": True}}}, "values that later layers use"),
         *(
             ({"position": {"use": use, **arguments}}, f"model.position.{message}")

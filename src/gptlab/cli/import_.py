@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,10 +26,14 @@ def import_(
     document_end: Annotated[
         str | None, typer.Option(help="a token that stands after every document too; by default as the files say")
     ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="one more token that ends a generated text; may be given several times")
+    ] = None,
 ) -> None:
-    """Make a run folder of weights from elsewhere: GPT-2, Llama, Mistral, Qwen2 and 3, OLMo 1 and 2, nanoGPT."""
+    """Make a run folder of weights from elsewhere: GPT-2, Llama and its kin, Gemma, nanoGPT."""
     from gptlab.interop import import_run
 
-    folder = import_run(source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end)
+    roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop or ()}
+    folder = import_run(source, name=name, tokenizer=tokenizer, **roles)
     say(f"imported into {folder}")
     say(f"next: gptlab sample {folder}\n      a config with model: {{init_from: {folder}}} trains on from it")

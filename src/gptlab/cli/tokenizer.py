@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -164,14 +164,19 @@ def import_(
         str | None,
         typer.Option(metavar="TOKEN", help="Which one stands after every document, too.", show_default=False),
     ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKEN", help="One more that ends a generated text.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
     """Bring in GPT-2's vocabulary or any Hugging Face tokenizer.json."""
     from gptlab.tokenizer import import_tokenizer
 
     _check_free(name, force)
+    roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop or ()}
     with waiting(f"importing {source}"):
-        tokenizer = import_tokenizer(source, name=name, end_of_text=end_of_text, document_end=document_end)
+        tokenizer = import_tokenizer(source, name=name, **roles)
         tokenizer.save(ROOT / name)
     say(
         f"wrote {ROOT / name}: {tokenizer.kind}, {tokenizer.vocab_size:,} ids, documents begin with"

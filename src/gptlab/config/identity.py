@@ -37,6 +37,9 @@ ADDED: dict[str, tuple[Any, ...]] = {
 }
 """Keys that came after runs had been hashed, and what means the same as before they came: that is left out."""
 
+ADDED_ARGUMENTS: dict[str, dict[str, Any]] = {"Attention": {"without_rotation": []}, "RoPE": {"window_theta": None}}
+"""The same of arguments of components, wherever a config has one: by component, the argument and that value."""
+
 
 def component_files(config: RunConfig) -> dict[str, Path]:
     """Files of user components that the config names, by the path it names them with."""
@@ -64,8 +67,15 @@ def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     digests = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in component_files(config).items()
     }
-    replaced: dict[str, Any] = _replace_files(values, digests)
+    replaced: dict[str, Any] = _replace_files(_without_added(values), digests)
     return replaced
+
+
+def _without_added(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    added = ADDED_ARGUMENTS.get(str(value.get("use")), {})
+    return {key: _without_added(item) for key, item in value.items() if key not in added or item != added[key]}
 
 
 def _replace_files(value: Any, digests: Mapping[str, str]) -> Any:

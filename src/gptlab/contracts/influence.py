@@ -20,9 +20,8 @@ from gptlab.contracts.subject import (
     V,
     loss_sum,
     seeded_hidden,
-    window_width,
 )
-from gptlab.model.component import Context, before_step, declared
+from gptlab.model.component import Context, before_step, declared, window_width
 
 _POSITIONS = 64  # changed tokens at once: memory is this many sequences
 _WINDOW_POSITIONS = 16  # the same, where layers are looked at one by one

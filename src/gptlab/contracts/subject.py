@@ -32,7 +32,7 @@ from gptlab.data import TokenDataset, TokenStream, open_stream
 from gptlab.errors import ConfigError, GptlabError, did_you_mean, option
 from gptlab.loss import IGNORE, LossSum, TokenBatch
 from gptlab.model import build_model
-from gptlab.model.component import declared
+from gptlab.model.component import declared, window_width
 
 V, T, B = 97, 32, 8
 """Vocabulary, sequence length and rows of the tiny model and its batch."""
@@ -265,8 +265,10 @@ def config_subject(path: str | Path, *, stage: str | None = None, backend: str =
     if "layers" in model:
         model["layers"] = min(_MOST_LAYERS, model["layers"])
         block = model.get("block") or {}
-        block |= {key: [i for i in block[key] if i < model["layers"]] for key in ("without_attention",) if key in block}
-        _narrow_window(block.get("attention") or {})
+        attention = block.get("attention") or {}
+        for part, key in ((block, "without_attention"), (attention, "without_rotation")):
+            part |= {key: [i for i in part[key] if i < model["layers"]]} if key in part else {}
+        _narrow_window(attention)
     model |= {key: None for key in ("context_length",) if key in model}
     values["train"] |= {"sequence_length": T, "batch_tokens": B * T, "tokens": B * T * 100, "dtype": "float32"}
     unset = {kind for kind in DATA_DEFAULTS if getattr(config.data, kind) is None}
@@ -409,13 +411,6 @@ def _long_enough(subject: Subject) -> Subject:
     if wanted <= subject.length:
         return subject
     return at_length(subject, wanted)
-
-
-def window_width(module: nn.Module) -> int | None:
-    """How many keys a query of `module` sees at present, as its `window` says; None: it does not say, or all."""
-    window = declared(module, "window")
-    width = window if isinstance(window, int) else getattr(window, "now", None)
-    return width if isinstance(width, int) and not isinstance(width, bool) else None
 
 
 def at_length(subject: Subject, length: int) -> Subject:

@@ -3,8 +3,9 @@ takes a run folder or a file of others as it is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptlab.console import waiting
 from gptlab.errors import CheckpointError, option
@@ -36,6 +37,7 @@ def import_run(
     tokenizer: str | None = None,
     end_of_text: str | None = None,
     document_end: str | None = None,
+    stop: Sequence[str] = (),
     runs: Path = Path("runs"),
 ) -> Path:
     """Make the run folder `runs`/NAME-HASH of weights from elsewhere, and return it.
@@ -45,15 +47,16 @@ def import_run(
         name: of the run.
         tokenizer: name or folder of its tokenizer; None: the one beside the weights.
         end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
+        stop: more tokens that end what is generated, besides these and what the files say.
         runs: the folder for the run's folder.
 
     Raises GptlabError where anything is missing, damaged, unknown or does not fit; then nothing is written.
     """
+    roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop}
     if str(source).endswith(".pt"):
-        if end_of_text is not None or document_end is not None:
-            given = option("end_of_text") if end_of_text is not None else option("document_end")
+        if given := next((role for role, value in roles.items() if value), None):
             raise CheckpointError(
-                f"{given} is for a Hugging Face tokenizer; name a tokenizer with {option('tokenizer')}"
+                f"{option(given)} is for a Hugging Face tokenizer; name a tokenizer with {option('tokenizer')}"
             )
         from gptlab.interop.nanogpt import import_nanogpt
 
@@ -62,9 +65,7 @@ def import_run(
     from gptlab.interop.huggingface import import_huggingface
 
     with waiting(f"importing {source}"):
-        return import_huggingface(
-            source, name=name, tokenizer=tokenizer, end_of_text=end_of_text, document_end=document_end, runs=runs
-        )
+        return import_huggingface(source, name=name, tokenizer=tokenizer, runs=runs, **roles)
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gptlab.errors import CheckpointError, option
 from gptlab.files import not_a_folder
+from gptlab.interop.gemma import GEMMA2, GEMMA3
 from gptlab.interop.gpt2 import GPT2
-from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, QWEN2, QWEN3
+from gptlab.interop.llama import LLAMA, MISTRAL, OLMO, OLMO2, PHI3, QWEN2, QWEN3, SMOLLM3
 from gptlab.interop.runs import (
     NamedTensors,
     check_sizes,
@@ -33,7 +34,8 @@ from gptlab.model import build_model
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer
 
-ARCHITECTURES = {each.name: each for each in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2)}
+_ALL = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2, PHI3, GEMMA2, GEMMA3, SMOLLM3)
+ARCHITECTURES = {each.name: each for each in _ALL}
 """What can be imported and exported, by the `model_type` of config.json."""
 
 _GPT2_VOCABULARY = 50257
@@ -51,6 +53,7 @@ def import_huggingface(
     tokenizer: str | None = None,
     end_of_text: str | None = None,
     document_end: str | None = None,
+    stop: Sequence[str] = (),
     runs: Path = Path("runs"),
 ) -> Path:
     """Make a run folder `runs`/NAME-HASH of the weights in `source`, and return it.
@@ -60,6 +63,7 @@ def import_huggingface(
         name: of the run.
         tokenizer: name or folder of the tokenizer, where none is beside the weights or another is wanted.
         end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
+        stop: more tokens that end what is generated, besides these and what the files say.
         runs: the folder for the run's folder.
 
     Raises GptlabError where anything is missing, damaged, unknown, or does not fit; then nothing is written.
@@ -74,7 +78,8 @@ def import_huggingface(
     if not isinstance(rows, int) or isinstance(rows, bool):
         raise CheckpointError(f"{where} does not say vocab_size, or not as a number")
     check_sizes(architecture, section, rows, files.shapes, where)
-    found = _tokenizer(folder, theirs, name, tokenizer, {"end_of_text": end_of_text, "document_end": document_end})
+    roles = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop}
+    found = _tokenizer(folder, theirs, name, tokenizer, roles)
     config = run_config(name, section, rows, found, where)
     model = build_model(config, found.vocab_size, device="meta")
     tensors = NamedTensors(architecture, files, files.shapes, tied=section["tied"])
@@ -137,9 +142,7 @@ def _architecture(theirs: Values, where: str) -> Architecture:
     return ARCHITECTURES[kind]
 
 
-def _tokenizer(
-    folder: Path, theirs: Values, name: str, chosen: str | None, roles: Mapping[str, str | None]
-) -> Tokenizer:
+def _tokenizer(folder: Path, theirs: Values, name: str, chosen: str | None, roles: Mapping[str, Any]) -> Tokenizer:
     """The one that was asked for, the one beside the weights, or GPT-2's for a model that can only have that."""
     new_name = f"{name}-tokenizer"
     place = Path(chosen) if chosen is not None else folder
@@ -217,7 +220,8 @@ def _imported_as(folder: Path) -> str | None:
 def huggingface_config(run: Run, architecture: Architecture, section: Values) -> Values:
     """config.json."""
     rows = run.model.embedding.weight.shape[0]
-    return architecture.to_config_json(section, rows) | token_ids(run.tokenizer) | {"torch_dtype": "float32"}
+    no_pad = {"pad_token_id": None}  # a class of transformers may have one of its own, beyond the ids that there are
+    return architecture.to_config_json(section, rows) | no_pad | token_ids(run.tokenizer) | {"torch_dtype": "float32"}
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -234,9 +238,11 @@ def huggingface_tensors(run: Run, architecture: Architecture, section: Values) -
         tensor = own.pop(ours, None)
         if tensor is None:
             tensor = neutral_tensor(ours, _like(run, ours, kind))
+        tensor = tensor - row.more if row.more else tensor
         pieces = tensor.split(row_counts(tensor.shape[0], len(theirs), run.model))
         for name, piece in zip(theirs, pieces, strict=True):
-            found[name] = piece.t() if row.turned and piece.ndim == 2 else piece
+            piece = piece.t() if row.turned and piece.ndim == 2 else piece
+            found[name] = torch.cat((found[name], piece)) if row.part[0] else piece
     if own:
         raise AssertionError(f"the table of {architecture.name} has no place for {sorted(own)[0]}")
     return found

@@ -116,7 +116,7 @@ def expected_shapes(architecture: Architecture, model: nn.Module, section: Value
     for ours, (theirs, row) in named.items():
         shape = tuple(own[ours].shape)
         for name, rows in zip(theirs, row_counts(shape[0], len(theirs), model), strict=True):
-            cut = (rows, *shape[1:])
+            cut = (rows * row.part[1], *shape[1:])
             found[name] = cut[::-1] if row.turned else cut
     return found
 
@@ -139,6 +139,8 @@ def convert_tensors(architecture: Architecture, section: Values, tensors: Mappin
             if not part.is_floating_point():
                 raise CheckpointError(f"tensor {name} holds {part.dtype}; quantized weights cannot be imported")
         joined = torch.cat([part.float() for part in parts]) if len(parts) > 1 else parts[0].float()
+        index, count = row.part
+        joined = joined.chunk(count)[index] + row.more if row.more else joined.chunk(count)[index]
         found[ours] = (joined.t() if row.turned and joined.ndim == 2 else joined).contiguous()
     return found
 

@@ -49,12 +49,16 @@ class Row:
         theirs: their module; several hold our rows one after another.
         kinds: `weight`, `bias`, or both.
         turned: stored as (in, out), as GPT-2's Conv1D does.
+        part: (k, n) where ours is the k-th of n equal parts of their rows, counted from 0, as of Phi-3's gate and up.
+        more: how much more ours is than theirs, whose norms multiply by 1 + weight (Gemma).
     """
 
     ours: str
     theirs: tuple[str, ...]
     kinds: tuple[str, ...] = ("weight",)
     turned: bool = False
+    part: tuple[int, int] = (0, 1)
+    more: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -330,11 +334,24 @@ def with_computed_sizes(model: Mapping[str, Any], sequence_length: int) -> Value
         attention["kv_heads"] = attention["kv_heads"] or model["heads"]
         if "out_bias" in attention and attention["out_bias"] is None:
             attention["out_bias"] = attention["bias"]
+        if attention.get("window") is not None and "pattern" in attention:
+            attention["pattern"] = shortest_pattern(_letters(attention["pattern"], model["layers"]))
     if "mlp" in block and {"ratio", "hidden", "multiple_of"} <= set(block["mlp"]):
         mlp = block["mlp"] = {**block["mlp"]}
         shape = mlp.pop("ratio"), mlp.pop("hidden"), mlp.pop("multiple_of")
         mlp["hidden"] = hidden_width(model["dim"], *shape)
     return values
+
+
+def _letters(pattern: str, layers: int) -> str:
+    """What a pattern of windows says of each layer; its last letter is the last layer's."""
+    return (pattern * layers)[-layers:]
+
+
+def shortest_pattern(letters: str) -> str:
+    """The shortest pattern of windows that says `letters`, one a layer."""
+    ends = (letters[-length:] for length in range(1, len(letters)))
+    return next((end for end in ends if _letters(end, len(letters)) == letters), letters)
 
 
 def neutral_tensor(name: str, like: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 from gptlab.model.backends import Scores, attend
-from gptlab.model.component import Context
+from gptlab.model.component import Context, Rotary, require_layers
 from gptlab.model.position import rotate
 
 _STEP = 128  # a window's, where nothing is said: the default of `window_step`
@@ -78,7 +78,8 @@ class Attention(nn.Module):
     `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245), 1 is multi-query
     (Shazeer 2019, arXiv:1911.02150). `qk_norm` normalizes queries and keys before the rotation (Dehghani et al. 2023,
     arXiv:2302.05442), each head by itself, or all heads at once (`qk_norm_over: width`, as OLMo 2 does).
-    `document_mask` keeps attention inside a packed document. `out_bias` null: as `bias`.
+    `document_mask` keeps attention inside a packed document. `out_bias` null: as `bias`. The layers of
+    `without_rotation`, counted from 0, do not turn queries and keys (Yang et al. 2025, arXiv:2501.18795, section 3).
 
     *Which keys*: `window` (null: all), on the layers that `pattern` gives one, grown from `window_start`: see `Window`.
 
@@ -125,9 +126,11 @@ class Attention(nn.Module):
         gate_width: int | None = None,
         weight_dropout: float | None = None,
         backend: Literal["auto", "sdpa", "explicit", "flex", "varlen"] = "auto",
+        without_rotation: list[int] = [],  # noqa: B006 - not kept
     ) -> None:
         super().__init__()
         where = "model.block.attention"
+        require_layers(f"{where}.without_rotation", without_rotation, layers)
         require_range(where, "above 0", softcap=softcap, scale=None if isinstance(scale, str) else scale)
         require_range(where, "at least 1", kv_heads=kv_heads)
         require_range(where, "at least 0 and below 1", weight_dropout=weight_dropout)
@@ -139,6 +142,7 @@ class Attention(nn.Module):
                 key="model.block.attention.kv_heads",
             )
         self.layer_index, self.heads, self.kv_heads, self.head_dim = layer_index, heads, kv_heads, head_dim
+        self.turns = layer_index not in without_rotation
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * head_dim, bias=bias)
         self.qkv.weight.stacked = tuple(n * head_dim for n in (heads, kv_heads, kv_heads))
         self.out = nn.Linear(heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
@@ -176,13 +180,14 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         q, k, v = self._project(x_BTD)
         v = self._mix_values(v, context)
-        if context.rotary is not None:
-            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        rotary = self._rotary(context)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         view = context.view(window=self.window.now, documents=self.document_mask)
         if context.cache is not None:
             k, v = context.cache.update(self.layer_index, k, v)
         if self.key_offset:
-            turning = 0 if context.rotary is None else 2 * context.rotary[0].shape[-1]
+            turning = 0 if rotary is None else 2 * rotary[0].shape[-1]
             if turning >= self.head_dim:
                 raise ConfigError(
                     "model.block.attention.key_offset moves the dimensions that do not turn, and all of them do; "
@@ -195,6 +200,18 @@ class Attention(nn.Module):
         if self.gate is not None:
             y = y * self.gate(x_BTD[..., : self.gate.in_features]).sigmoid().view(B, T, self.heads, -1)
         return self.out(y.reshape(B, T, self.heads * self.head_dim))
+
+    def _rotary(self, context: Context) -> Rotary | None:
+        """The rotation of queries and keys in this layer; None where they stand still."""
+        if self.turns:
+            return context.rotary if self.window.share is None else context.window_rotary
+        if context.rotary is None:
+            raise ConfigError(
+                "model.block.attention.without_rotation leaves out a rotation that no layer has; set model.position to "
+                "RoPE, or leave it out",
+                key="model.block.attention.without_rotation",
+            )
+        return None
 
     def _project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, C), keys and values (B, K, T, C)."""

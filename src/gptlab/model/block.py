@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptlab.config import Slot, build, require_range
 from gptlab.errors import ConfigError
 from gptlab.model.backends import Scores, attend
-from gptlab.model.component import Context, LayerArgs
+from gptlab.model.component import Context, LayerArgs, require_layers
 
 
 class Block(nn.Module):
@@ -85,12 +85,7 @@ class Block(nn.Module):
 
 
 def _check_without(without: list[int], layer: LayerArgs, attention: Slot) -> None:
-    wrong = [index for index in without if not 0 <= index < layer.layers]
-    if wrong:
-        raise ConfigError(
-            f"model.block.without_attention: there is no layer {wrong[0]}; {layer.layers} layers are counted from 0",
-            key="model.block.without_attention",
-        )
+    require_layers("model.block.without_attention", without, layer.layers)
     holds = attention.get("value_embeddings", 0) + bool(attention.get("value_residual", False))
     if layer.layer_index in without and layer.layer_index < holds:
         raise ConfigError(

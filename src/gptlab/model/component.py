@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.config import Slot, build
+from gptlab.errors import ConfigError
 from gptlab.model.backends import Cache, View
 
 Rotary = tuple[Tensor, Tensor]
@@ -114,6 +115,14 @@ PROTOCOL = (
         False,
         "model.position",
         "a block that knows distances by itself: of the position component it uses the vectors for embeddings alone",
+    ),
+    Attribute(
+        "window_rotary",
+        "module",
+        "(positions) → Rotary or None",
+        None,
+        "model.transformer",
+        "of a position: the rotation in layers whose attention has a window; None: that of all layers",
     ),
     Attribute(
         "window",
@@ -219,6 +228,13 @@ def modules_with(model: nn.Module, name: str) -> Iterator[nn.Module]:
     return (module for module in model.modules() if attribute.has(module))
 
 
+def window_width(module: nn.Module) -> int | None:
+    """How many keys a query of `module` sees at present, as its `window` says; None: it does not say, or all."""
+    window = declared(module, "window")
+    width = window if isinstance(window, int) else getattr(window, "now", None)
+    return width if isinstance(width, int) and not isinstance(width, bool) else None
+
+
 # ---------------------------------------------------------------- what layers are given
 
 
@@ -260,10 +276,18 @@ class LayerArgs:
         return build("norm", self.norm, dim=self.dim)
 
 
+def require_layers(key: str, indices: list[int], layers: int) -> None:
+    """Raise ConfigError for the first of `indices`, the argument at `key`, that is no layer of `layers`."""
+    wrong = [index for index in indices if not 0 <= index < layers]
+    if wrong:
+        raise ConfigError(f"{key}: there is no layer {wrong[0]}; {layers} layers are counted from 0", key=key)
+
+
 class Context:
     """What all layers share in one forward pass: token ids, rotation, document boundaries, the cache.
 
-    `values` is where a layer leaves values for later layers: value embeddings by their number, and "first".
+    `window_rotary` is the rotation in layers that have a window. `values` is where a layer leaves values for later
+    layers: value embeddings by their number, and "first".
     """
 
     def __init__(
@@ -273,7 +297,9 @@ class Context:
         slopes_H: Tensor | None = None,
         documents_BT: Tensor | None = None,
         cache: Cache | None = None,
+        window_rotary: Rotary | None = None,
     ) -> None:
+        self.window_rotary = rotary if window_rotary is None else window_rotary
         self.ids, self.rotary, self.slopes, self.documents, self.cache = ids_BT, rotary, slopes_H, documents_BT, cache
         self.values: dict[int | str, Tensor] = {}
         self._views: dict[tuple[int | None, bool], View] = {}

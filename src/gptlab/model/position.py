@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
-from gptlab.model.component import Rotary, declared
+from gptlab.model.component import Rotary, declared, window_width
 
 
 class NoPosition(nn.Module):
@@ -106,6 +106,7 @@ class RoPE(NoPosition):
 
     `angles` are computed in float64, or in *float32*, as by Llama's own code and by transformers: less exact by a digit
     at position 1000, but what published models were trained with, and so with their weights equal to the last bit.
+    `window_theta` is the θ of layers whose attention has a window (Gemma 3, arXiv:2503.19786, section 2); null: θ too.
     """
 
     slot = "position"
@@ -120,20 +121,28 @@ class RoPE(NoPosition):
         theta: float = 10000.0,
         fraction: float = 1.0,
         angles: Literal["float64", "float32"] = "float64",
+        window_theta: float | None = None,
     ) -> None:
         super().__init__()
         require_range("model.position", "above 0 and at most 1", fraction=fraction)
         self._tabulate(context_length, _frequencies(head_dim, theta, fraction, angles))
+        if window_theta is not None:
+            self.in_windows = RoPE(head_dim, context_length, theta=window_theta, fraction=fraction, angles=angles)
 
     def _tabulate(self, context_length: int, frequency: Tensor, magnitude: float = 1.0) -> None:
         angle = _angles(context_length, frequency)
         self.register_buffer("cos", (angle.cos() * magnitude).float(), persistent=False)
         self.register_buffer("sin", (angle.sin() * magnitude).float(), persistent=False)
+        self.in_windows: RoPE | None = None
 
     def rotary(self, positions: Tensor) -> Rotary:
         """cos and sin at `positions`: (T,) → (T, R/2); (B, T) → (B, 1, T, R/2), to broadcast over heads."""
         cos, sin = self.cos[positions], self.sin[positions]
         return (cos, sin) if positions.dim() == 1 else (cos[:, None], sin[:, None])
+
+    def window_rotary(self, positions: Tensor) -> Rotary | None:
+        """The same for layers that have a window; None: theirs is that of all."""
+        return None if self.in_windows is None else self.in_windows.rotary(positions)
 
 
 class Llama3RoPE(RoPE):
@@ -249,8 +258,14 @@ def rotate(x_BHTC: Tensor, rotary: Rotary) -> Tensor:
 def check_position(position: nn.Module, blocks: nn.ModuleList) -> None:
     """A block that has a distance of its own turns nothing and charges nothing, whatever the position would say.
 
-    Raises ConfigError for a position that would do either.
+    Raises ConfigError for a position that would do either, and for one whose angle of windows would turn no layer.
     """
+    if getattr(position, "in_windows", None) is not None and not any(map(window_width, blocks.modules())):
+        raise ConfigError(
+            "model.position.window_theta turns layers that have a window, and none has; set "
+            "model.block.attention.window, or leave it out",
+            key="model.position.window_theta",
+        )
     kind = type(position)
     says = any(getattr(kind, name, None) is not getattr(NoPosition, name) for name in ("rotary", "slopes"))
     if says and any(declared(block, "own_distance") for block in blocks):

@@ -15,7 +15,14 @@ from gptlab.config import Slot, build, require_range, starting_run
 from gptlab.config.numbers import require_bounds
 from gptlab.errors import ConfigError
 from gptlab.model.backends import Cache
-from gptlab.model.component import Context, LayerArgs, document_positions, flops_per_token, modules_with
+from gptlab.model.component import (
+    Context,
+    LayerArgs,
+    declared,
+    document_positions,
+    flops_per_token,
+    modules_with,
+)
 from gptlab.model.mup import check_base
 from gptlab.model.position import check_position
 
@@ -129,7 +136,10 @@ class GPT(nn.Module):
         else:
             positions = torch.arange(length, device=ids_BT.device)
         rotary, slopes = self.position.rotary(positions), self.position.slopes()
-        context = Context(ids_BT, rotary, slopes, documents_BT, cache)
+        in_windows = declared(self.position, "window_rotary")
+        context = Context(
+            ids_BT, rotary, slopes, documents_BT, cache, None if in_windows is None else in_windows(positions)
+        )
         x_BTD = self.embedding(ids_BT)
         if self.embedding_scale != 1.0:
             x_BTD = x_BTD * self.embedding_scale

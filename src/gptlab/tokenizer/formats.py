@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,12 @@ class Roles:
 
 
 def import_tokenizer(
-    source: str, *, name: str, end_of_text: str | None = None, document_end: str | None = None
+    source: str,
+    *,
+    name: str,
+    end_of_text: str | None = None,
+    document_end: str | None = None,
+    stop: Sequence[str] = (),
 ) -> Tokenizer:
     """The tokenizer in `source`, under a new name.
 
@@ -73,6 +79,7 @@ def import_tokenizer(
         name: its name here.
         end_of_text: which special token of a `tokenizer.json` begins every document; None: as the files say (`_start`).
         document_end: which one stands after every document, too; None: as the files say, most often nothing.
+        stop: more that end what is generated, besides these two and what the files say.
 
     Raises DataError where `source` is none of these or is damaged. A `tokenizer.json` that tiktoken can express becomes
     kind "bpe", any other kind "hf".
@@ -84,7 +91,8 @@ def import_tokenizer(
     elif (path / "encoder.json").is_file() and (path / "vocab.bpe").is_file():
         tokenizer = _gpt2_files(path, name)
     elif path.is_file() or (path / "tokenizer.json").is_file():
-        tokenizer = _import_hf(path if path.is_file() else path / "tokenizer.json", name, end_of_text, document_end)
+        file = path if path.is_file() else path / "tokenizer.json"
+        tokenizer = _import_hf(file, name, end_of_text, document_end, stop)
     else:
         wanted = "encoder.json with vocab.bpe, or tokenizer.json"
         what = f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
@@ -143,7 +151,9 @@ def _gpt2(name: str, ranks: dict[bytes, int], origin: str) -> Tokenizer:
     return Tokenizer(name, "bpe", tokens, specials, pattern=GPT2, trained_on={"imported_from": f"GPT-2, {origin}"})
 
 
-def _import_hf(path: Path, name: str, end_of_text: str | None, document_end: str | None) -> Tokenizer:
+def _import_hf(
+    path: Path, name: str, end_of_text: str | None, document_end: str | None, stop: Sequence[str]
+) -> Tokenizer:
     from gptlab.console import say
 
     content = read_text(path)
@@ -151,7 +161,7 @@ def _import_hf(path: Path, name: str, end_of_text: str | None, document_end: str
     origin = {"imported_from": path.name}
     try:
         config = _config_beside(path)
-        roles, why = _find_roles(path, document, config, end_of_text, document_end)
+        roles, why = _find_roles(path, document, config, end_of_text, document_end, stop)
         tokenizer = huggingface_tokenizer(name, content, roles, origin, config)
         as_bpe = _as_bpe(document, tokenizer)
     except (KeyError, TypeError, AttributeError) as error:
@@ -218,11 +228,11 @@ _NOT_THE_TOKENIZERS = frozenset(
 
 
 def _find_roles(
-    path: Path, document: Any, config: dict[str, Any], start: str | None, end: str | None
+    path: Path, document: Any, config: dict[str, Any], start: str | None, end: str | None, stop: Sequence[str]
 ) -> tuple[Roles, str]:
     """Which tokens begin, end and stop, as asked for or as the files say; and what says so of the first."""
     known = {token["content"]: token["id"] for token in document["added_tokens"]}
-    for asked in filter(None, (start, end)):
+    for asked in filter(None, (start, end, *stop)):
         if asked not in known:
             raise DataError(f"{path} has no added token {asked!r}: {did_you_mean(asked, known)}")
     eos = token_text(config.get("eos_token"))
@@ -234,6 +244,8 @@ def _find_roles(
             f"{option('end_of_text', 'TOKEN')}, one of:"
             f" {', '.join(list(known)[:8]) or '(the file has no added tokens)'}"
         )
+    if start is not None and "add_bos_token" not in config and token_text(config.get("bos_token")) in (None, start):
+        config |= {"bos_token": start, "add_bos_token": True}  # the files are silent: an export begins as was asked for
     if before in known:  # a tokenizer of kind "bpe" has no template of its own: said in the config, it goes out again
         config.setdefault("bos_token", before)
         config["add_bos_token"] = True
@@ -242,7 +254,7 @@ def _find_roles(
             config.setdefault("eos_token", after)
     last = end or (after if after in known else None) or (eos if config.get("add_eos_token") is True else None)
     usual = next((text for text in _USUAL_END_OF_TEXT if text in known), None)
-    stops = dict.fromkeys([eos or usual, *_end_ids(path, known)])
+    stops = dict.fromkeys([eos or usual, *_end_ids(path, known), *stop])
     others = [text for text in stops if text is not None and text in known and text not in (found, last)]
     return Roles(found, last if last in known and last != found else None, tuple(others)), why
 

@@ -35,7 +35,7 @@ from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.measurement import unlike_pair
 from gptlab.record.metrics import read_columns
-from gptlab.record.runfolder import State, require_run, state
+from gptlab.record.runfolder import State, made_elsewhere, read_sessions, require_run, state
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ class RunSummary:
     """A run as far as it went. What is not known is None.
 
     Attributes:
-        config: the resolved config, as plain values.
+        config: the resolved config, as plain values; of a run that was not trained here, the model's section alone.
         finished: whether it was trained to its end.
         facts: of a finished run.
         step, steps: optimizer steps done, and planned.
@@ -143,11 +143,12 @@ def _read(folder: Path, key: str) -> RunSummary:
     )
     curve, train = _series(row, key), _series(row, "train/loss")
     values, bytes_ = curve[2], _series(row, "val/bits_per_byte")[2]
-    training = config["train"]
+    training, elsewhere = config["train"], made_elsewhere(read_sessions(folder))
     seconds = row["seconds"][~np.isnan(row["seconds"])]
     return RunSummary(
         folder=folder,
-        config=config,
+        # config.yaml is whole, that it may be read as any; but nobody chose these rates and sizes
+        config={key: config[key] for key in ("name", "model") if key in config} if elsewhere else config,
         finished=state(folder) in (State.FINISHED, State.RECONFIGURED),
         facts=facts,
         step=int(row["step"][-1]) if len(row["step"]) else 0,
@@ -283,17 +284,21 @@ def _row(run: RunSummary, ks: Sequence[int]) -> list[str]:
 
 def config_differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[tuple[str, list[int]]]]]:
     """(key, [(value, numbers of the runs that have it)]) for every key of the configs that is not equal in all."""
-    first = runs[0].config
+    first: Mapping[str, Any] = {}
+    for run in runs:  # sections that a run lacks say nothing of it
+        first = {**run.config, **first}
     keys: dict[str, None] = {}
-    for run in runs[1:]:
-        keys |= dict.fromkeys(key for key, _, _ in difference(first, run.config) if key != "name")
+    for run in runs:
+        differences = difference(first, {**first, **run.config})
+        keys |= dict.fromkeys(key for key, _, _ in differences if key != "name")
     # Where a slot holds another component in one run, the slot differs, not one or another of its arguments.
     whole = [key for key in keys if not any(key.startswith(f"{other}.") for other in keys)]
     found = []
     for key in whole:
         values: dict[str, list[int]] = {}
         for number, run in enumerate(runs, start=1):
-            values.setdefault(_format_value(_lookup(run.config, key)), []).append(number)
+            known = key.partition(".")[0] in run.config
+            values.setdefault(_format_value(_lookup(run.config, key)) if known else NONE, []).append(number)
         found.append((key, list(values.items())))
     return found
 

@@ -21,7 +21,7 @@ from gptlab.lab.report.tables import SCHEMA
 from gptlab.lab.runs.store import Store
 from gptlab.record.facts import read_facts
 from gptlab.record.metrics import last_row
-from gptlab.record.runfolder import State, read_sessions, state
+from gptlab.record.runfolder import State, made_elsewhere, read_sessions, state
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _run_entry(folder: Path, store: Store) -> RunEntry:
         name=folder.name,
         state=shown,
         step=step,
-        steps=steps,
+        steps=None if made_elsewhere(sessions) else steps,  # of an import nobody planned any
         loss=row.get("val/loss"),
         tokens=int(row.get("tokens", 0)),
         seconds=row.get("seconds"),
