@@ -126,6 +126,7 @@ def test_what_stays_outside_is_what_was_agreed() -> None:
     assert outside - sections == {
         "name",
         "eval.every",
+        "eval.at_start",
         "data.path",
         "data.sources.a",
         "data.sources.b",

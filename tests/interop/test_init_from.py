@@ -14,6 +14,7 @@ from helpers import gptlab, make_data, rows
 
 import gptlab as package
 from gptlab.config import config_from, config_hash, dump_yaml, load_config
+from gptlab.config.stages import load_stages
 from gptlab.data import prepare
 from gptlab.errors import CheckpointError, ConfigError
 from gptlab.interop import import_run
@@ -66,7 +67,7 @@ def test_a_base_and_overrides_change_what_the_run_brings(start: Path) -> None:
     assert load_config("diff.yaml").model.dim == 64
     by_hand = load_config("diff.yaml", ["model.dropout=0.1", "model.init_from=runs/tiny-*"])
     assert (by_hand.model.dropout, by_hand.model.dim) == (0.1, 64)
-    in_python = config_from({"model": {"init_from": str(start), "dropout": 0.1}})
+    in_python = config_from({"model": {"init_from": str(start), "dropout": 0.1}, "optimizer": "AdamW"})
     assert in_python.model == by_hand.model
 
 
@@ -112,7 +113,7 @@ def test_finetuning_lowers_the_loss_of_an_imported_model(wild_model: Any, place:
     theirs.eval().save_pretrained(place / "theirs")
     start = import_run(place / "theirs", name="tiny", tokenizer="bytes")
 
-    gptlab("eval", str(start), "--data", "text/data", cwd=place)
+    gptlab("eval", str(start), "--data", "text/data", "--sequence-length", "64", cwd=place)
     (result,) = (start / "evals").glob("loss*.json")
     before = json.loads(result.read_text())["results"]["loss"]
     write(f"{{init_from: {start}, dropout: 0.0}}")
@@ -121,7 +122,8 @@ def test_finetuning_lowers_the_loss_of_an_imported_model(wild_model: Any, place:
     (run,) = (place / "runs").glob("tune-*")
     logged = rows(run)
     assert before < 3.5  # an untrained one would be at ln 257 = 5.5
-    assert abs(logged[0]["train/loss"] - before) < 0.2  # it goes on from there
+    assert logged[0]["val/loss"] == pytest.approx(before, rel=1e-5)  # it goes on from there
+    assert abs(logged[1]["train/loss"] - before) < 0.2
     after = next(row["val/loss"] for row in reversed(logged) if "val/loss" in row)
     print(f"validation loss {before:.3f} as imported, {after:.3f} after {logged[-1]['step']} steps")
     assert after < before - 0.2
@@ -163,7 +165,69 @@ def test_the_shipped_config_trains_from_a_small_gpt2(place: Path, test_data: Pat
     assert rows(run.folder)[-1]["step"] == 2
 
 
+def validated(run: Path) -> dict[int, float]:
+    return {row["step"]: row["val/loss"] for row in rows(run) if "val/loss" in row}
+
+
+def test_what_a_run_starts_from_is_validated_first(start: Path, place: Path) -> None:
+    config = write(f"{{init_from: {start}, dropout: 0.0}}")
+    harmful = ["optimizer.lr=1.0", "train.spike=null", "checkpoint.best=true", "train.tokens=1024", "eval.tokens=null"]
+    run = package.train(load_config(config, harmful))
+    gptlab("eval", str(start), "--data", "text/data", "--sequence-length", "64", cwd=place)
+    (result,) = (start / "evals").glob("loss*.json")
+    found = validated(run.folder)
+    assert list(found) == [0, 4]
+    assert found[0] == pytest.approx(json.loads(result.read_text())["results"]["loss"], rel=1e-5)
+    assert found[4] > found[0]  # the best there was, and no checkpoint to be kept as that
+    assert [folder.name for folder in (run.folder / "checkpoints").iterdir()] == ["step-00000004"]
+    assert "step 0: validation loss" in (run.folder / "log.txt").read_text()
+    values = load_config(config).plain()
+    again = package.train(config_from(values, ["name=off", "eval.at_start=false", "train.tokens=512"]))
+    assert list(validated(again.folder)) == [2]
+    del values["model"]
+    scratch = package.train(config_from({**values, "name": "on"}, ["eval.at_start=true", "train.tokens=512"]))
+    assert list(validated(scratch.folder)) == [0, 2]
+
+
+def test_a_run_killed_before_its_first_checkpoint_validates_its_start_once(start: Path, place: Path) -> None:
+    config = load_config(write(f"{{init_from: {start}}}"), ["train.tokens=512"])
+    folder = place / "runs" / "killed"
+    run = package.train(config, folder=folder)
+    before = validated(run.folder)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "model.safetensors").unlink()
+    (folder / "facts.json").unlink()
+    package.train(config, folder=folder, resume=True)
+    assert list(before) == [0, 2]
+    assert validated(folder) == before
+
+
 # ---------------------------------------------------------------- mistakes
+
+
+def test_the_rate_of_new_weights_is_not_taken_without_a_word(start: Path, place: Path, mistake: Any) -> None:
+    model = f"model: {{init_from: {start}}}\n"
+    rest = TRAINING.replace("optimizer: {use: AdamW, lr: 1e-3}", "")
+    Path("tune.yaml").write_text(model + rest)
+    problem = "tune.yaml: starts from weights (model.init_from) and says no optimizer"
+    assert problem in mistake("train", "tune.yaml")
+    assert problem in mistake("plan", "tune.yaml", "--no-probe")
+    assert not [folder for folder in (place / "runs").iterdir() if folder.name.startswith("tune-")]
+    assert load_config("tune.yaml", ["optimizer.lr=1e-4"]).optimizer.plain()["lr"] == 1e-4
+    Path("base.yaml").write_text(TRAINING)
+    Path("based.yaml").write_text(f"base: base.yaml\n{model}")
+    assert load_config("based.yaml").optimizer.plain()["lr"] == 1e-3
+    with pytest.raises(ConfigError, match="says no optimizer"):
+        config_from({"model": {"init_from": str(start)}})
+    Path("stages.yaml").write_text(f"{model}{rest}\nstages: [{{name: one}}, {{name: two, from: one}}]\n")
+    assert "stages.yaml: starts from weights" in mistake("train", "stages.yaml")
+    Path("stages.yaml").write_text(f"{rest}\nstages: [{{name: one}}, {{name: two, from: one}}]\n")
+    assert len(load_stages("stages.yaml")) == 2  # from new weights, and on as before
+    write("GPT", "scratch.yaml")
+    Path("experiments/tune").mkdir(parents=True)
+    statement = "hypothesis: it helps\nseeds: 3\ndecision: {{smallest_effect: 0.01}}\nbaseline: ../../{}.yaml\narms: {{a: {{train: {{gradient_clip: 0.5}}}}}}\n"
+    Path("experiments/tune/experiment.yaml").write_text(statement.format("tune"))
+    assert "says no optimizer" in mistake("run", "experiments/tune", "--dry-run")
 
 
 @pytest.mark.parametrize(

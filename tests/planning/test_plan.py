@@ -58,6 +58,12 @@ def test_checkpoints_are_counted_as_the_loop_saves_them(every: int, best: bool, 
     )
 
 
+def test_validations_are_counted_as_the_loop_makes_them() -> None:
+    assert planning.count_validations(config()) == 4
+    assert planning.count_validations(config(**{"eval.at_start": "true"})) == 5
+    assert planning.count_validations(config(**{"eval.at_start": "true", "eval.every": 0})) == 2
+
+
 def test_a_card_of_the_table() -> None:
     card = dataclasses.replace(
         read_gpus()["RTX 4090"], peak=1e6, bandwidth=1e6, memory=10_000, dollars_per_hour=1.0, priced="2026-11"

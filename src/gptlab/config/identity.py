@@ -24,6 +24,7 @@ UNHASHED = (
     "checkpoint",
     "log",
     "eval.every",
+    "eval.at_start",
     "data.path",
     "data.sources",
     "data.tokenizer",

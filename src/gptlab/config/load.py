@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
                 key="stages",
             )
     config, origins = resolve(layers)
-    return override(config, overrides, origins) if overrides else config
+    config = override(config, overrides, origins) if overrides else config
+    require_optimizer(config, {path[0] for path in origins if path}, source)
+    return config
 
 
 def read_layers(source: str | Path) -> list[Layer]:
@@ -78,7 +80,20 @@ def override(config: RunConfig, overrides: Sequence[str], origins: dict[KeyPath,
 def config_from(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
     """A config from nested dictionaries instead of a file. Raises ConfigError."""
     origins: dict[KeyPath, Origin] = {}
-    return override(apply_layer({}, absolute_paths(dict(values), Path.cwd()), origins), overrides, origins)
+    config = override(apply_layer({}, absolute_paths(dict(values), Path.cwd()), origins), overrides, origins)
+    require_optimizer(config, {*values, *(path[0] for path in origins)}, config.name)
+    return config
+
+
+def require_optimizer(config: RunConfig, written: Collection[str], where: str | Path) -> None:
+    """Raise ConfigError where a run starts from weights and none of its sections, of which `written` are named, says
+    with which optimizer: the default rate is one for new weights, and would spoil these without a word."""
+    if "optimizer" not in written and config.plain()["model"].get("init_from") is not None:
+        raise ConfigError(
+            f"{where}: starts from weights (model.init_from) and says no optimizer, whose default rate is one for new "
+            "weights; set optimizer.lr, for example to a tenth of what they were trained with",
+            key="optimizer",
+        )
 
 
 def _override(values: dict[str, Any], text: str, origins: dict[KeyPath, Origin]) -> dict[str, Any]:

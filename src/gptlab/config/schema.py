@@ -134,6 +134,9 @@ class Evaluate(Section):
     """Validation while training."""
 
     every: NonNegativeInteger = Field(200, description="steps between validations; 0: only at the end")
+    at_start: Boolean | None = Field(
+        None, description="whether to validate before the first step; null: where it starts from model.init_from"
+    )
     tokens: TokenCount | None = Field(None, description="validation tokens, from the start; null: the whole split")
     sequence_length: Length | None = Field(
         None, description="tokens of a window of validation, so that runs of other lengths compare; null: the run's"
@@ -210,6 +213,11 @@ class RunConfig(Section):
                 key="train.batch_tokens",
             )
         return self
+
+    @property
+    def is_validated_at_start(self) -> bool:
+        """Whether the run validates before its first step."""
+        return self.plain()["model"].get("init_from") is not None if self.eval.at_start is None else self.eval.at_start
 
     @property
     def validation_length(self) -> int:

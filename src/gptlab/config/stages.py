@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from gptlab.config.load import absolute_paths, apply_layer, load_config, override, read_layers, resolve
+from gptlab.config.load import (
+    absolute_paths,
+    apply_layer,
+    load_config,
+    override,
+    read_layers,
+    require_optimizer,
+    resolve,
+)
 from gptlab.config.load import json_schema as one_run_schema
 from gptlab.config.messages import SlotError
 from gptlab.config.schema import RunConfig, Seed
@@ -108,6 +116,11 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
         own, changes = _own_overrides(name, of_stage.get(name, []), here)
         stage = _StageEntry(base, {**written[number], **own}, origins, here, names)
         stages.append(stage.read(stages, [*common, *changes]))
+        if stages[-1].start is None:  # of the others, the optimizer is that of what they go on from
+            later = (text.partition("=")[0].split(".")[0].strip() for text in (*common, *changes))
+            require_optimizer(
+                stages[-1].config, {*(path[0] for path in origins if path), *written[number], *later}, source
+            )
     return stages
 
 

@@ -258,9 +258,9 @@ def plan_run(
 
 
 def count_validations(config: RunConfig) -> int:
-    """How often the run validates: every `eval.every` steps, and at its end."""
+    """How often the run validates: before its first step where it does, every `eval.every` steps, and at its end."""
     every = config.eval.every
-    return 1 + ((config.total_steps - 1) // every if every else 0)
+    return config.is_validated_at_start + 1 + ((config.total_steps - 1) // every if every else 0)
 
 
 def count_checkpoints(config: RunConfig) -> int:

@@ -91,7 +91,9 @@ def loop(job: Job) -> None:
     with display if job.world.is_main else contextlib.nullcontext():
         while True:
             done, stopping = job.step == total, bool(job.stop.reason)
-            evaluating = job.evaluated != job.step and (done or _is_multiple(job.step, config.eval.every))
+            evaluating = job.evaluated != job.step and (
+                done or _is_multiple(job.step, config.eval.every) or (job.step == 0 and config.is_validated_at_start)
+            )
             saving = job.step > first and (
                 done
                 or stopping
@@ -304,8 +306,7 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
         row |= {f"val/loss/{name}": result.loss for name, result in results.items()}
     row["seconds"] = round(job.seconds, 4)
     job.evaluated = job.step
-    if job.best is None or loss < job.best[1]:
-        job.best = (job.step, loss)
+    job.keep_best(job.step, loss)
     if job.metrics is not None:
         job.metrics.write([row])
         text = f"step {job.step}: validation loss {loss:.4f}"

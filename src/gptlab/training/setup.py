@@ -66,10 +66,15 @@ class Job:
     seconds: float = 0.0  # of training, over all sessions
     best: tuple[int, float] | None = None  # step and validation loss
     recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
-    evaluated: int = 0  # the last step that was validated
+    evaluated: int = -1  # the last step that was validated
     saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written, or training began
     save_due: bool = False  # `checkpoint.minutes` have gone by, as all processes agree
     stop: StopRequest = field(default_factory=StopRequest)
+
+    def keep_best(self, step: int, loss: float) -> None:
+        """Note a validation. That of the weights a run starts from has no checkpoint to be kept."""
+        if step > 0 and (self.best is None or loss < self.best[1]):
+            self.best = (step, loss)
 
 
 def build_job(
@@ -301,7 +306,7 @@ def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | N
     for row in read_metrics(job.metrics.path):
         if (value := row.get("val/loss")) is not None:
             job.evaluated = row["step"]
-            job.best = min(job.best or (row["step"], value), (row["step"], value), key=lambda pair: pair[1])
+            job.keep_best(row["step"], value)
     count = sum(p.numel() for p in job.model.parameters())
     announce(
         job,

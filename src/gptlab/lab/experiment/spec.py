@@ -26,7 +26,7 @@ import pydantic
 from pydantic import BeforeValidator, Field
 
 from gptlab.config import RunConfig, config_hash, difference
-from gptlab.config.load import absolute_paths, override, read_layers, resolve
+from gptlab.config.load import absolute_paths, override, read_layers, require_optimizer, resolve
 from gptlab.config.messages import broken_rule, expected, validated
 from gptlab.config.numbers import BOUNDS
 from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
@@ -352,7 +352,8 @@ def _arm(
         places = {where[len(start) :]: origin for where, origin in origins.items() if where[: len(start)] == start}
         layers.append((path, absolute_paths(dict(diff), path.parent), places))
     layers[-1][1]["name"] = own if baseline is None else f"{path.resolve().parent.name}-{name}"
-    config, _ = resolve(layers)
+    config, written = resolve(layers)
+    require_optimizer(config, {place[0] for place in written if place}, f"{path}: {name}")
     changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())
     digest, identity = _identify(config)
     return Arm(name, config, digest, [d for d in changed if d[0] != "name"], repeat, identity)

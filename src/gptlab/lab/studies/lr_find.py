@@ -75,7 +75,7 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Run
     values["schedule"] = {"use": SCHEDULE, "low": low, "high": high}
     # What is too much is decided here: a run that stops at a spike would end before it is seen.
     values["train"] = {**values["train"], "tokens": steps * config.train.batch_tokens, "spike": None}
-    values["eval"] = {**values["eval"], "every": 0}
+    values["eval"] = {**values["eval"], "every": 0, "at_start": False}
     values["log"] = {**values["log"], "every": 1}
     tested = config_from({**values, "name": f"{config.name}-lr-find"})
     return RunSpec(tested, hash_of(tested), "the range test")

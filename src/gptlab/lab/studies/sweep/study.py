@@ -244,7 +244,7 @@ class Sweep:
             return False
         columns = read_columns(folder / "metrics.jsonl", ["step", self.metric.key])
         for step, value in zip(columns["step"], columns[self.metric.key], strict=True):
-            if not np.isfinite(value) or step in each.reported or step >= run.config.total_steps:
+            if not np.isfinite(value) or step in each.reported or not 0 < step < run.config.total_steps:
                 continue
             each.reported.add(step)
             each.trial.report(float(value), int(step))
