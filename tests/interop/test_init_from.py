@@ -122,7 +122,7 @@ def test_finetuning_lowers_the_loss_of_an_imported_model(wild_model: Any, place:
     (run,) = (place / "runs").glob("tune-*")
     logged = rows(run)
     assert before < 3.5  # an untrained one would be at ln 257 = 5.5
-    assert logged[0]["val/loss"] == pytest.approx(before, rel=1e-5)  # it goes on from there
+    assert logged[0]["val/loss"] == pytest.approx(before, rel=1e-3)  # it goes on from there
     assert abs(logged[1]["train/loss"] - before) < 0.2
     after = next(row["val/loss"] for row in reversed(logged) if "val/loss" in row)
     print(f"validation loss {before:.3f} as imported, {after:.3f} after {logged[-1]['step']} steps")
@@ -177,7 +177,8 @@ def test_what_a_run_starts_from_is_validated_first(start: Path, place: Path) -> 
     (result,) = (start / "evals").glob("loss*.json")
     found = validated(run.folder)
     assert list(found) == [0, 4]
-    assert found[0] == pytest.approx(json.loads(result.read_text())["results"]["loss"], rel=1e-5)
+    before = json.loads(result.read_text())["results"]["loss"]
+    assert found[0] == pytest.approx(before, rel=1e-3)  # in float32; before, in what this machine takes by itself
     assert found[4] > found[0]  # the best there was, and no checkpoint to be kept as that
     assert [folder.name for folder in (run.folder / "checkpoints").iterdir()] == ["step-00000004"]
     assert "step 0: validation loss" in (run.folder / "log.txt").read_text()
@@ -223,10 +224,10 @@ def test_the_rate_of_new_weights_is_not_taken_without_a_word(start: Path, place:
     assert "stages.yaml: starts from weights" in mistake("train", "stages.yaml")
     Path("stages.yaml").write_text(f"{rest}\nstages: [{{name: one}}, {{name: two, from: one}}]\n")
     assert len(load_stages("stages.yaml")) == 2  # from new weights, and on as before
-    write("GPT", "scratch.yaml")
     Path("experiments/tune").mkdir(parents=True)
-    statement = "hypothesis: it helps\nseeds: 3\ndecision: {{smallest_effect: 0.01}}\nbaseline: ../../{}.yaml\narms: {{a: {{train: {{gradient_clip: 0.5}}}}}}\n"
-    Path("experiments/tune/experiment.yaml").write_text(statement.format("tune"))
+    statement = "hypothesis: it helps\nseeds: 3\ndecision: {smallest_effect: 0.01}\nbaseline: ../../tune.yaml\n"
+    arms = "arms: {a: {train: {gradient_clip: 0.5}}}\n"
+    Path("experiments/tune/experiment.yaml").write_text(statement + arms)
     assert "says no optimizer" in mistake("run", "experiments/tune", "--dry-run")
 
 

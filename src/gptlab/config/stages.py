@@ -117,10 +117,9 @@ def load_stages(source: str | Path, overrides: Sequence[str] = ()) -> list[Stage
         stage = _StageEntry(base, {**written[number], **own}, origins, here, names)
         stages.append(stage.read(stages, [*common, *changes]))
         if stages[-1].start is None:  # of the others, the optimizer is that of what they go on from
-            later = (text.partition("=")[0].split(".")[0].strip() for text in (*common, *changes))
-            require_optimizer(
-                stages[-1].config, {*(path[0] for path in origins if path), *written[number], *later}, source
-            )
+            later = (_split_key(text)[0] for text in (*common, *changes))
+            sections = {*(path[0] for path in origins if path), *written[number], *later}
+            require_optimizer(stages[-1].config, sections, source)
     return stages
 
 
