@@ -197,7 +197,7 @@ def test_a_finished_run_that_goes_on_and_is_stopped_is_not_finished(copy: Path) 
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["25", "False"]
-    assert "SIGTERM: stopped after step 25 of 40; continue with --resume" in done.stderr
+    assert "SIGTERM: stopped after step 25 of 40; continue with resume=True" in done.stderr
     run = gptlab.load(copy)
     assert (run.step, run.finished) == (25, False)
     assert max(row["step"] for row in run.metrics) == 25

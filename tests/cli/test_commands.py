@@ -65,7 +65,7 @@ def test_show_writes_every_default_out_and_reads_back_as_the_same_run(call: Call
     assert (code, err) == (0, "")
     values = yaml.safe_load(shown)
     assert values["model"]["dim"] == 32
-    expected = {"use": "RoPE", "theta": 10000.0, "fraction": 1.0, "angles": "float64"}
+    expected = {"use": "RoPE", "theta": 10000.0, "fraction": 1.0, "angles": "float64", "window_theta": None}
     assert values["model"]["position"] == expected
     assert values["optimizer"]["lr"] == 5e-4
     (workplace / "shown.yaml").write_text(shown)

@@ -179,11 +179,26 @@ def test_a_run_that_diverges_is_not_trained_again(place: Path) -> None:
     assert not list(place.glob("runs/e-gated*/facts.json"))
 
 
-def test_what_a_child_cannot_do_ends_the_command(place: Path) -> None:
+def test_what_a_machine_cannot_do_ends_the_command_before_a_run(place: Path) -> None:
     (place / "base.yaml").write_text(BASE.replace("device: cpu", "device: 'cuda:99'"))
     done = run(place, check=False)
     assert done.returncode == 2
-    assert "baseline seed 1: system.device: 'cuda:99', but" in done.stderr
+    assert "arm 'baseline': system.device: 'cuda:99', but" in done.stderr
+    assert not list(place.glob("runs/*"))
+
+
+def test_what_a_child_cannot_do_ends_the_command(place: Path) -> None:
+    """Found where the loss is built, which is only in the process that trains."""
+    (place / "loss.py").write_text(
+        "from gptlab.errors import ConfigError\nfrom gptlab.loss import CrossEntropy\n\n\n"
+        "class Refusing(CrossEntropy):\n    def __init__(self) -> None:\n"
+        "        raise ConfigError('it cannot be', key='loss')\n"
+    )
+    (place / "base.yaml").write_text(f"{BASE}\nloss: ./loss.py:Refusing\n")
+    done = run(place, check=False)
+    assert done.returncode == 2
+    assert "baseline seed 1: " in done.stderr
+    assert "it cannot be" in done.stderr
     assert not list(place.glob("runs/*"))
 
 

@@ -23,6 +23,8 @@ def test_shapes_and_flops(kind: str, value: dict[str, Any]) -> None:
     model: dict[str, Any] = {"dim": 64, "layers": 2, "heads": 4}
     if value["use"] == "MLA" or value.get("key_offset"):
         model["position"] = {"use": "RoPE", "fraction": value.get("rope_dim", 8) / 16}
+    if value.get("window_theta"):
+        model["block"] = {"attention": {"window": 8, "pattern": "LF"}}
     if value["use"] == "LatentAttentionBlock":
         model["position"] = "NoPosition"
     if kind in ("attention", "mlp"):

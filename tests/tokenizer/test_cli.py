@@ -145,7 +145,7 @@ TRAIN = ("train", "--input", "text.txt", "--vocab-size", "300", "--name")
         ((*TRAIN, "t", "--kind", "bep"), "did you mean 'bpe'"),
         ((*TRAIN, "t", "--kind", "byte"), "--input means nothing with --kind byte"),
         ((*TRAIN, "t", "--kind", "char"), "--vocab-size means nothing"),
-        ((*TRAIN, "t", "--pattern", "gpt9"), "--pattern 'gpt9'"),
+        ((*TRAIN, "t", "--pattern", "gpt9"), "--pattern gpt9 is neither a name"),
         ((*TRAIN, "t", "--trainer", "gpt"), "no trainer 'gpt'"),
         ((*TRAIN, "t", "--grow", "nope"), "no tokenizer 'nope'"),
         ((*TRAIN, "t", "--grow", "byte"), "only bpe"),

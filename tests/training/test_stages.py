@@ -94,8 +94,9 @@ def test_two_stages_and_a_soup(place: Path) -> None:
             weights_digest(first.folder / "model.safetensors"),
         )
         logged = rows(run)
-        assert logged[0]["train/loss"] < last + 0.5 < 5  # it goes on from there: ln 257 is 5.5
-        assert logged[0]["lr_multiplier"] == 1.0  # and its schedule begins anew
+        assert logged[0]["val/loss"] == pytest.approx(last, rel=1e-3)  # it goes on from there: ln 257 is 5.5
+        assert logged[1]["train/loss"] < last + 0.5 < 5
+        assert logged[1]["lr_multiplier"] == 1.0  # and its schedule begins anew
         assert [row["step"] for row in logged if "train/loss" in row] == [1, 2, 3, 4, 5]
     assert second.soup.mean_loss == pytest.approx(sum(one.loss for one in second.soup.ingredients) / 3)
     for run, one in zip(second.runs, second.soup.ingredients, strict=True):
@@ -257,7 +258,7 @@ def test_sigterm_ends_the_whole(place: Path) -> None:
     assert (
         done.stderr.strip()
         .splitlines()[-1]
-        .endswith("exists already; add resume=True to continue it, or change overrides=['name=NAME']")
+        .endswith("exists already; add --resume to continue it, or change --set name=NAME")
     )
 
 
