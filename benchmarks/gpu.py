@@ -54,7 +54,7 @@ def worker(variant: str, rows: int, length: int) -> None:
         from gptlab.optim import AdamW
 
         changes = ["model.pad_vocab=128", FUSED, f"train.sequence_length={length}"]
-        config = load_config(ROOT / "configs/gpt2.yaml", changes)
+        config = load_config("gpt2", changes)
         model = build_model(config, ROWS, device="cuda")
         loss_of, documents = CrossEntropy(), torch.zeros_like(inputs)
         optimizer: Any = AdamW(model.named_parameters(), lr=1e-4)
@@ -159,7 +159,7 @@ def whole_command(folder: Path, rows: int) -> dict[str, Any]:
         "eval.tokens=131072",
     ]
     settings += [f"system.micro_batch={rows}", "checkpoint.every=0"]
-    gptlab("train", str(ROOT / "configs/gpt2.yaml"), *(part for s in settings for part in ("--set", s)))
+    gptlab("train", "gpt2", *(part for s in settings for part in ("--set", s)))
     seconds = time.perf_counter() - began
     (log,) = folder.glob("runs/*/metrics.jsonl")
     rows_logged = [json.loads(line) for line in log.read_text().splitlines()]
@@ -216,7 +216,7 @@ def table(report: dict[str, Any]) -> str:
     if "train" in report:
         found = report["train"]
         mfu = f"{found['mfu']:.1%}" if found.get("mfu") else ""
-        lines.append(f"| `gptlab train configs/gpt2.yaml` | {found['tokens_per_s']:,.0f} | {mfu} | | |")
+        lines.append(f"| `gptlab train gpt2` | {found['tokens_per_s']:,.0f} | {mfu} | | |")
     return "\n".join(lines)
 
 
@@ -244,7 +244,7 @@ def main() -> None:
     from gptlab.hardware.device import peak_flops
     from gptlab.model import build_model
 
-    flops = build_model(load_config(ROOT / "configs/gpt2.yaml"), ROWS, device="meta").flops_per_token(options.length)
+    flops = build_model(load_config("gpt2"), ROWS, device="meta").flops_per_token(options.length)
     peak = peak_flops(torch.device("cuda", 0))
     report: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),

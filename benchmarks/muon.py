@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,8 +20,6 @@ from gptlab import optim
 from gptlab.config import load_config
 from gptlab.hardware.precision import has_fast_bfloat16
 from gptlab.model import build_model
-
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def contenders(matrices: list[tuple[str, Tensor]]) -> dict[str, Callable[[], object]]:
@@ -50,8 +47,7 @@ def milliseconds(step: Callable[[], object]) -> float:
 def main() -> None:
     """Parse, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = [CONFIGS / "books-mini.yaml", CONFIGS / "books-xs.yaml"]
-    parser.add_argument("configs", nargs="*", type=Path, default=default)
+    parser.add_argument("configs", nargs="*", default=["books-mini", "books-xs"])
     for name, default in (("turns", 7), ("threads", 2), ("vocab", 2048)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()

@@ -27,7 +27,7 @@ def help_time() -> float:
 def first_step(folder: Path, number: int) -> float:
     """Seconds from typing `gptlab train` to the first row of metrics.jsonl, compile off."""
     settings = ["data.path=data/stdlib", f"name=cold{number}", "system.compile=false", "eval.every=0"]
-    command = [sys.executable, "-m", "gptlab", "train", str(ROOT / "configs/demo.yaml")]
+    command = [sys.executable, "-m", "gptlab", "train", "demo"]
     began = time.perf_counter()
     process = subprocess.Popen(
         [*command, *(p for s in settings for p in ("--set", s))], cwd=folder, stderr=subprocess.DEVNULL

@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="input.txt of char-rnn, 1.1 MB")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/shakespeare-char.yaml")
+    parser.add_argument("--config", default="shakespeare-char")
     parser.add_argument("--set", action="append", default=[], help="overrides for the config")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

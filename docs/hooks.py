@@ -296,14 +296,14 @@ def _type(annotation: str) -> str:
 def configs() -> str:
     """The shipped configs, each with the comment that it begins with."""
     rows = []
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
+    for path in sorted((ROOT / "src/gptlab/config/presets").glob("*.yaml")):
         comment: list[str] = []
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#") or line.startswith("#  "):
                 break
             comment.append(line.removeprefix("#").strip())
-        rows.append((f"`configs/{path.name}`", " ".join(comment)))
-    return _table(("file", "what"), rows)
+        rows.append((f"`{path.stem}`", " ".join(comment)))
+    return _table(("config", "what"), rows)
 
 
 def file(path: str) -> str:

@@ -3,7 +3,7 @@
     python scripts/baseline_plans.py [--write]
 
 Prints the table; with --write it replaces the one in the page. No GPU and no data is needed: everything comes from
-configs/gptlab-*.yaml and the shipped table of GPUs.
+the gptlab-* presets and the shipped table of GPUs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def table(configs: Sequence[str] = CONFIGS) -> str:
     cards = read_gpus()
     columns = []
     for name in configs:
-        config = load_config(ROOT / "configs" / f"{name}.yaml")
+        config = load_config(ROOT / "src/gptlab/config/presets" / f"{name}.yaml")
         one, two = (footprint(config, VOCABULARY, rows, accelerator=True, compiled=True) for rows in (1, 2))
         cells = [name.removeprefix("gptlab-").upper()]
         for card, count in MACHINES:

@@ -9,7 +9,6 @@ step() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 run() { printf '\033[2m$ %s\033[0m\n' "$*"; "$@"; }
 
 rm -rf "$root/demo" && mkdir "$root/demo" && cd "$root/demo"
-cp "$root/configs/demo.yaml" .
 
 step "1. A corpus (the source of Python's standard library) and a tokenizer trained on it"
 run gptlab tokenizer train --input stdlib --vocab-size 4096 --name stdlib4k
@@ -19,7 +18,7 @@ step "2. Token shards"
 run gptlab data prepare stdlib --tokenizer stdlib4k
 
 step "3. A GPT of a million parameters"
-run gptlab train demo.yaml
+run gptlab train demo
 trained=$(echo runs/demo-*)
 
 step "4. How good is it?"
@@ -32,7 +31,7 @@ step "6. Is Muon worth it? Four pairs of smaller runs, decided by a rule that is
 mkdir -p experiments/adamw
 cat > experiments/adamw/experiment.yaml <<'YAML'
 hypothesis: After the same tokens AdamW has a higher validation loss than Muon, each at one rate.
-baseline: ../../demo.yaml
+baseline: gptlab:demo
 common:
   model: {dim: 96, layers: 2, heads: 3}
   train: {tokens: 100k, batch_tokens: 2048, sequence_length: 128}
@@ -56,9 +55,9 @@ The verdict is demo/experiments/adamw/report.html. Neither rate was tuned: exper
 
 What to try next (in demo/, with .venv/bin on your PATH):
   gptlab sample $trained                                   more samples; --show-tokens colours the tokens
-  gptlab trace demo.yaml                                   every tensor shape in the model
-  gptlab train demo.yaml --set name=swiglu --set model.block.mlp=SwiGLU    swap a part
-  gptlab new my-idea --baseline demo.yaml                  an experiment of your own
+  gptlab trace demo                                        every tensor shape in the model
+  gptlab train demo --set name=swiglu --set model.block.mlp=SwiGLU    swap a part
+  gptlab new my-idea --baseline demo                       an experiment of your own
   gptlab train $trained --resume --set train.tokens=3M     train the same model for longer
   gptlab data presets                                      real corpora, up to 100B tokens
 END

@@ -80,7 +80,7 @@ class Laboratory:
         self.folder, self.text = folder, text
         self.environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_WAIT_POLICY": "passive"}
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(ROOT / "configs", folder / "configs")
+        shutil.copytree(ROOT / "src/gptlab/config/presets", folder / "configs")
         for name, content in (("modded-small", MODDED), ("moe", MOE), ("staged", STAGES)):
             (folder / "configs" / f"{name}.yaml").write_text(content)
         (folder / "experiments" / "mini").mkdir(parents=True)

@@ -21,7 +21,7 @@ from helpers import TINY, make_data, only_run
 
 import gptlab
 from gptlab.cli import main
-from gptlab.config import RunConfig, config_from, load_config
+from gptlab.config import RunConfig, config_from, load_config, presets
 from gptlab.loss import CrossEntropy, TokenBatch
 from gptlab.model import build_model
 
@@ -230,14 +230,19 @@ def test_commands_and_options_exist(hooks: ModuleType, document: Path) -> None:
             if p.param_type_name == "option" and p.required:
                 assert p.name in given_options, f"{shown}: {p.name} is required"
         if settings:
-            shipped = ROOT / "configs" / Path(given[0]).name
-            _ = load_config(shipped, settings) if shipped.is_file() else config_from({}, settings)
+            _ = load_config(given[0], settings) if given[0] in presets() else config_from({}, settings)
 
 
 @every_document
 def test_configs_that_are_named_exist(document: Path) -> None:
-    for path in re.findall(r"configs/[\w.-]+\.yaml", document.read_text(encoding="utf-8")):
-        assert (ROOT / path).is_file(), f"{name(document)} names {path}"
+    """Where a command of the text takes a config, and in `base: gptlab:NAME`."""
+    text = document.read_text(encoding="utf-8")
+    takes = r"gptlab (?:train|trace|plan|noise|ladder|sweep|lr-find|mup check|config (?:show|copy|diff))"
+    for named in [
+        *re.findall(rf"{takes} (\w[\w.-]*)(?=[\s`#]|$)", text, re.M),
+        *re.findall(r"gptlab:([a-z][\w.-]*)", text),
+    ]:
+        assert named in presets() or named.endswith(".yaml") or named.isupper(), f"{name(document)} names {named}"
 
 
 @every_document
@@ -282,7 +287,6 @@ def test_yaml_blocks_are_configs(document: Path, tmp_path: Path) -> None:
     beside = {fence.title: fence.text for fence in fences(document) if fence.title}
     for title, text in beside.items():
         (tmp_path / title).write_text(text)
-    (tmp_path / "demo.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text())
     for fence in fences(document):
         if fence.language == "yaml" and set(yaml.safe_load(fence.text)) <= {*RunConfig.model_fields, "base"}:
             (tmp_path / "block.yaml").write_text(fence.text)
@@ -293,7 +297,6 @@ def test_the_example_of_a_component_trains(tmp_path: Path) -> None:
     for fence in fences(DOCS / "components" / "index.md"):
         if fence.title:
             (tmp_path / fence.title).write_text(fence.text)
-    (tmp_path / "demo.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text())
     model = build_model(load_config(tmp_path / "geglu.yaml"), 97)
     assert type(model.blocks[0].mlp).__name__ == "GEGLU"
     ids = torch.randint(97, (2, 33))

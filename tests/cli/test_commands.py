@@ -16,7 +16,7 @@ from helpers import TINY, make_data, only_run
 from gptlab.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
+CONFIGS = ROOT / "src/gptlab/config/presets"
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -21,7 +21,7 @@ from gptlab.config import (
 )
 from gptlab.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "src/gptlab/config/presets"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
 
 Write = Callable[[str, str], Path]

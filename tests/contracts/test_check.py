@@ -13,7 +13,7 @@ from gptlab.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 BROKEN = Path(__file__).parent / "broken.py"
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "src/gptlab/config/presets").glob("*.yaml"))
 
 
 # ---------------------------------------------------------------- the command
@@ -106,12 +106,12 @@ def test_every_shipped_config_keeps_every_contract(path: Path) -> None:
 
 
 def test_a_config_is_made_small_and_nothing_else() -> None:
-    subject = config_subject(ROOT / "configs" / "gptlab-s.yaml")
+    subject = config_subject(ROOT / "src/gptlab/config/presets" / "gptlab-s.yaml")
     model = subject.config.model
     assert (model.layers, model.heads, model.head_dim, model.dim) == (6, 4, 128, 32)
     assert model.block.attention.qk_norm.use == "RMSNorm"
     assert subject.config.optimizer.use == "Muon"
-    llama = config_subject(ROOT / "configs" / "llama3-1b.yaml").config.model
+    llama = config_subject(ROOT / "src/gptlab/config/presets" / "llama3-1b.yaml").config.model
     assert (llama.dim, llama.heads, llama.head_dim, llama.block.mlp.hidden) == (32, 4, 64, 128)
     assert llama.block.attention.kv_heads == 1  # as many queries a key as there
 

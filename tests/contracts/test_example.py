@@ -31,15 +31,15 @@ def test_it_is_as_short_as_it_says() -> None:
 
 
 def test_the_diff_changes_the_block_only() -> None:
-    demo, example = (load_config(path) for path in (ROOT / "configs" / "demo.yaml", EXAMPLE / "example-block.yaml"))
+    demo, example = (load_config(path) for path in ("demo", EXAMPLE / "example-block.yaml"))
     assert [key for key, _, _ in difference(demo.plain(), example.plain())] == ["name", "model.block"]
 
 
 @pytest.mark.slow
 def test_it_checks_trains_loads_and_samples(tmp_path: Path) -> None:
     make_data(tmp_path)
-    for part in ("configs", "experiments/example-block"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    part = "experiments/example-block"
+    shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
     done = gptlab("check", "./experiments/example-block/block.py:GatedBlock", "--backend", "aot_eager", cwd=tmp_path)
     assert "none broken" in done.stdout
     options = [word for setting in SETTINGS for word in ("--set", setting)]

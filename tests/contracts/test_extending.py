@@ -28,7 +28,7 @@ def write_files(page: str, folder: Path) -> list[str]:
     found = [(name, text) for name, text in found if not name.startswith("src/")]  # of gptlab itself
     for name, text in found:
         (folder / name).write_text(text, encoding="utf-8")
-    (folder / "demo.yaml").write_text((ROOT / "configs" / "demo.yaml").read_text())
+    (folder / "demo.yaml").write_text((ROOT / "src/gptlab/config/presets" / "demo.yaml").read_text())
     return [name for name, _ in found]
 
 

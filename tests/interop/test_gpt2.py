@@ -38,7 +38,7 @@ def hugging_face_model(vocab_size: int = 50257, layers: int = 12, activation: st
 
 def test_logits_equal_transformers() -> None:
     theirs = hugging_face_model()
-    config = load_config(ROOT / "configs/gpt2.yaml")
+    config = load_config("gpt2")
     ours = build_model(config, 50257).eval()
     converted = from_gpt2(theirs.state_dict(), conv1d=True)
     own = dict(ours.named_parameters())
@@ -54,7 +54,7 @@ def test_logits_equal_transformers() -> None:
 
 
 def test_parameter_count_is_gpt2s() -> None:
-    model = build_model(load_config(ROOT / "configs/gpt2.yaml"), 50257, device="meta")
+    model = build_model(load_config("gpt2"), 50257, device="meta")
     assert model.parameter_count() == 124_439_808
 
 

@@ -78,7 +78,7 @@ def test_every_architecture_is_tested() -> None:
     ("preset", "architecture"), [("gpt2", "gpt2"), ("llama-s", "llama"), ("llama-xs", "llama"), ("demo", None)]
 )
 def test_which_shipped_configs_can_be_exported(preset: str, architecture: str | None) -> None:
-    run = fake_run(package.load_config(ROOT / f"configs/{preset}.yaml"))
+    run = fake_run(package.load_config(f"{preset}"))
     if architecture is None:
         with pytest.raises(CheckpointError, match=r"model\.block\.mlp is ReLU2 \(there: SwiGLU\)"):
             fitting_architecture(run)

@@ -146,7 +146,7 @@ def test_resume_does_not_start_again_and_the_run_needs_no_other(start: Path, pla
 
 
 def test_the_shipped_config_trains_from_a_small_gpt2(place: Path, test_data: Path) -> None:
-    """configs/finetune-shakespeare.yaml with a model of GPT-2's kind in the place of GPT-2 XL, two small steps."""
+    """The preset finetune-shakespeare with a model of GPT-2's kind in the place of GPT-2 XL, two small steps."""
     text = (test_data / "tinyshakespeare" / "input.txt").read_text()
     (place / "input.txt").write_text(text[:30_000])
     tokenizer = load_tokenizer("byte")
@@ -156,7 +156,7 @@ def test_the_shipped_config_trains_from_a_small_gpt2(place: Path, test_data: Pat
     save_weights(build_model(config, 257), folder / "model.safetensors")
     (folder / "config.yaml").write_text(dump_yaml(config.plain()))
     tokenizer.save(folder / "tokenizer")
-    shipped = ROOT / "configs" / "finetune-shakespeare.yaml"
+    shipped = ROOT / "src/gptlab/config/presets" / "finetune-shakespeare.yaml"
     loaded = load_config(shipped)
     assert (loaded.total_steps, loaded.sequences_per_step, loaded.system.micro_batch) == (20, 32, 1)
     settings = ["train.tokens=4096", "train.batch_tokens=2048", "eval.tokens=1024", "system.device=cpu"]

@@ -23,7 +23,7 @@ from gptlab.model.trace import trace_model
 from gptlab.run import load
 from gptlab.training.loop import train
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "src/gptlab/config/presets"
 PRESETS = sorted(CONFIGS.glob("*.yaml"))
 every_preset = pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
 
@@ -84,7 +84,7 @@ def test_parameters_are_as_many_as_stated(name: str) -> None:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_the_manual_says_the_same(name: str) -> None:
-    page = (CONFIGS.parent / "docs" / "presets.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "presets.md").read_text(encoding="utf-8")
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
     tokens = format_count(load_config(CONFIGS / f"{name}.yaml").train.tokens)
     assert [cell.strip() for cell in row.split("|")][2:4] == [f"{COUNTS[name][1]:,}", tokens]

@@ -15,7 +15,7 @@ from gptlab.model.backends import _OVERRIDE
 from gptlab.planning.footprint import _Step, fitting_footprint, footprint
 
 V = 300
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "src/gptlab/config/presets").glob("*.yaml"))
 
 
 def small(**changes: Any) -> RunConfig:

@@ -16,7 +16,7 @@ from gptlab.planning.footprint import _MARGIN, _rough_bytes, footprint, require_
 
 CPU = torch.device("cpu")
 V = 300
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "src/gptlab/config/presets").glob("*.yaml"))
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, free: int, *, rows: Any = "auto", **changes: Any) -> str | None:

@@ -88,13 +88,15 @@ def test_h200_as_measured() -> None:
     (docs/reference/benchmarks.md)."""
     from gptlab.planning.footprint import footprint
 
-    gpt2 = load_config(ROOT / "configs" / "gpt2.yaml", ["train.batch_tokens=32768", "train.tokens=32768000"])
+    gpt2 = load_config(
+        ROOT / "src/gptlab/config/presets" / "gpt2.yaml", ["train.batch_tokens=32768", "train.tokens=32768000"]
+    )
     found = footprint(gpt2, 50257, 32, accelerator=True, compiled=True)
     plan = plan_run(gpt2, found, gpu=read_gpus()["H200"])
     assert plan.training_seconds is not None
     assert plan.tokens / plan.training_seconds == pytest.approx(485_971, rel=0.15)
     assert found.total == pytest.approx(16.3e9, rel=0.15)
-    fused = load_config(ROOT / "configs" / "gpt2.yaml", ["model.block.mlp.approximate=tanh"])
+    fused = load_config("gpt2", ["model.block.mlp.approximate=tanh"])
     assert footprint(fused, 50257, 32, accelerator=True).total == pytest.approx(32.6e9, rel=0.1)
 
 

@@ -31,21 +31,20 @@ app = typer.Typer(cls=_New, no_args_is_help=True, help="Begin something of your 
 @app.command()
 def experiment(
     name: Annotated[str, typer.Argument(help="what the idea is called, for example my-idea")],
-    baseline: Annotated[Path, typer.Option(help="the config to compare with")],
+    baseline: Annotated[str, typer.Option(help="the config to compare with")],
     slot: Annotated[str, typer.Option(help="where the idea goes: attention, mlp, optimizer, …")] = "mlp",
     out: Annotated[Path | None, typer.Option(help="folder to write; by default experiments/NAME")] = None,
 ) -> None:
     """Begin an experiment: its statement, an idea that works, and a page for notes. `gptlab new NAME` is the same."""
-    from gptlab.config import SLOTS
+    from gptlab.config import SLOTS, find_config
     from gptlab.contracts.scaffold import class_name_of, component_diff, component_source
     from gptlab.lab.experiment.scaffold import write_experiment
 
     if slot not in SLOTS:
         raise ConfigError(f"--slot: no slot is called {slot!r}; {did_you_mean(slot, SLOTS)}")
-    if not baseline.is_file():
-        raise ConfigError(
-            f"no config at {baseline} to compare with ({what_is_there(baseline)}); name one with --baseline"
-        )
+    path = find_config(baseline)
+    if not path.is_file():
+        raise ConfigError(f"no config at {baseline} to compare with ({what_is_there(path)}); name one with --baseline")
     folder = out or Path("experiments") / name
     idea = component_source(slot, class_name_of(name))
     diff = component_diff(slot, f"./idea.py:{class_name_of(name)}", baseline)
@@ -58,7 +57,7 @@ def experiment(
 def component(
     kind: Annotated[str, typer.Argument(help="the slot: attention, mlp, optimizer, …")],
     name: Annotated[str, typer.Argument(help="what the idea is called, for example my-idea")],
-    base: Annotated[Path, typer.Option(help="the config that the diff is against")] = Path("configs/demo.yaml"),
+    base: Annotated[str, typer.Option(help="the config that the diff is against")] = "demo",
     out: Annotated[Path | None, typer.Option(help="folder to write; by default experiments/NAME")] = None,
 ) -> None:
     """Write a component that works, its config as a diff against a base, and its test."""

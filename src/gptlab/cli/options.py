@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.lab.experiment.metric import Metric
 
-Config = Annotated[str, typer.Argument(help="a YAML file, or a run folder")]
+Config = Annotated[str, typer.Argument(help="a YAML file, a run folder, or a name of `gptlab config list`")]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change a value; repeatable")]
 OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of stages: which; by default the first")]
 ExperimentFolder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]

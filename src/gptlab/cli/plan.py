@@ -40,6 +40,7 @@ def plan(
     json_: Annotated[bool, typer.Option("--json", help="print the plan as JSON")] = False,
 ) -> None:
     """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
+    from gptlab.config import find_config
     from gptlab.hardware.gpus import find_gpu, read_gpus
     from gptlab.lab.experiment.spec import hash_of
     from gptlab.planning.budget import compute_optimal_budget
@@ -77,7 +78,7 @@ def plan(
     else:
         _print_tables(planned, measured)
         if bought is not None:
-            _print_budget(bought, planned, Path(config), vocabulary)
+            _print_budget(bought, planned, find_config(config), vocabulary)
         _print_past(Path("runs"))
 
 

@@ -4,6 +4,7 @@ from gptlab.config.building import build
 from gptlab.config.identity import component_files, config_hash, hashed_values, run_name
 from gptlab.config.load import config_from, difference, load_config
 from gptlab.config.numbers import format_count, parse_number, require_range
+from gptlab.config.preset import find_config, presets
 from gptlab.config.schema import RunConfig, Seed
 from gptlab.config.signatures import SLOTS, component_names
 from gptlab.config.slots import Slot, validate_slot
@@ -24,6 +25,7 @@ __all__ = [
     "config_hash",
     "difference",
     "dump_yaml",
+    "find_config",
     "format_count",
     "has_stages",
     "hashed_values",
@@ -33,6 +35,7 @@ __all__ = [
     "load_stages",
     "parse_number",
     "pin",
+    "presets",
     "require_range",
     "run_name",
     "starting_run",

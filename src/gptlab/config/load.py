@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptlab.config.messages import validated
+from gptlab.config.preset import PREFIX, find_config
 from gptlab.config.schema import RunConfig, expand_seed
 from gptlab.config.signatures import SLOTS, component_names, signature
 from gptlab.config.start import is_pinned, pin, starting_run
@@ -42,7 +43,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_layers(source: str | Path) -> list[Layer]:
     """The files that `source` is made of, the most basic first, each with its own name."""
-    path = Path(source)
+    path = find_config(source)
     if path.is_dir() and (path / "config.yaml").is_file():
         path = path / "config.yaml"
     settle(path.parent / "code")  # of a run, whose config may name components in it
@@ -144,10 +145,15 @@ def _base_chain(path: Path) -> list[Layer]:
             return chain[::-1]
         if not isinstance(base, str):
             raise ConfigError(f"{origins[('base',)]}: `base` must be the path of one YAML file", key="base")
-        target = path.parent / base
+        try:
+            target = find_config(base, path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{origins[('base',)]}: {error}", key="base") from None
         if not target.is_file():
             raise ConfigError(
-                f"{origins[('base',)]}: no base config at {target}; the path is relative to this file", key="base"
+                f"{origins[('base',)]}: no base config at {target}; the path is relative to this file, and "
+                f"{PREFIX}NAME is one that comes with gptlab",
+                key="base",
             )
         path = target
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from gptlab.config.preset import missing
 from gptlab.errors import ConfigError
 
 KeyPath = tuple[str, ...]
@@ -117,7 +118,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Origin]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"no config file at {path}; check the path (shipped ones are in configs/)") from None
+        raise ConfigError(f"no config file at {path}; {missing(path)}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder; name a YAML file, or a run folder that holds config.yaml") from None
     except UnicodeDecodeError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import keyword
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import SLOTS, dump_yaml, load_config
+from gptlab.config import SLOTS, dump_yaml, find_config, load_config
+from gptlab.config.preset import reference
 from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean, option
 from gptlab.files import atomic_folder, what_is_there
@@ -28,7 +28,7 @@ class WrittenComponent:
     use: str
 
 
-def write_component(kind: str, name: str, *, base: Path, folder: Path) -> WrittenComponent:
+def write_component(kind: str, name: str, *, base: str | Path, folder: Path) -> WrittenComponent:
     """Write `folder` with a component for slot `kind` that works, a config that is a diff against `base`, and a test.
 
     Raises ConfigError for a kind that does not exist, a name that is no name, a base that is no config, and a folder
@@ -42,13 +42,14 @@ def write_component(kind: str, name: str, *, base: Path, folder: Path) -> Writte
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
         )
-    if not base.is_file():
+    path = find_config(base)
+    if not path.is_file():
         raise ConfigError(
-            f"no config at {base} to make a diff against ({what_is_there(base)}); name one with {option('base')}"
+            f"no config at {base} to make a diff against ({what_is_there(path)}); name one with {option('base')}"
         )
     class_name = class_name_of(name)
     module = name.replace("-", "_") + ".py"
-    diff = {"base": os.path.relpath(base, folder), **component_diff(kind, f"./{module}:{class_name}", base)}
+    diff = {"base": reference(base, folder), **component_diff(kind, f"./{module}:{class_name}", base)}
     with atomic_folder(folder) as aside:
         (aside / module).write_text(component_source(kind, class_name), encoding="utf-8")
         (aside / f"{name}.yaml").write_text(dump_yaml(diff), encoding="utf-8")
@@ -76,7 +77,7 @@ def component_source(kind: str, class_name: str) -> str:
     return re.sub(rf"\b{_CLASS}\b", class_name, code)
 
 
-def component_diff(kind: str, use: str, base: Path) -> dict[str, Any]:
+def component_diff(kind: str, use: str, base: str | Path) -> dict[str, Any]:
     """The part of a config that puts `use` into `kind`'s place; of a mixture, also the data that it mixes."""
     data = load_config(base).data
     if kind != "mix":

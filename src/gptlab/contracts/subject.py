@@ -25,6 +25,7 @@ from gptlab.config import (
 from gptlab.config.building import import_component
 from gptlab.config.load import merge
 from gptlab.config.messages import SlotError
+from gptlab.config.preset import PREFIX, presets
 from gptlab.config.signatures import locate
 from gptlab.config.yamlfile import parse_yaml
 from gptlab.contracts.places import DATA_DEFAULTS, nested, place_of
@@ -317,7 +318,7 @@ def find_subject(
     `stage`: which stage of a config that has some; by default the first.
     Raises ConfigError where that is not clear or does not exist.
     """
-    if target.endswith((".yaml", ".yml")):
+    if target.endswith((".yaml", ".yml")) or target.removeprefix(PREFIX) in presets():
         if slot is not None:
             raise ConfigError(
                 f"{option('slot', slot)}: {target} is a whole config, which has all slots; leave {option('slot')} out"

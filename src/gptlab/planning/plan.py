@@ -282,6 +282,11 @@ def _times_from_probe(config: RunConfig, probe: Probe) -> Times:
     )
 
 
+def dollars_of_products(flops: float, gpu: Gpu) -> float:
+    """What `flops` of matrix products cost on a card of the table, and nothing else: a training costs more."""
+    return flops / (gpu.peak * MATMUL_EFFICIENCY) / 3600 * (gpu.dollars_per_hour or 0.0)
+
+
 def _spread(probe: Probe) -> float:
     """How far the middle half of the steps lies from their median, as a factor."""
     low, middle, high = probe.step_low, probe.step_seconds, probe.step_high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 import time
@@ -10,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import dump_yaml, load_config
+from gptlab.config import dump_yaml, find_config, load_config
+from gptlab.config.preset import reference
 from gptlab.errors import ConfigError, option
 from gptlab.files import atomic_folder, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_experiment(name: str, *, baseline: Path, folder: Path, idea: str, diff: Mapping[str, Any]) -> None:
+def write_experiment(name: str, *, baseline: str | Path, folder: Path, idea: str, diff: Mapping[str, Any]) -> None:
     """Write `folder` with experiment.yaml, idea.py and NOTES.md.
 
     `idea`: the source of the component in idea.py; `diff`: the part of a config that puts it into its place. Raises
@@ -30,16 +30,17 @@ def write_experiment(name: str, *, baseline: Path, folder: Path, idea: str, diff
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
         )
-    if not baseline.is_file():
+    path = find_config(baseline)
+    if not path.is_file():
         raise ConfigError(
-            f"no config at {baseline} to compare with ({what_is_there(baseline)}); name one with {option('baseline')}"
+            f"no config at {baseline} to compare with ({what_is_there(path)}); name one with {option('baseline')}"
         )
     load_config(baseline)  # what is wrong in it is said now
     words = {
         "NAME": name,
         "FOLDER": str(folder),
-        "STEM": baseline.stem,
-        "BASELINE": os.path.relpath(baseline, folder),
+        "STEM": path.stem,
+        "BASELINE": reference(baseline, folder),
         "DIFF": textwrap.indent(dump_yaml(dict(diff)).rstrip(), "    "),
         "DATE": time.strftime("%Y-%m-%d"),
     }

@@ -1,7 +1,7 @@
 """The specification of an experiment: hypothesis, arms, seeds, metric and decision rule, fixed before any run.
 
 hypothesis: ReLU² gives a lower loss than SwiGLU at equal FLOPs.
-baseline: ../../configs/demo.yaml          # relative to this file
+baseline: gptlab:demo                      # or a path, relative to this file
 common: {train: {tokens: 1M}}              # a diff that every arm shares, the baseline too
 arms:
   swiglu: {model: {block: {mlp: SwiGLU}}}  # each a diff against the baseline, or a `./idea.py:Part` in one
@@ -29,6 +29,7 @@ from gptlab.config import RunConfig, config_hash, difference
 from gptlab.config.load import absolute_paths, override, read_layers, require_optimizer, resolve
 from gptlab.config.messages import broken_rule, expected, validated
 from gptlab.config.numbers import BOUNDS
+from gptlab.config.preset import PREFIX, find_config
 from gptlab.config.schema import NonNegativeInteger, PositiveInteger, Section
 from gptlab.config.types import Integer, Number, Text
 from gptlab.config.yamlfile import KeyPath, Origin, read_yaml
@@ -109,7 +110,7 @@ class Statement(Section):
     """experiment.yaml as it is written."""
 
     hypothesis: Text = Field(description="a sentence that says what is expected; the report quotes it")
-    baseline: Text = Field(description="the config to compare with, relative to this file")
+    baseline: Text = Field(description="the config to compare with, relative to this file, or gptlab:NAME")
     common: dict[str, Any] = Field({}, description="a diff that all arms share, the baseline too")
     arms: dict[str, dict[str, Any] | Literal["baseline"] | None] = Field(
         description="by name, each a diff against the baseline; the word `baseline` makes an A/A arm"
@@ -245,10 +246,14 @@ def load_experiment(folder: str | Path) -> Experiment:
         raise ConfigError(f"{what}; `gptlab new NAME --baseline CONFIG` writes one")
     values, origins = read_yaml(path)
     statement = _validate(values, origins, path)
-    target = path.parent / statement.baseline
+    try:
+        target = find_config(statement.baseline, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{origins[('baseline',)]}: {error}") from None
     if not target.exists():
         raise ConfigError(
-            f"{origins[('baseline',)]}: no baseline config at {target}; the path is relative to this file"
+            f"{origins[('baseline',)]}: no baseline config at {target}; the path is relative to this file, and "
+            f"{PREFIX}NAME is one that comes with gptlab"
         )
     baseline = _arm(BASELINE, path, target, [("common", statement.common)], origins, None)
     arms: list[Arm] = []
