@@ -239,10 +239,17 @@ def test_validation_is_shared_between_ranks(counting: TokenDataset, world_size: 
         assert {part.global_targets for part in parts} == {batch.global_targets}
 
 
-@pytest.mark.parametrize("tokens", [0, -1, 1000])
-def test_more_validation_than_there_is_is_refused(counting: TokenDataset, tokens: int) -> None:
-    with pytest.raises(DataError, match="can give 1 to 999"):
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_no_validation_is_refused(counting: TokenDataset, tokens: int) -> None:
+    with pytest.raises(DataError, match="no token to predict"):
         list(validation_batches(counting, 8, 2, tokens))
+
+
+def test_more_validation_than_there_is_is_all_of_it(counting: TokenDataset) -> None:
+    more, every = (list(validation_batches(counting, 8, 2, tokens)) for tokens in (1000, None))
+    assert [batch.global_targets for batch in more] == [batch.global_targets for batch in every]
+    assert sum(batch.global_targets for batch in more) == 999 == counting.targets()
+    assert counting.targets(7) == 7
 
 
 def test_a_batch_holds_copies_that_may_be_changed(tmp_path: Path, counting: TokenDataset) -> None:

@@ -139,7 +139,7 @@ def test_a_lost_a_cut_and_a_foreign_shard_are_found(refused: Refused, made: Path
         ),
         (["--input", "in.txt", "--out", "o", "--tokenizer", "byte", "--validation-tokens", "500"], "train split"),
         (["nonesuch", "--tokenizer", "byte"], "no preset 'nonesuch'"),
-        (["stdlib"], "--tokenizer"),
+        (["txt360", "--tokenizer", "none"], "none"),
         (["tinystories-v2", "--input", "in.txt", "--tokenizer", "byte"], "--validation"),
         (["--input", "http://127.0.0.1:1/x.txt", "--out", "o", "--tokenizer", "byte"], "cannot be downloaded"),
     ],

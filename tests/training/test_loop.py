@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import gptlab
 from gptlab.config import config_from
 from gptlab.config.load import merge
-from gptlab.errors import ConfigError, DataError, GptlabError, TrainingError
+from gptlab.errors import ConfigError, GptlabError, TrainingError
+from gptlab.record import runfolder
 from gptlab.systems import display
 
 Train = Callable[..., Path]
@@ -83,10 +84,15 @@ def test_validation_is_over_the_tokens_asked_for_however_it_is_cut(train: Train)
     assert bits == pytest.approx(losses(one, "val/loss")[10] / math.log(2), rel=0.05)
 
 
-def test_too_little_validation_data_is_known_at_once(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="10000000 validation tokens asked for; its validation split can give 1 to"):
-        train("short", {"eval": {"tokens": 10_000_000}})
-    assert not (tmp_path / "short").exists()
+def test_fewer_validation_tokens_than_asked_for_are_all_read_and_said(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = train("many", {"eval": {"tokens": 10_000_000}})
+    assert "validation tokens, fewer than eval.tokens; all of them are read" in capsys.readouterr().err
+    every = train("every", {"eval": {"tokens": None}})
+    assert losses(many, "val/loss") == losses(every, "val/loss")
+    sessions = [runfolder.read_sessions(run)[-1]["validation"] for run in (many, every)]
+    assert sessions[0] == sessions[1]
 
 
 def test_a_missing_logger_is_known_at_once(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

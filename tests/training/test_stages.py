@@ -511,7 +511,6 @@ def test_all_stages_are_checked_before_the_first_trains(place: Path) -> None:
         ("data.path=nowhere", "nowhere"),
         ("data={path: other, sources: null, mix: null}", "has data of another tokenizer than 'pretrain'"),
         ("data={path: a/data, sources: null, mix: null, epochs: 1}", None),
-        ("eval.tokens=1M", "validation tokens asked for"),
         ("model.dim=64", "cannot start from 'pretrain': embedding.weight is [257, 64] here and [257, 32] there"),
         ("model.layers=3", "cannot start from 'pretrain': blocks.2."),
         ("schedule.warmup=3", "schedule.warmup"),

@@ -12,11 +12,17 @@ from gptlab.console import output, say, waiting
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from gptlab.config import RunConfig
     from gptlab.data.preset import Preset
     from gptlab.data.sources import Reading
     from gptlab.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and check them.")
+
+_SHARD = 100_000_000  # tokens, by default
+_TOKENIZER_BYTES = 2 * 10**9  # of text that a preset's own tokenizer is trained on: more changes no merge to speak of
 
 
 @app.command()
@@ -63,6 +69,7 @@ def prepare(
         if input and known.validation:
             raise DataError(f"--input replaces the text of preset {preset}; give its validation text with --validation")
         validation, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
+        tokens = None if tokens is None else min(tokens, parse_count(shard_size, "--shard-size") or tokens)
     reading = _reading(known, text_column, separator, document_start, errors)
     folder = out or Path("data") / str(preset)
     manifest = prepare_data(
@@ -120,16 +127,59 @@ def _tokenizer(
         return asked
     if known is not None and known.tokenizer is not None:
         return known.tokenizer
-    if known is not None and known.train_tokenizer == "char":
-        from gptlab.data import iter_documents
-        from gptlab.tokenizer import train_char
-
-        documents = iter_documents(
-            inputs, text_column=reading.text_column, separator=reading.separator, errors=reading.errors
-        )
-        with waiting("collecting characters"):
-            return train_char((document.text for document in documents), name=preset)
+    if known is not None and (known.train_tokenizer or known.vocab_size):
+        return _train_tokenizer(known, preset, inputs, reading)
     raise DataError("no tokenizer; name one with --tokenizer, like byte or gpt2, or train one: gptlab tokenizer train")
+
+
+def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Reading) -> Tokenizer:
+    """The tokenizer that a preset has of its own text."""
+    from gptlab.console import track
+    from gptlab.data import iter_documents
+    from gptlab.tokenizer import train_bpe, train_char
+
+    documents = iter_documents(
+        inputs, text_column=reading.text_column, separator=reading.separator, errors=reading.errors
+    )
+    texts = _first_bytes((document.text for document in documents), _TOKENIZER_BYTES)
+    read = track(texts, f"tokenizer {name}: reading", total=None, unit="B", size=len)
+    if known.vocab_size is None:
+        return train_char(read, name=name)
+    with waiting(f"tokenizer {name}: {known.vocab_size:,} ids"):
+        (made,) = train_bpe(read, [known.vocab_size], name=name)
+    return made
+
+
+def _first_bytes(texts: Iterable[str], most: int) -> Iterator[str]:
+    for text in texts:
+        yield text
+        most -= len(text)
+        if most <= 0:
+            return
+
+
+def prepare_missing(config: RunConfig, *, ask: bool) -> None:
+    """Prepare the presets that `config` reads and that are not here, as much of each as the run needs.
+
+    `ask`: ask before each, where somebody can answer; else each is prepared. What is no preset is left to whoever
+    opens it, who says what to do.
+    """
+    from gptlab.data.preset import load_preset, preset_names
+
+    for folder in [*filter(None, [config.data.path]), *(config.data.sources or {}).values()]:
+        name = Path(folder).name
+        if Path(folder).exists() or name not in preset_names():
+            continue
+        known = load_preset(name)
+        if ask and not typer.confirm(
+            f"{folder} is not here: {known.description}.\nPrepare it now?", default=True, err=True
+        ):
+            return
+        part = None
+        if known.tokens is not None and config.train.tokens < known.tokens:
+            part = -(-config.train.tokens // _SHARD)
+        say(f"$ gptlab data prepare {name} --out {folder}{f' --num-shards {part}' if part else ''}")
+        prepare(preset=name, out=Path(folder), num_shards=part)
 
 
 @app.command()
@@ -203,6 +253,7 @@ def presets() -> None:
     table = Table.grid("preset", "what", padding=(0, 2))
     for name in preset_names():
         known = load_preset(name)
-        tokenizer = known.tokenizer or (f"its own ({known.train_tokenizer})" if known.train_tokenizer else "to name")
+        own = known.train_tokenizer or (f"{known.vocab_size:,} ids" if known.vocab_size else None)
+        tokenizer = known.tokenizer or (f"its own ({own})" if own else "to name")
         table.add_row(name, f"{known.description}; tokenizer: {tokenizer}")
     output().print(table)

@@ -223,22 +223,18 @@ def validation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Validation batches: each of the first `tokens` targets once, in order (None: all of the split).
+    """Validation batches: each of the first `tokens` targets once, in order (None, or more than there are: all).
 
     All batches have the same shape: places after the end hold targets IGNORE (and inputs 0).
 
     Args:
         rows: rows of the global batch; rank gets its contiguous slice, as in training.
 
-    Raises DataError where the data set has no token to predict, fewer than asked for, or ids outside its vocabulary.
+    Raises DataError where the data set has no token to predict, or ids outside its vocabulary.
     """
-    available = dataset.tokens - 1
-    targets = available if tokens is None else tokens
-    if not 0 < targets <= available:
-        raise DataError(
-            f"{dataset.path}: {targets} validation tokens asked for; its {dataset.split} split can give 1"
-            f" to {available}"
-        )
+    targets = dataset.targets(tokens)
+    if targets < 1:
+        raise DataError(f"{dataset.path}: its {dataset.split} split has no token to predict; prepare it with more text")
     windows = -(-targets // sequence_length)
     first, last = _rank_slice(rows, rank, world_size)
     for begin in range(0, windows, rows):

@@ -107,11 +107,14 @@ def load_manifest(folder: Path) -> Manifest | None:
     """
     settle(folder)
     if not folder.is_dir():
-        place = "FOLDER" if folder.exists() else folder
-        raise DataError(
-            f"{not_a_folder(folder, 'a data set', MANIFEST)}; make one with: gptlab data prepare --input FILES "
-            f"--tokenizer NAME --out {place}"
-        )
+        from gptlab.data.preset import preset_names  # here alone: it needs all readers of text
+
+        what = not_a_folder(folder, "a data set", MANIFEST)
+        if not folder.exists() and folder.name in preset_names():
+            place = "" if folder == Path("data") / folder.name else f" --out {folder}"
+            raise DataError(f"{what}; make it with: gptlab data prepare {folder.name}{place}")
+        place = "FOLDER" if folder.exists() else str(folder)
+        raise DataError(f"{what}; make one with: gptlab data prepare --input FILES --tokenizer NAME --out {place}")
     return Manifest.load(folder) if (folder / MANIFEST).is_file() else None
 
 
@@ -195,6 +198,11 @@ class TokenDataset:
             documents=entry.documents,
             bytes=entry.bytes,
         )
+
+    def targets(self, first: int | None = None) -> int:
+        """How many tokens are predicted where the first so many are asked for (None: all): not the very first."""
+        there = max(0, self.tokens - 1)
+        return there if first is None else min(first, there)
 
     def read(self, start: int, length: int) -> NDArray[Any]:
         """A copy of ids `start` … `start + length - 1`, across shards: (length,).

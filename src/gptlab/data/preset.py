@@ -26,6 +26,8 @@ class Preset(BaseModel):
         description: one line for people.
         tokenizer: the one to use when none is asked for; None: one has to be named.
         train_tokenizer: "char" makes a character tokenizer of the inputs when none is asked for.
+        vocab_size: a byte-pair tokenizer of so many ids is trained on the inputs when none is asked for.
+        tokens: how many the whole of it has, about, where that is more than most runs read.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +42,8 @@ class Preset(BaseModel):
     document_start: str | None = None
     tokenizer: str | None = None
     train_tokenizer: Literal["char"] | None = None
+    vocab_size: Annotated[int | None, BeforeValidator(_count)] = None
+    tokens: Annotated[int | None, BeforeValidator(_count)] = None
 
     @model_validator(mode="after")
     def _one_validation(self) -> Self:
@@ -71,6 +75,9 @@ def load_preset(name: str) -> Preset:
     if name not in files:
         raise DataError(f"no preset {name!r}; {did_you_mean(name, files)} Files are given with {option('input')}.")
     try:
-        return Preset.model_validate(yaml.safe_load(files[name].read_text(encoding="utf-8")))
+        content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+        if base := content.pop("base", None):  # the same text, otherwise tokenized
+            content = {**yaml.safe_load(files[base].read_text(encoding="utf-8")), **content}
+        return Preset.model_validate(content)
     except (yaml.YAMLError, ValidationError) as error:
         raise DataError(f"{files[name]}: is no preset ({' '.join(str(error).split())})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,10 +50,11 @@ def open_splits(data: Data) -> tuple[Tokenizer, dict[str, TokenDataset], dict[st
 
 def measured_on(config: RunConfig, tokenizer: Tokenizer, validation: Mapping[str, TokenDataset]) -> Identity:
     """What the validations of a run of `config` are read from: splits and tokenizer as `open_splits` gives them."""
+    asked = config.eval.tokens if config.eval.tokens is not None else sys.maxsize
     return validation_identity(
         {name: dataset.fingerprint for name, dataset in validation.items()},
         {name: (dataset.documents, dataset.bytes) for name, dataset in validation.items()},
-        tokens=config.eval.tokens,
+        tokens=asked if any(each.targets(None) > asked for each in validation.values()) else None,
         length=config.validation_length,
         tokenizer=tokenizer.hash,
     )

@@ -286,7 +286,7 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
             track(
                 batches,
                 "validation" if len(job.validation) == 1 else f"validation on {name}",
-                total=dataset.tokens - 1 if tokens is None else tokens,
+                total=dataset.targets(tokens),
                 unit="tokens",
                 size=lambda batch: batch.global_targets,
                 shown=job.world.is_main,

@@ -104,7 +104,7 @@ def _time_steps(job: Job, fewest: int, seconds: float) -> list[float]:
 def _time_validation(job: Job, seconds: float) -> tuple[int, float]:
     """Tokens of one validation of the run, and its seconds: measured on all of it, or on a part and scaled."""
     config, limit = job.config, job.config.eval.tokens
-    sizes = [dataset.tokens - 1 if limit is None else limit for dataset in job.validation.values()]
+    sizes = [dataset.targets(limit) for dataset in job.validation.values()]
 
     def once(tokens: int) -> float:
         log, job.metrics = job.metrics, None  # a step is validated once in a log

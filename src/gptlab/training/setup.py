@@ -95,8 +95,11 @@ def build_job(
     require_sinks(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
     with waiting("opening the data", shown=world.is_main):
         tokenizer, train_sets, validation = open_splits(config.data)
-        for dataset in validation.values():  # too little of it must be known now, not after the last step
+        for dataset in validation.values():  # that there is none must be known now, not after the last step
             next(validation_batches(dataset, config.validation_length, 1, config.eval.tokens))
+            there = dataset.targets(config.eval.tokens)
+            if world.is_main and there < (config.eval.tokens or 0):
+                say(f"{dataset.path}: has {there:,} validation tokens, fewer than eval.tokens; all of them are read")
     fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
     folder = Path(folder) if folder is not None else Path("runs") / run_name(config, fingerprints)
     origin = folder
