@@ -185,7 +185,7 @@ def calls(document: Path) -> list[Call]:
                 continue
             words = shlex.split(shown, comments=True)
             starts = [i for i, word in enumerate(words) if word.removeprefix(".venv/bin/") == "gptlab"]
-            if starts:
+            if starts and words[0] != "pip":
                 found.append(Call(words[starts[0] + 1 :], "\nerror: " in fence.text))
     return found
 
