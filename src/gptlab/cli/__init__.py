@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from click import Context
@@ -39,10 +39,11 @@ from gptlab.cli.sweep import sweep
 from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
 from gptlab.cli.train import train
-from gptlab.console import starting
+from gptlab.console import output, starting
 from gptlab.errors import GptlabError, speaking_of_options
 from gptlab.files import machine_error
 from gptlab.systems.signals import Terminated, terminable
+from gptlab.version import __version__
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
@@ -65,10 +66,40 @@ app = typer.Typer(
     name="gptlab",
     cls=_InOrder,
     help="A laboratory for GPT pre-training research on a small budget.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
 )
+
+_JOURNEYS = """gptlab, a laboratory for GPT pre-training research on a small budget.
+
+See it work             gptlab train demo --prepare
+                        gptlab sample runs/demo-* "def read_file(path):"
+Your own text           gptlab tokenizer train --input 'text/*.txt' --vocab-size 4096 --name mine
+                        gptlab data prepare --input 'text/*.txt' --validation-fraction 0.1 \\
+                            --tokenizer mine --out data/mine
+                        gptlab train books-xs --set data.path=data/mine
+What there is           gptlab config list, gptlab data presets
+What it will cost       gptlab plan gpt2 --gpu "RTX 4090"
+Change one part         gptlab new component attention my-idea
+Is it better?           gptlab new my-idea --baseline books-mini
+                        gptlab run experiments/my-idea
+Weights of others       gptlab import openai-community/gpt2 --name gpt2
+
+All commands: gptlab --help. Of one: gptlab train --help."""
+
+
+@app.callback()
+def _begin(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        output().print(f"gptlab {__version__}", highlight=False)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        output().print(_JOURNEYS, markup=False)
+
+
 for _panel, _commands in COMMANDS.items():
     for _name, _command in _commands.items():
         if isinstance(_command, typer.Typer):

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from gptlab.cli.options import GPT2_VOCABULARY, Config, Overrides
-from gptlab.config.preset import PREFIX
 from gptlab.console import output, say
 from gptlab.errors import ConfigError
 from gptlab.files import check_place, write_atomic
@@ -84,6 +83,7 @@ def copy(
 ) -> None:
     """Copy a config that comes with gptlab, to change it. Shorter is a file of `base: gptlab:NAME` and what differs."""
     from gptlab.config import find_config
+    from gptlab.config.preset import PREFIX
 
     source = find_config(f"{PREFIX}{name.removeprefix(PREFIX)}")
     target = out or Path(source.name)

@@ -12,13 +12,39 @@ from gptlab.errors import ConfigError, GptlabError, did_you_mean
 from gptlab.files import check_place
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from gptlab.config import RunConfig
     from gptlab.lab.experiment.metric import Metric
 
-Config = Annotated[str, typer.Argument(help="a YAML file, a run folder, or a name of `gptlab config list`")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="change a value; repeatable")]
+
+def complete_config(incomplete: str) -> list[str]:
+    """What a shell proposes for a config: names that come with gptlab, files here, and runs."""
+    from gptlab.config.preset import presets
+
+    files = [*Path().glob("*.yaml"), *Path("experiments").glob("*/*.yaml"), *Path("runs").glob("[!.]*")]
+    return [name for name in [*presets(), *map(str, files)] if name.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """What a shell proposes for `--set`: the keys of a config, as far as its next dot."""
+    from gptlab.config import config_from
+
+    def keys(values: object, above: str = "") -> Iterator[str]:
+        for key, value in values.items() if isinstance(values, dict) and values else ():
+            yield from keys(value, f"{above}{key}.") if isinstance(value, dict) and value else [f"{above}{key}="]
+
+    return [key for key in keys(config_from({}).plain()) if key.startswith(incomplete)]
+
+
+Config = Annotated[
+    str,
+    typer.Argument(help="a YAML file, a run folder, or a name of `gptlab config list`", autocompletion=complete_config),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="change a value; repeatable", autocompletion=complete_setting),
+]
 OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of stages: which; by default the first")]
 ExperimentFolder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]

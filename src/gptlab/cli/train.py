@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Overrides
+from gptlab.cli.options import Overrides, complete_config
 from gptlab.cli.soup import show_soup
 from gptlab.console import console, say
 from gptlab.errors import STOPPED, ConfigError
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[str, typer.Argument(help="a YAML file, or a run folder (with --resume: continue that run)")],
+    config: Annotated[
+        str | None,
+        typer.Argument(
+            help="a YAML file, a name of `gptlab config list`, or a run folder (with --resume: continue that run)",
+            autocompletion=complete_config,
+        ),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     resume: Annotated[
         bool, typer.Option(help="continue from the newest whole checkpoint; start if there is none")
@@ -32,10 +38,15 @@ def train(
     ] = False,
 ) -> None:
     """Train what CONFIG describes, into runs/NAME-HASH-seedN; a config of stages into a folder for each of its runs."""
-    from gptlab.config import has_stages, load_config
+    from gptlab.config import has_stages, load_config, presets
     from gptlab.parallel.world import find_world
     from gptlab.training.loop import train as run_training
 
+    if config is None:
+        raise ConfigError(
+            f"which config? {', '.join(presets())} come with gptlab (`gptlab config list` says what each is); or name "
+            "a file. `gptlab train demo --prepare` is a beginning"
+        )
     if has_stages(config):
         if out is not None:
             raise ConfigError("--out names the folder of one run, and stages make several; leave it out")

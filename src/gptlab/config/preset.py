@@ -19,7 +19,8 @@ PREFIX = "gptlab:"
 @functools.cache
 def presets() -> dict[str, Path]:
     """The file of each preset, by name."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+    files = (Path(__file__).parent / "presets").glob("*.yaml")
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
 
 
 def find_config(source: str | Path, folder: Path = Path()) -> Path:

@@ -111,8 +111,9 @@ def load_manifest(folder: Path) -> Manifest | None:
 
         what = not_a_folder(folder, "a data set", MANIFEST)
         if not folder.exists() and folder.name in preset_names():
-            place = "" if folder == Path("data") / folder.name else f" --out {folder}"
-            raise DataError(f"{what}; make it with: gptlab data prepare {folder.name}{place}")
+            command = f"gptlab data prepare {folder.name} --out {folder}"
+            default = Path("data") / folder.name
+            raise DataError(f"{what}; make it with: {command.partition(' --')[0] if folder == default else command}")
         place = "FOLDER" if folder.exists() else str(folder)
         raise DataError(f"{what}; make one with: gptlab data prepare --input FILES --tokenizer NAME --out {place}")
     return Manifest.load(folder) if (folder / MANIFEST).is_file() else None
