@@ -98,10 +98,15 @@ def build_job(
         for dataset in validation.values():  # too little of it must be known now, not after the last step
             next(validation_batches(dataset, config.validation_length, 1, config.eval.tokens))
     fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
-    folder = Path(folder) if folder is not None else Path("runs") / run_name(config, fingerprints)
+    named = folder is None
+    folder = Path("runs") / run_name(config, fingerprints) if folder is None else Path(folder)
     origin = folder
     if resume and _would_become_another(folder, config_hash(config, fingerprints)):
         folder = folder.parent / run_name(config, fingerprints)
+    if runfolder.is_foreign(folder):
+        raise ConfigError(
+            f"{folder} holds something else than a run; name another place with {option('out', argument='folder')}"
+        )
     world.check_divides(config.sequences_per_step, config.train.sequence_length)
     if exit_stack is not None and world.is_main:
         exit_stack.enter_context(runfolder.training_lock(folder))
@@ -109,7 +114,7 @@ def build_job(
         _begin_from(origin, folder, config, identity_of(config, fingerprints), world)
     identity = identity_of(config, fingerprints)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, world=world)
-    checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume)
+    checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume, named)
     if checkpoint is not None:
         _check_measured_alike(folder, measured_on(config, tokenizer, validation))
     with waiting("building the model", shown=world.is_main):
@@ -222,15 +227,15 @@ def _build(
 
 
 def _find_resume_checkpoint(
-    config: RunConfig, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any], resume: bool
+    config: RunConfig, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any], resume: bool, named: bool
 ) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins."""
+    """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins. `named`:
+    whether the folder is called after the config, and nobody chose another."""
     if not resume:
         if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"{folder} exists already; add {option('resume', True)} to continue it, or change "
-                f"{option('set', 'name=NAME')}"
-            )
+            place = option("out", argument="folder")
+            other = f"change {option('set', 'name=NAME')}" if named else f"name another {place}"
+            raise ConfigError(f"{folder} exists already; add {option('resume', True)} to continue it, or {other}")
         return None, {}
     newest = checkpoints.newest_whole()
     if newest is None and (folder / runfolder.WEIGHTS).is_file():
