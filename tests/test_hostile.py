@@ -127,6 +127,17 @@ COMMANDS = [
     "plan config.yaml --gpu H100 --budget inf",
     "plan config.yaml --gpu H100 --budget -1",
     "plan config.yaml --gpu H100 --rate nan",
+    "plan config.yaml --gpu H100 --overhead inf",
+    "plan config.yaml --probe-seconds inf",
+    f"plan config.yaml --vocab-size {10**20}",
+    f"trace config.yaml --vocab-size {10**20}",
+    f"noise config.yaml --seeds {10**9} --yes",
+    f"noise config.yaml --repeats {10**9} --yes",
+    f"ladder config.yaml --sizes 16x1 --tokens 1k --seeds {10**9} --yes",
+    f"sweep config.yaml --param optimizer.lr=1e-4..1e-3 --trials {10**9}",
+    f"sweep config.yaml --param optimizer.lr=1e-4..1e-3 --seeds {10**9}",
+    f"lr-find config.yaml --steps {10**14}",
+    f"mup check config.yaml --seeds {10**9}",
     "trace nowhere",
     "trace config.yaml --set model.layers=1e9",
     "check nowhere.py:A",
@@ -228,10 +239,10 @@ def snapshot(place: Path) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in sorted(place.rglob("*")) if path.is_file()}
 
 
-def refuse(place: Path, *arguments: str) -> str:
+def refuse(place: Path, *arguments: str, **environment: str) -> str:
     """Run what must be refused; its line."""
     before = snapshot(place)
-    done = gptlab(*arguments, cwd=place, check=False)
+    done = gptlab(*arguments, cwd=place, check=False, **environment)
     after = snapshot(place)
     for path in set(after) - set(before):  # the next case is not to suffer for it
         Path(path).unlink()
@@ -265,6 +276,15 @@ def test_a_component_that_nobody_should_write(place: Path, idea: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda text: text[:60])
 def test_a_command_that_asks_what_is_not_there(place: Path, command: str) -> None:
     refuse(place, *command.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "x"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "1"}, {"WORLD_SIZE": "0"}], ids=str
+)
+def test_what_another_launcher_left_in_the_environment(place: Path, environment: dict[str, str]) -> None:
+    said = refuse(place, "train", "config.yaml", "--out", "runs/new", **environment)
+    assert "start with torchrun" in said
 
 
 @pytest.mark.slow

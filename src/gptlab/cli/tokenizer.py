@@ -203,6 +203,8 @@ def show(
     from gptlab.tokenizer import load_tokenizer
 
     if text == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed, and - reads it; give the text itself")
         try:
             text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
