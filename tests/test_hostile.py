@@ -81,6 +81,10 @@ COMMANDS = [
     "train config.yaml --out config.yaml",
     f"train config.yaml --out {LONG}",
     "train config.yaml --out runs/a",
+    "train config.yaml --out text",
+    "train config.yaml --out text --resume",
+    "train config.yaml --out . --resume",
+    "train config.yaml --out=",
     "train runs/a --resume --set model.dim=64",
     "train config.yaml --nosuch",
     "train",
@@ -91,7 +95,7 @@ COMMANDS = [
     "sample runs/a --temperature nan",
     "sample runs/a --top-k 0",
     "sample runs/a --top-k 100000",
-    "sample runs/a --tokens -1",
+    "sample runs/a x --max-new-tokens -1",
     "sample nowhere",
     "sample runs/a --checkpoint ../../x",
     "sample runs/a --device cpu:5",
@@ -112,6 +116,10 @@ COMMANDS = [
     "compare runs/a runs/b --top-k a",
     "compare runs/a runs/b --top-k 7",
     "compare runs/a runs/b --out config.yaml",
+    "compare runs/a runs/b --out=",
+    f"compare runs/a runs/b --out {LONG}",
+    "ladder config.yaml --sizes 16x1 --tokens 1k --out config.yaml",
+    "mup check config.yaml --out text",
     "plan nowhere",
     "plan config.yaml --gpu nosuch",
     f"plan config.yaml --gpu H100 --gpus {10**9}",
@@ -119,6 +127,17 @@ COMMANDS = [
     "plan config.yaml --gpu H100 --budget inf",
     "plan config.yaml --gpu H100 --budget -1",
     "plan config.yaml --gpu H100 --rate nan",
+    "plan config.yaml --gpu H100 --overhead inf",
+    "plan config.yaml --probe-seconds inf",
+    f"plan config.yaml --vocab-size {10**20}",
+    f"trace config.yaml --vocab-size {10**20}",
+    f"noise config.yaml --seeds {10**9} --yes",
+    f"noise config.yaml --repeats {10**9} --yes",
+    f"ladder config.yaml --sizes 16x1 --tokens 1k --seeds {10**9} --yes",
+    f"sweep config.yaml --param optimizer.lr=1e-4..1e-3 --trials {10**9}",
+    f"sweep config.yaml --param optimizer.lr=1e-4..1e-3 --seeds {10**9}",
+    f"lr-find config.yaml --steps {10**14}",
+    f"mup check config.yaml --seeds {10**9}",
     "trace nowhere",
     "trace config.yaml --set model.layers=1e9",
     "check nowhere.py:A",
@@ -132,24 +151,26 @@ COMMANDS = [
     "report experiments/none",
     "paper experiments/none",
     "noise nowhere",
-    "sweep nowhere",
-    "ladder nowhere",
+    "sweep nowhere --param optimizer.lr=1e-4..1e-3",
+    "ladder nowhere --sizes 16x1 --tokens 1k",
     "lr-find nowhere",
-    "soup runs/a",
-    "soup runs/a nowhere",
+    "soup runs/a --out s",
+    "soup runs/a nowhere --out s",
     "soup runs/a runs/b --out runs/a",
     "import nowhere --name x",
     "import config.yaml --name x",
     "import runs/a --name a/b",
-    "export nowhere out",
-    "export runs/a out --format nosuch",
-    "export runs/a runs/b",
+    "export nowhere --out out",
+    "export runs/a --out out",
+    "export runs/a --out runs/b",
     "tokenizer train --input nowhere --name x",
     "tokenizer train --input text --name a/b",
     "tokenizer train --input text --name x --vocab-size -1",
     f"tokenizer train --input text --name x --vocab-size {10**18}",
     "tokenizer import nowhere --name x",
-    "tokenizer info nowhere",
+    "tokenizer import letters --name x",
+    "tokenizer train --input text --name gpt2 --vocab-size 270",
+    "tokenizer show nowhere x",
     "data prepare --input nowhere --tokenizer byte --out d",
     "data prepare --input text --tokenizer nosuch --out d",
     "data prepare --input text --tokenizer byte --out data",
@@ -160,8 +181,16 @@ COMMANDS = [
     "data info nowhere",
     "data verify text",
     "new experiment a/b --baseline config.yaml",
-    "new nosuch",
+    "new nosuch --baseline nowhere",
 ]
+
+USAGE = {
+    ("train", "config.yaml", "--nosuch"),
+    ("train",),
+    ("nosuch",),
+    ("run", "experiments/e", "--seeds", "0", "--yes"),
+}
+"""What does not come as far as a command."""
 
 EXPERIMENT = {
     "hypothesis": "h",
@@ -201,6 +230,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "experiments/e/experiment.yaml").write_text("".join(f"{k}: {v}\n" for k, v in EXPERIMENT.items()))
     for name, text in IDEAS.items():
         (folder / f"{name}.py").write_text(text)
+    gptlab("tokenizer", "train", "--kind", "char", "--input", "text", "--name", "letters", cwd=folder)
+    (folder / "tokenizers/letters").rename(folder / "letters")
     return folder
 
 
@@ -208,17 +239,19 @@ def snapshot(place: Path) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in sorted(place.rglob("*")) if path.is_file()}
 
 
-def refuse(place: Path, *arguments: str) -> str:
+def refuse(place: Path, *arguments: str, **environment: str) -> str:
     """Run what must be refused; its line."""
     before = snapshot(place)
-    done = gptlab(*arguments, cwd=place, check=False)
+    done = gptlab(*arguments, cwd=place, check=False, **environment)
     after = snapshot(place)
     for path in set(after) - set(before):  # the next case is not to suffer for it
         Path(path).unlink()
     assert done.returncode == 2, (done.returncode, done.stderr[-2000:])
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    if "Usage:" not in done.stderr:  # the parser's own way to say it
+    if "Usage:" in done.stderr:  # the parser's own way to say it
+        assert arguments in USAGE, done.stderr
+    else:
         assert len(lines) == 1, done.stderr
         assert done.stderr.strip().splitlines()[-1] == lines[0]
         assert len(lines[0]) < 700, lines[0]
@@ -243,6 +276,15 @@ def test_a_component_that_nobody_should_write(place: Path, idea: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda text: text[:60])
 def test_a_command_that_asks_what_is_not_there(place: Path, command: str) -> None:
     refuse(place, *command.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "environment", [{"RANK": "x"}, {"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "1"}, {"WORLD_SIZE": "0"}], ids=str
+)
+def test_what_another_launcher_left_in_the_environment(place: Path, environment: dict[str, str]) -> None:
+    said = refuse(place, "train", "config.yaml", "--out", "runs/new", **environment)
+    assert "start with torchrun" in said
 
 
 @pytest.mark.slow

@@ -53,3 +53,10 @@ def test_a_folder_that_cannot_be_written(place: Path, command: list[str]) -> Non
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "Permission denied" in done.stderr
+
+
+def test_a_closed_standard_input_that_is_to_be_read(place: Path) -> None:
+    command = f"exec {sys.executable} -m gptlab tokenizer show byte - <&-"
+    done = subprocess.run(["sh", "-c", command], cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "standard input is closed" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -227,3 +228,33 @@ def test_a_key_that_came_later_leaves_older_hashes_as_they_were() -> None:
     spelled_out = config_from({**START, "data": {**START["data"], "stream": "BatchStream"}})
     assert "stream" not in hashed_values(CONFIG, DATA)["data"]
     assert config_hash(spelled_out, DATA) == config_hash(CONFIG, DATA)
+
+
+def test_what_a_component_imports_of_its_users_own_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factor that stands in a file beside the idea changes the run as much as one that stands in it."""
+    source = "from {0} import FACTOR\nclass A:\n    def __init__(self, dim, *, f: int = 2): pass\n"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for file in ("own/__init__.py", "own/more.py", "beside.py"):
+        (tmp_path / file).write_text("")
+    (tmp_path / "beside.py").write_text("from own.more import FACTOR\n")
+    (tmp_path / "idea.py").write_text(source.format("beside"))
+    (tmp_path / "own/idea.py").write_text(source.format(".more"))
+    seen = set()
+    for factor in (1, 2):
+        (tmp_path / "own/more.py").write_text(f"FACTOR = {factor}{'  #' * factor}\n")
+        for use in ("./idea.py:A", "own/idea.py:A", "own.idea:A"):
+            seen.add(config_hash(config_from({"model": {"block": {"mlp": use}}}), DATA))
+    assert len(seen) == 4  # of two files, and two factors: by which path one is named does not matter
+
+
+def test_components_that_are_installed_keep_their_hash(tmp_path: Path) -> None:
+    """Of gptlab's own and of installed packages the name says it all; what a file imports of them changes nothing."""
+    named = config_from({"optimizer": {"use": "torch.optim.sgd:SGD", "lr": 0.1}})
+    assert hashed_values(named, DATA)["optimizer"]["use"] == "torch.optim.sgd:SGD"
+    file = tmp_path / "idea.py"
+    file.write_text("import torch, os.path\nfrom gptlab.model.mlp import SwiGLU\nclass A(SwiGLU): pass\n")
+    values = hashed_values(config_from({"model": {"block": {"mlp": f"{file}:A"}}}), DATA)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert values["model"]["block"]["mlp"]["use"] == f"{digest}:A"

@@ -109,6 +109,11 @@ def test_top_p_keeps_the_fewest_that_reach_p() -> None:
     assert support(temperature=0) == {0}
 
 
+def test_the_likeliest_token_stays_however_small_p_is() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert int(sample_token(logits, Sampling(top_p=1e-300))) == 1  # 0 in float32
+
+
 def test_draws_follow_the_distribution() -> None:
     probability = torch.tensor([0.5, 0.3, 0.15, 0.05])
     generator = torch.Generator().manual_seed(0)

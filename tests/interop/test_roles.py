@@ -14,7 +14,7 @@ from foreign import smollm2_tokenizer
 import gptlab as package
 from gptlab.config import config_from
 from gptlab.data import TokenDataset, prepare
-from gptlab.errors import DataError
+from gptlab.errors import DataError, GptlabError
 from gptlab.evals.multiple_choice import Question, encode_question
 from gptlab.inference.generate import Sampling, generate
 from gptlab.interop import export_run, import_run
@@ -205,6 +205,15 @@ def test_an_export_of_ours_begins_with_the_separator(wild_model: Any, place: Pat
         ]
     (ours,) = run.generate("the cat", max_new_tokens=20, temperature=0)
     assert reader.decode(theirs, skip_special_tokens=True) == ours
+
+
+@pytest.mark.parametrize("role", [{"end_of_text": "<s>"}, {"document_end": "</s>"}, {"stop": ["</s>"]}])
+def test_a_role_that_nobody_would_read_is_refused(wild_model: Any, place: Path, role: dict[str, Any]) -> None:
+    """A tokenizer of gptlab says itself what begins and ends a document: what was asked for beside it was ignored."""
+    wild_model("llama3", vocab_size=257).save_pretrained(place / "theirs")
+    with pytest.raises(GptlabError, match=f"{next(iter(role))} is for a tokenizer.json of others, and byte has"):
+        import_run(place / "theirs", name="it", tokenizer="byte", **role)
+    assert not (place / "runs").exists()
 
 
 @pytest.mark.slow

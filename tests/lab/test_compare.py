@@ -20,6 +20,7 @@ from gptlab.lab.report.compare import (
     read_plain_config,
     read_runs,
     table,
+    unlike_lines,
     write_comparison,
 )
 from gptlab.lab.report.registry import list_runs
@@ -176,3 +177,15 @@ def test_what_was_not_trained_here_has_no_training_settings(came: str, tmp_path:
     assert "0.3" not in page.partition("In what their configs differ")[2].partition("</table>")[0]
     (entry,) = (each for each in list_runs(Store(runs[2].parent)) if each.name == runs[2].name)
     assert entry.steps is None
+
+
+def test_validations_of_different_text_are_not_shown_as_if_they_could_be_compared() -> None:
+    folders = [make_run(name) for name in ("a", "b", "c", "d")]
+    for folder, digest in zip(folders, ("one", "two", "two"), strict=False):
+        (folder / "env.json").write_text(json.dumps([{"validation": {"validation data": digest, "window": "32"}}]))
+    runs = read_runs(folders)
+    assert list(unlike_lines(runs)) == ["do not compare loss of 2-3 with that of 1: validation data two against one"]
+    assert not list(unlike_lines(runs, "train/loss"))
+    assert not list(unlike_lines(runs[1:]))  # of a run before 0.4 it is not known
+    write_comparison(runs, Path("out"))
+    assert "do not compare" in Path("out/comparison.html").read_text()

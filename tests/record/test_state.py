@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_a_run_that_became_another_is_not_the_one_that_its_name_says(run: Path) 
     assert state(run, "ffffffff") is State.FINISHED
     renamed = run.rename(run.parent / "mine")
     assert state(renamed) is State.FINISHED  # a name without a hash promises none
+
+
+@pytest.mark.parametrize("says", ["env.json", "config.yaml"])
+def test_a_copy_under_the_name_of_another_seed_is_not_that_seeds_run(run: Path, says: str) -> None:
+    if says == "env.json":
+        (run / "env.json").write_text(json.dumps([{"config_hash": HASH, "seed": "1"}]))
+    else:  # as before 0.4
+        (run / "config.yaml").write_text("name: name\nseed:\n  init: 1\n  data: 1\n  dropout: 1\ntrain: {}\n")
+    assert state(run) is State.FINISHED
+    copy = shutil.copytree(run, run.with_name(f"name-{HASH}-seed2"))
+    assert state(copy) is State.RECONFIGURED
+    assert state(copy.rename(run.with_name(f"other-{HASH}-seed1"))) is State.FINISHED
 
 
 def test_what_was_imported_has_no_facts_and_is_finished(run: Path) -> None:

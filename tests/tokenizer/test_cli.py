@@ -151,7 +151,7 @@ TRAIN = ("train", "--input", "text.txt", "--vocab-size", "300", "--name")
         ((*TRAIN, "t", "--grow", "byte"), "only bpe"),
         ((*TRAIN, "t", "--grow", "byte", "--pattern", "gpt2"), "--pattern means nothing with --grow"),
         ((*TRAIN, "t", "--limit-bytes", "0"), "--limit-bytes 0"),
-        ((*TRAIN, "t", "--special", ""), "blank"),
+        ((*TRAIN, "t", "--special", ""), "--special is empty"),
         (("show", "nope", "text"), "no tokenizer 'nope'"),
         (("stats", "byte"), "add --input"),
         (("import", "nowhere", "--name", "t"), "nowhere does not exist"),

@@ -293,6 +293,7 @@ def test_what_makes_no_soup(make: Make, mistake: Callable[..., str]) -> None:
     assert "--weights: 3 given for 2 runs" in mistake(a, b, *out, "--weights", "1,2,3")
     assert "must be above 0" in mistake(a, b, *out, "--weights", "1,0")
     assert "must be above 0" in mistake(a, b, *out, "--weights", "1,nan")
+    assert "below 1e100" in mistake(a, b, *out, "--weights", "1e308,1e308")  # whose sum is no number
     assert "write numbers with commas" in mistake(a, b, *out, "--weights", "1;2")
     assert "exclude each other" in mistake(a, b, *out, "--weights", "1,2", "--greedy")
     assert "name" in mistake(a, b, "--out", "../x", "--device", "cpu")

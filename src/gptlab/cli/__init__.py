@@ -29,6 +29,7 @@ from gptlab.cli.lr_find import lr_find
 from gptlab.cli.mup import app as mup_app
 from gptlab.cli.new import app as new_app
 from gptlab.cli.noise import noise
+from gptlab.cli.options import NothingEmpty
 from gptlab.cli.paper import paper
 from gptlab.cli.plan import plan
 from gptlab.cli.report import report
@@ -103,9 +104,11 @@ def _begin(
 for _panel, _commands in COMMANDS.items():
     for _name, _command in _commands.items():
         if isinstance(_command, typer.Typer):
+            for _one in _command.registered_commands:
+                _one.cls = NothingEmpty
             app.add_typer(_command, name=_name, rich_help_panel=_panel)
         else:
-            app.command(_name, rich_help_panel=_panel)(_command)
+            app.command(_name, cls=NothingEmpty, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gptlab.cli.options import check_folder
 from gptlab.cli.tables import show_rows
 from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
@@ -23,20 +24,30 @@ def compare(
     ] = None,
 ) -> None:
     """Show runs beside each other: what they came to, what they cost, in what their configs differ."""
-    from gptlab.lab.report.compare import config_lines, measure_top_k, read_runs, table, write_comparison
+    from gptlab.lab.report.compare import (
+        config_lines,
+        measure_top_k,
+        read_runs,
+        table,
+        unlike_lines,
+        write_comparison,
+    )
 
     try:
-        ks = [int(k) for k in top_k.split(",")] if top_k is not None else []
+        ks = list(dict.fromkeys(int(k) for k in top_k.split(","))) if top_k is not None else []
     except ValueError:
         raise GptlabError(f"--top-k {top_k}: not numbers; write for example --top-k 1,5") from None
     if len(runs) < 2:
         raise GptlabError("compare needs two runs or more; name their folders")
+    check_folder(out, "--out")
     found = read_runs(runs, metric)
     if ks:
         measure_top_k(runs, ks)
         found = read_runs(runs, metric)
     shown = table(found, metric, ks)
     show_rows(shown.header, shown.rows, left=shown.left)
+    for line in unlike_lines(found, metric):
+        output().print(f"\n{line}", markup=False)
     lines = list(config_lines(found))
     output().print("\nconfigs are equal but for their names" if not lines else "\nconfigs differ in", markup=False)
     for line in lines:

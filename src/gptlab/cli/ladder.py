@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptlab.cli.confirm import confirm_training, missing_runs
-from gptlab.cli.options import Config, DryRun, Jobs, Overrides, Probe, Yes, load_single
+from gptlab.cli.options import Config, DryRun, Jobs, Overrides, Probe, Yes, check_folder, load_single
 from gptlab.cli.tables import show_rows
 from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
@@ -50,6 +50,7 @@ def ladder(
     )
     from gptlab.lab.studies.ladder import write_ladder as write
 
+    check_folder(out, "--out")
     target = None
     if predict is not None:
         try:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptlab.cli.options import OneStage, Overrides, load_one
+from gptlab.cli.options import OneStage, Overrides, check_picture, load_one
 from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError
 
@@ -38,6 +38,7 @@ def check(
         chosen = [int(width) for width in widths.split(",")] if widths else []
     except ValueError:
         raise ConfigError(f"--widths: {widths!r} is no list of numbers; write for example 128,256,512") from None
+    check_picture(out)
     loaded = load_one(config, overrides, stage)
     with progress(unit="widths", transient=True) as bar:
         task = bar.add_task("coordinate check", total=2 * (len(chosen) or 4))

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import Context
+from typer.core import TyperCommand
 
 from gptlab.console import say
 from gptlab.errors import ConfigError, GptlabError, did_you_mean
@@ -54,6 +56,25 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and train
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")]
 Probe = Annotated[bool, typer.Option(help="measure speed before asking")]
 MetricName = Annotated[str, typer.Option("--metric", help="loss or bits_per_byte")]
+
+
+_MAY_BE_EMPTY = {"prompts", "text", "separator", "widths"}
+
+
+class NothingEmpty(TyperCommand):
+    """A command that refuses an empty value, such as `--out "$OUT"` gives where OUT is not set: a path would be the
+    folder that one is in."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Raises GptlabError naming the option."""
+        raw, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        for parameter in order:
+            given = raw.get(parameter.name)
+            empty = "" in given if isinstance(given, list | tuple) else given == ""
+            if empty and parameter.name not in _MAY_BE_EMPTY:
+                name = parameter.opts[-1] if parameter.param_type_name == "option" else str(parameter.name).upper()
+                raise GptlabError(f"{name} is empty; give it a value, or leave it out")
+        return super().parse_args(ctx, args)
 
 
 def load_one(source: str, overrides: Sequence[str], stage: str | None) -> RunConfig:
@@ -115,6 +136,15 @@ def check_picture(path: Path | None) -> None:
     if path.suffix != ".png":
         raise GptlabError(f"--out {path}: pictures are PNG; name a file that ends in .png")
     check_place(path, "--out")
+
+
+def check_folder(path: Path | None, option: str) -> None:
+    """Refuse, before any work, a place where no folder can be made in the end."""
+    if path is None:
+        return
+    check_place(path, option)
+    if path.exists() and not path.is_dir():
+        raise GptlabError(f"{option} {path}: this is a file; name a folder")
 
 
 def parse_count(text: str | None, option: str, *, least: int | None = None) -> int | None:

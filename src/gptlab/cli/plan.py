@@ -41,6 +41,7 @@ def plan(
 ) -> None:
     """Predict parameters, FLOPs, memory, time and dollars of CONFIG, on this machine or on a GPU of the table."""
     from gptlab.config import find_config
+    from gptlab.config.numbers import require_count
     from gptlab.hardware.gpus import find_gpu, read_gpus
     from gptlab.lab.experiment.spec import hash_of
     from gptlab.planning.budget import compute_optimal_budget
@@ -49,6 +50,9 @@ def plan(
     from gptlab.planning.subprocesses import probe_in_subprocess
 
     _check_options(gpu, gpus, rate, budget, probe)
+    require_count("overhead", overhead, "minutes")
+    require_count("probe_seconds", probe_seconds, "minutes")
+    require_count("vocab_size", vocab_size or 1, "vocab_size")
     loaded, cards = load_one(config, overrides, stage), read_gpus(gpu_table)
     card = find_gpu(gpu, cards) if gpu is not None else None
     measured = None

@@ -88,7 +88,7 @@ def train(
     sizes = _sizes(vocab_size)
     names = [f"{name}-{size}" for size in sizes] if len(sizes) > 1 else [name]
     for each in names:
-        _check_free(each, force)
+        _check_free(each, force, trained=True)
 
     specials = special or []
     started = time.perf_counter()
@@ -203,6 +203,8 @@ def show(
     from gptlab.tokenizer import load_tokenizer
 
     if text == "-":
+        if sys.stdin is None:
+            raise DataError("standard input is closed, and - reads it; give the text itself")
         try:
             text = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
@@ -310,10 +312,10 @@ def _short(source: str, width: int) -> str:
     return source if len(source) <= width else "…" + source[1 - width :]
 
 
-def _check_free(name: str, force: bool) -> None:
+def _check_free(name: str, force: bool, *, trained: bool = False) -> None:
     from gptlab.tokenizer.formats import check_name
 
-    check_name(name)
+    check_name(name, trained=trained)
     folder = ROOT / name
     check_place(folder, "--name")
     settle(folder)

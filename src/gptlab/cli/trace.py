@@ -31,11 +31,13 @@ def trace(
 def _show_trace(source: str, config: RunConfig, *, vocab_size: int | None, depth: int) -> None:
     """A table of modules; blocks that are alike are shown once."""
     from gptlab.config import format_count
+    from gptlab.config.numbers import require_count
     from gptlab.model.trace import trace_model
 
     for option, given in (("--vocab-size", vocab_size), ("--depth", depth)):
         if given is not None and given < 1:
             raise GptlabError(f"{option} must be at least 1 (given: {given})")
+    require_count("vocab_size", vocab_size or 1, "vocab_size")
     vocabulary = vocab_size or vocabulary_of(source, config)
     with waiting("building the model"):
         traced = trace_model(config, vocabulary)

@@ -1,20 +1,22 @@
 """What makes two runs the same run: a hash over everything that changes results, and nothing else.
 
 Left out are the name, the seed (it is spelled out in the folder's name), the sections `system`, `checkpoint` and
-`log`, how often validation happens, and every path; what a path leads to (the tokens, the source of a component)
-takes its place, so that moving files changes nothing and editing them changes the hash.
+`log`, how often validation happens, and every path; what a path leads to (the tokens, the source of a component and of
+what it imports of its user's own) takes its place, so that moving files changes nothing and editing them changes the
+hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gptlab.config.schema import RunConfig
-from gptlab.config.slots import Slot, used_files
+from gptlab.config.signatures import own_sources
+from gptlab.config.slots import Slot, used_files, used_modules
 from gptlab.config.start import starting_run
 
 UNHASHED = (
@@ -44,12 +46,13 @@ ADDED_ARGUMENTS: dict[str, dict[str, Any]] = {"Attention": {"without_rotation": 
 
 def component_files(config: RunConfig) -> dict[str, Path]:
     """Files of user components that the config names, by the path it names them with."""
+    return _used(config, used_files)
+
+
+def _used(config: RunConfig, find: Callable[[Slot], dict[str, Path]]) -> dict[str, Path]:
+    """What `find` finds in the slots of a config."""
     slots = [config.model, config.loss, config.optimizer, config.schedule, config.data.mix, config.data.stream]
-    found: dict[str, Path] = {}
-    for slot in slots:
-        if isinstance(slot, Slot):
-            found |= used_files(slot)
-    return found
+    return {name: path for slot in slots if isinstance(slot, Slot) for name, path in find(slot).items()}
 
 
 def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
@@ -65,11 +68,18 @@ def hashed_values(config: RunConfig, data: Mapping[str, str]) -> dict[str, Any]:
     values["data"]["fingerprints"] = dict(sorted(data.items()))
     if (start := starting_run(values["model"].get("init_from"))) is not None:
         values["model"]["init_from"] = start[1]
-    digests = {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in component_files(config).items()
-    }
+    sources = component_files(config) | _used(config, used_modules)
+    digests = {name: _digest(path) for name, path in sources.items()}
     replaced: dict[str, Any] = _replace_files(_without_added(values), digests)
     return replaced
+
+
+def _digest(file: Path) -> str:
+    """16 hex digits of SHA-256 of a component's source, and of what it imports of its user's own."""
+    content = file.read_bytes()
+    if others := own_sources(file):
+        content += b"".join(sorted(hashlib.sha256(other.read_bytes()).digest() for other in others))
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _without_added(value: Any) -> Any:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable
 
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, option
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _NUMBER = re.compile(r"([+-]?(?:\d[\d_]*)(?:\.\d*)?(?:[eE][+-]?\d+)?|[+-]?\.\d+(?:[eE][+-]?\d+)?)([KMBGT]?)", re.I)
@@ -42,6 +42,7 @@ BOUNDS: dict[str, int] = {
     "processes": 4096,
     "runs": 10_000,
     "minutes": 10**6,
+    "vocab_size": 2**31 - 1,
     "metric": 10**12,
 }
 """The largest value of each kind of size that anything can be made of: beyond it, something is looped over or allocated
@@ -80,6 +81,14 @@ def require_bounds(where: str, **sizes: int | None) -> None:
             raise ConfigError(
                 f"{key}: {value:g} is more than anything here can hold; at most {BOUNDS[name]:,}", key=key
             )
+
+
+def require_count(name: str, value: int | float, most: str) -> None:
+    """Raise ConfigError where `value`, given to the option `name`, is beyond `BOUNDS` of `most`."""
+    if not value <= BOUNDS[most]:
+        raise ConfigError(
+            f"{option(name, value)}: more than anything here can hold or wait for; at most {BOUNDS[most]:,}"
+        )
 
 
 def format_count(value: float) -> str:

@@ -10,6 +10,7 @@ import ast
 import functools
 import importlib.machinery
 import importlib.util
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,6 +123,64 @@ def locate(kind: str, use: str) -> tuple[str, Path, str]:
     if found is None or found.suffix != ".py":
         raise ConfigError(f"{kind}: no module {module!r} (from `use: {use}`); install it or put it on PYTHONPATH")
     return module, found, name
+
+
+# ---------------------------------------------------------------- what else of a user's own a component runs
+
+_INSTALLED = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+
+
+def is_own_source(file: Path) -> bool:
+    """Whether a file is somebody's own: neither gptlab's nor Python's, nor of an installed package, all of which are
+    known by their versions."""
+    place = file.resolve()
+    installed = any(place.is_relative_to(folder) for folder in (*_INSTALLED, Path(__file__).resolve().parents[1]))
+    return file.suffix == ".py" and not installed and not {"site-packages", "dist-packages"} & set(place.parts)
+
+
+def own_sources(file: Path) -> list[Path]:
+    """The files of a user's own that `file` imports, directly or through others, without itself: what they do is as
+    much the component's as what stands in its file. Those that are not found are not there to be imported."""
+    found: dict[Path, None] = {file.resolve(): None}
+    waiting = [file]
+    while waiting:
+        source = waiting.pop()
+        for imported in _own_imports(source, source.stat().st_mtime_ns):
+            if imported.resolve() not in found:
+                found[imported.resolve()] = None
+                waiting.append(imported)
+    return sorted(path for path in found if path != file.resolve())
+
+
+@functools.lru_cache(maxsize=256)
+def _own_imports(file: Path, modified: int) -> tuple[Path, ...]:
+    """The files of a user's own that the statements of a source file name. `modified` keys the cache."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):
+        return ()  # whoever reads it for its classes says so
+    found: list[Path | None] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                found += [_module_file(name.name) or _beside(file, name.name) for name in names]
+            case ast.ImportFrom(module=module, names=names, level=0) if module:
+                own = _module_file(module) or _beside(file, module)
+                found.append(own)
+                if own is not None and own.name == "__init__.py":
+                    found += [_beside(own, name.name) for name in names]
+            case ast.ImportFrom(module=module, names=names, level=level):
+                folder = file.parents[min(level, len(file.parents)) - 1]
+                below = _beside(folder / "__init__.py", module) if module else folder / "__init__.py"
+                found.append(below)
+                found += [_beside(below or folder / "__init__.py", name.name) for name in names]
+    return tuple(one for one in found if one is not None and one.is_file() and is_own_source(one))
+
+
+def _beside(file: Path, module: str) -> Path | None:
+    """The source of `module` in the folder of `file`."""
+    place = file.parent.joinpath(*module.split("."))
+    return next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
 
 
 # ---------------------------------------------------------------- reading a source file

@@ -20,7 +20,7 @@ from typing import Any
 import pydantic
 
 from gptlab.config.messages import SlotError, explain
-from gptlab.config.signatures import component_names, signature
+from gptlab.config.signatures import component_names, is_own_source, locate, signature
 from gptlab.errors import ConfigError, did_you_mean
 
 
@@ -114,6 +114,18 @@ def validate_slot(kind: str, value: Any, *, default: str | None = None) -> Slot:
     except pydantic.ValidationError as error:
         raise SlotError(*explain(error, found.schema, arguments)) from None
     return Slot(kind, {"use": use, **{key: getattr(checked, key) for key in known}})
+
+
+def used_modules(slot: Slot) -> dict[str, Path]:
+    """Modules of a user's own, by the import path that a slot value names components with; nested ones too."""
+    found: dict[str, Path] = {}
+    module, _, _ = str(slot["use"]).rpartition(":")
+    if module and not module.endswith(".py") and is_own_source(file := locate(slot.kind, slot["use"])[1]):
+        found[module] = file
+    for value in slot.values():
+        if isinstance(value, Slot):
+            found |= used_modules(value)
+    return found
 
 
 def used_files(slot: Slot) -> dict[str, Path]:

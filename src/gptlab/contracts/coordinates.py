@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.config import RunConfig, build
+from gptlab.config.numbers import require_count
 from gptlab.data import open_splits, open_stream
 from gptlab.errors import ConfigError, option
 from gptlab.loss import IGNORE, TokenBatch
@@ -65,6 +66,8 @@ def coordinate_check(
         raise ConfigError(
             "model.mup is not set; give the base, for example {dim: 128, heads: 2}, with which to compare"
         )
+    require_count("steps", steps, "runs")
+    require_count("seeds", seeds, "runs")
     widths = list(widths) or [base["dim"] * factor for factor in (1, 2, 4, 8)]
     if any(width % base["dim"] for width in widths):
         raise ConfigError(f"{option('widths')}: {widths} must be multiples of the base's {base['dim']} (model.mup.dim)")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 from gptlab.inference.cache import KVCache
 
 _COLDEST = 1e-6
@@ -41,19 +41,18 @@ class Sampling:
     stop_at_end: bool = True
 
     def __post_init__(self) -> None:
-        problems = {
-            "max_new_tokens must be at least 1": self.max_new_tokens < 1,
-            f"temperature must be 0, or from {_COLDEST} on": not (
-                self.temperature == 0 or _COLDEST <= self.temperature < math.inf
-            ),
-            "top_k must be at least 1": self.top_k is not None and self.top_k < 1,
-            "top_p must be above 0 and at most 1": self.top_p is not None and not 0 < self.top_p <= 1,
-            "seed must be from -2^63 to 2^64 - 1": self.seed is not None and not -(2**63) <= self.seed < 2**64,
-            "min_p must be from 0 to 1": self.min_p is not None and not 0 <= self.min_p <= 1,
+        known = self.temperature == 0 or _COLDEST <= self.temperature < math.inf
+        ranges = {
+            "max_new_tokens": ("at least 1", self.max_new_tokens >= 1),
+            "temperature": (f"0, or from {_COLDEST} on", known),
+            "top_k": ("at least 1", self.top_k is None or self.top_k >= 1),
+            "top_p": ("above 0 and at most 1", self.top_p is None or 0 < self.top_p <= 1),
+            "min_p": ("from 0 to 1", self.min_p is None or 0 <= self.min_p <= 1),
+            "seed": ("from -2^63 to 2^64 - 1", self.seed is None or -(2**63) <= self.seed < 2**64),
         }
-        for problem, present in problems.items():
-            if present:
-                raise GptlabError(f"{problem} (given: {getattr(self, problem.split()[0])})")
+        for name, (range_, kept) in ranges.items():
+            if not kept:
+                raise GptlabError(f"{option(name)} must be {range_} (given: {getattr(self, name)})")
 
 
 def sample_token(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
@@ -71,7 +70,8 @@ def sample_token(logits_BV: Tensor, sampling: Sampling, generator: torch.Generat
         if order is None:  # top_k as large as the vocabulary left the order alone
             probability, order = probability.sort(dim=-1, descending=True)
         before = probability.cumsum(-1) - probability
-        probability = probability.masked_fill(before >= sampling.top_p, 0.0)
+        beyond = (before >= sampling.top_p) & (before > 0)  # the likeliest stays, however small p is in float32
+        probability = probability.masked_fill(beyond, 0.0)
     if sampling.min_p is not None:
         floor = sampling.min_p * probability.amax(-1, keepdim=True)
         probability = probability.masked_fill(probability < floor, 0.0)
@@ -122,7 +122,8 @@ def stream_tokens(
         return
     if sampling.top_k is not None and sampling.top_k > model.vocab_size:
         raise GptlabError(
-            f"top_k is {sampling.top_k}, and the vocabulary has {model.vocab_size} tokens; leave top_k out to keep all"
+            f"{option('top_k')} is {sampling.top_k}, and the vocabulary has {model.vocab_size} tokens; leave it out to "
+            "keep all"
         )
     if any(not prompt for prompt in prompts):
         raise GptlabError("a prompt is empty; give at least one token (or text)")

@@ -147,10 +147,15 @@ def _tokenizer(folder: Path, theirs: Values, name: str, chosen: str | None, role
     new_name = f"{name}-tokenizer"
     place = Path(chosen) if chosen is not None else folder
     holds_theirs = (place / "tokenizer.json").is_file() or (place.is_file() and place.suffix == ".json")
-    if (place / "meta.json").is_file() and chosen is None:
-        return load_tokenizer(place)
     if holds_theirs and not (place / "meta.json").is_file():
         return import_tokenizer(str(place), name=new_name, **roles)
+    if given := next((role for role, value in roles.items() if value), None):
+        raise CheckpointError(
+            f"{option(given)} is for a tokenizer.json of others, and {chosen or folder} has a tokenizer of gptlab, "
+            "which says it itself; leave it out"
+        )
+    if (place / "meta.json").is_file() and chosen is None:
+        return load_tokenizer(place)
     if chosen is not None:
         return load_tokenizer(chosen)
     if theirs["model_type"] == "gpt2" and theirs.get("vocab_size") == _GPT2_VOCABULARY:

@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptlab.errors import ConfigError
+from gptlab.errors import ConfigError, GptlabError
 
 T = TypeVar("T")
+_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,20 @@ class World:
 
 
 def find_world() -> World:
-    """The world that torchrun's environment variables describe; one process where there are none."""
-    return World(
-        rank=int(os.environ.get("RANK", 0)),
-        size=int(os.environ.get("WORLD_SIZE", 1)),
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-    )
+    """The world that torchrun's environment variables describe; one process where there are none.
+
+    Raises GptlabError where they are not numbers, or not all there.
+    """
+    try:
+        rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES.items())
+    except ValueError:
+        given = ", ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ)
+        raise GptlabError(f"{given}: no numbers of processes; unset them, or start with torchrun") from None
+    if not 0 <= rank < size or (size > 1 and "RANK" not in os.environ):
+        raise GptlabError(
+            f"WORLD_SIZE is {size} and RANK is {os.environ.get('RANK', 'not set')}; unset both, or start with torchrun"
+        )
+    return World(rank=rank, size=size, local_rank=local_rank)
 
 
 def init_distributed(world: World, device: torch.device) -> bool:
@@ -92,6 +101,10 @@ def init_distributed(world: World, device: torch.device) -> bool:
         torch.cuda.set_device(device)
     if world.size == 1 or dist.is_initialized():
         return False
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise GptlabError(
+            f"WORLD_SIZE is {world.size} and {' and '.join(missing)} not set; unset it, or start with torchrun"
+        )
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return True
 

@@ -7,7 +7,7 @@ all of that is equal; where it is not known (a run of gptlab before 0.4), that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 What = TypeVar("What")
@@ -78,6 +78,17 @@ def unlike_pair(
         elif changed := differences(identity, first[1], by_byte=by_byte):
             return what, first[0], changed[0]
     return None
+
+
+def unlike_first(identities: Sequence[Identity | None], *, by_byte: bool = False) -> tuple[int, dict[str, list[int]]]:
+    """The number of the first identity that is known, and the numbers of those that differ from it, by in what."""
+    first = next((number for number, one in enumerate(identities) if one is not None), 0)
+    unlike: dict[str, list[int]] = {}
+    for number, one in enumerate(identities):
+        reference = identities[first]
+        if one is not None and reference is not None and (changed := differences(one, reference, by_byte=by_byte)):
+            unlike.setdefault("; ".join(changed), []).append(number)
+    return first, unlike
 
 
 def data_identity(fingerprints: Mapping[str, str]) -> Identity:

@@ -30,6 +30,9 @@ from typing_extensions import TypedDict  # pydantic wants this one below Python 
 
 from gptlab.config import RunConfig, component_files, dump_yaml, load_config, weights_digest
 from gptlab.config.jsonfile import read_json
+from gptlab.config.schema import Seed
+from gptlab.config.signatures import own_sources
+from gptlab.config.yamlfile import parse_yaml
 from gptlab.console import say
 from gptlab.errors import BusyError, CheckpointError, GptlabError
 from gptlab.files import atomic_folder, exclusive, not_a_folder, write_atomic
@@ -41,7 +44,9 @@ DIVERGED = "diverged"
 """The kind of failure that would come again."""
 WEIGHTS, FACTS, FAILED = "model.safetensors", "facts.json", "failed.json"
 DIGEST = "model.sha256"
-_NAMED_HASH = re.compile(r"-([0-9a-f]{8})(-seed[0-9-]+)?$")
+_OWN = {"config.yaml", "code", "log.txt", "plan.json", "tokenizer", "checkpoints", "evals", "loss.png", "metrics.csv"}
+_OWN |= {"metrics.jsonl", WEIGHTS, DIGEST, FACTS, FAILED}
+_NAMED = re.compile(r"-([0-9a-f]{8})(?:-seed([0-9-]+))?$")
 
 
 class State(enum.Enum):
@@ -56,9 +61,10 @@ class State(enum.Enum):
     DIVERGED = "diverged"
     """It stopped by itself and would again: `read_failure` says why."""
     FINISHED = "finished"
-    """It has its final weights, its facts, and the hash that its name promises; or it was imported or averaged."""
+    """It has its final weights, its facts, and the hash and seed that its name promises; or it was imported or
+    averaged."""
     RECONFIGURED = "reconfigured"
-    """It is finished, with another config than its name (or the hash that is asked for) stands for."""
+    """It is finished, with another config or seed than its name (or the hash that is asked for) stands for."""
     DAMAGED = "damaged"
     """A file that must be there is missing, torn or no longer readable."""
 
@@ -71,6 +77,8 @@ class Session(TypedDict, total=False):
     started: str
     """ISO 8601."""
     config_hash: str
+    seed: str
+    """As folders are named by it."""
     git: dict[str, str] | None
     """Commit, and the diff of what was not committed."""
     validation: Identity
@@ -96,6 +104,14 @@ class Failure:
     message: str
     key: str | None = None
     step: int | None = None
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether there is something at `folder` that is no run's, begun or finished: nothing is trained into that."""
+    if not folder.is_dir():
+        return folder.exists()
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return "env.json" not in names and not names <= _OWN
 
 
 def require_run(folder: Path) -> None:
@@ -127,6 +143,9 @@ def write_run_folder(folder: Path, config: RunConfig, session: Session) -> None:
             _copy(file, code / "gptlab" / file.relative_to(package))
         for name, path in component_files(config).items():
             _copy(path, code / path.name)
+            for other in own_sources(path):
+                if other.is_relative_to(path.resolve().parent):
+                    _copy(other, code / other.relative_to(path.resolve().parent))
             values = _rename(values, f"{name}:", f"./code/{path.name}:")
     write_atomic(folder / "config.yaml", dump_yaml(values))
     sessions = read_sessions(folder)
@@ -167,7 +186,9 @@ def _state(folder: Path, config_hash: str | None) -> State:
     if weights and facts:
         wanted = config_hash or named_hash(folder)
         has = sessions[-1].get("config_hash") if sessions else None
-        return State.FINISHED if wanted is None or has == wanted else State.RECONFIGURED
+        promised = _named(folder, 2)
+        fits = wanted in (None, has) and (promised is None or _trained_seed(folder, sessions) in (None, promised))
+        return State.FINISHED if fits else State.RECONFIGURED
     return State.INTERRUPTED if weights or any(folder.glob("checkpoints/step-*")) else State.STARTED
 
 
@@ -178,8 +199,25 @@ def made_elsewhere(sessions: Sequence[Session]) -> bool:
 
 def named_hash(folder: Path) -> str | None:
     """The hash that the name of a run's folder promises; None for a folder of another name."""
-    found = _NAMED_HASH.search(folder.resolve().name)
-    return found[1] if found is not None else None
+    return _named(folder, 1)
+
+
+def _named(folder: Path, part: int) -> str | None:
+    """Hash (1) or seed (2) in the name of a run's folder, where it has them."""
+    found = _NAMED.search(folder.resolve().name)
+    return found[part] if found is not None else None
+
+
+def _trained_seed(folder: Path, sessions: Sequence[Session]) -> str | None:
+    """The seed that a run was trained with, so that a copy of its folder is not another seed's run. None where nothing
+    says it (before 0.4 only config.yaml does)."""
+    if sessions and "seed" in sessions[-1]:
+        return sessions[-1]["seed"]
+    with contextlib.suppress(OSError, ValueError, GptlabError):
+        section = re.search(r"^seed:.*\n(?:[ \t].*\n?)*", (folder / "config.yaml").read_text(encoding="utf-8"), re.M)
+        if section is not None and isinstance(found := parse_yaml(section[0], "config.yaml")[0], dict):
+            return str(Seed.model_validate(found["seed"]))
+    return None
 
 
 def _is_complete(path: Path) -> bool:
@@ -206,7 +244,7 @@ def write_failure(folder: Path, failure: Failure) -> None:
 def note_error(folder: Path, error: GptlabError) -> None:
     """Keep in failed.json with what an attempt to train in `folder` ended, where there is a folder and nothing in it to
     go on from: a run that is there is not made a failure by a command that asks the wrong thing of it."""
-    if folder.is_dir() and state(folder) in (State.ABSENT, State.STARTED):
+    if folder.is_dir() and not is_foreign(folder) and state(folder) in (State.ABSENT, State.STARTED):
         write_failure(folder, Failure(type(error).__name__, str(error), key=getattr(error, "key", None)))
 
 
@@ -286,6 +324,7 @@ def session_record(
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "gptlab": __version__,
         "config_hash": config_hash,
+        "seed": str(config.seed),
         "tokens": config.train.tokens,
         "world_size": world_size,
         **hardware,

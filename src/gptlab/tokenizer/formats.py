@@ -18,15 +18,17 @@ from gptlab.tokenizer.patterns import GPT2
 _USUAL_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
 
-def check_name(name: str) -> str:
-    """`name` where it can be a tokenizer's name. Raises DataError for a path, a blank, or a built-in's name."""
+def check_name(name: str, *, trained: bool = False) -> str:
+    """`name` where it can be a tokenizer's name. Raises DataError for a path, a blank, or a built-in's name; one that
+    is `trained` is not GPT-2's, by whose name published weights find theirs."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise DataError(
             f"{name!r} cannot be a tokenizer's name: letters, digits, '.', '_' and '-' only, and no path; the"
             " tokenizer goes to tokenizers/NAME"
         )
-    if name == "byte":
-        raise DataError(f"the name 'byte' belongs to the built-in byte tokenizer; choose another {option('name')}")
+    if name == "byte" or (trained and name == "gpt2"):
+        whose = "the built-in byte tokenizer" if name == "byte" else "GPT-2's published vocabulary"
+        raise DataError(f"the name {name!r} belongs to {whose}; choose another {option('name')}")
     return name
 
 
@@ -187,7 +189,12 @@ def _check_reproduces(path: Path, document: Any, content: str, tokenizer: Tokeni
     source.no_padding()
     source.no_truncation()
     probe = probe_text()
-    expected, found = source.encode(probe, add_special_tokens=False).ids, tokenizer.encode(probe)
+    try:
+        expected = source.encode(probe, add_special_tokens=False).ids
+    except Exception as error:  # the library's own are plain ones: no unknown token, a pattern that does not match
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(f"{path}: cannot encode a probe text itself ({reason}); it cannot be imported") from None
+    found = tokenizer.encode(probe)
     if expected != found:
         at = next((i for i, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), len(found))
         why = "; its BPE leaves out merges at random (dropout)" if document["model"].get("dropout") else ""

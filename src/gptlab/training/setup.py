@@ -101,10 +101,15 @@ def build_job(
             if world.is_main and there < (config.eval.tokens or 0):
                 say(f"{dataset.path}: has {there:,} validation tokens, fewer than eval.tokens; all of them are read")
     fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
-    folder = Path(folder) if folder is not None else Path("runs") / run_name(config, fingerprints)
+    named = folder is None
+    folder = Path("runs") / run_name(config, fingerprints) if folder is None else Path(folder)
     origin = folder
     if resume and _would_become_another(folder, config_hash(config, fingerprints)):
         folder = folder.parent / run_name(config, fingerprints)
+    if runfolder.is_foreign(folder):
+        raise ConfigError(
+            f"{folder} holds something else than a run; name another place with {option('out', argument='folder')}"
+        )
     world.check_divides(config.sequences_per_step, config.train.sequence_length)
     if exit_stack is not None and world.is_main:
         exit_stack.enter_context(runfolder.training_lock(folder))
@@ -112,7 +117,7 @@ def build_job(
         _begin_from(origin, folder, config, identity_of(config, fingerprints), world)
     identity = identity_of(config, fingerprints)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, world=world)
-    checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume)
+    checkpoint, state = _find_resume_checkpoint(config, folder, checkpoints, identity, resume, named)
     if checkpoint is not None:
         _check_measured_alike(folder, measured_on(config, tokenizer, validation))
     with waiting("building the model", shown=world.is_main):
@@ -225,15 +230,15 @@ def _build(
 
 
 def _find_resume_checkpoint(
-    config: RunConfig, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any], resume: bool
+    config: RunConfig, folder: Path, checkpoints: Checkpoints, identity: dict[str, Any], resume: bool, named: bool
 ) -> tuple[Path | None, dict[str, Any]]:
-    """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins."""
+    """The checkpoint to resume from and what it says of itself; None and nothing for a run that begins. `named`:
+    whether the folder is called after the config, and nobody chose another."""
     if not resume:
         if folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"{folder} exists already; add {option('resume', True)} to continue it, or change "
-                f"{option('set', 'name=NAME')}"
-            )
+            place = option("out", argument="folder")
+            other = f"change {option('set', 'name=NAME')}" if named else f"name another {place}"
+            raise ConfigError(f"{folder} exists already; add {option('resume', True)} to continue it, or {other}")
         return None, {}
     newest = checkpoints.newest_whole()
     if newest is None and (folder / runfolder.WEIGHTS).is_file():

@@ -302,9 +302,10 @@ def _shares(weights: Sequence[float] | None, count: int, *, greedy: bool) -> lis
         )
     if len(weights) != count:
         raise ConfigError(f"{option('weights')}: {len(weights)} given for {count} runs; give one a run, in their order")
-    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+    if not all(1e-100 < weight < 1e100 for weight in weights):  # beyond, their sum or a share is no number
         raise ConfigError(
-            f"{option('weights')}: {list(weights)} must be above 0; leave out a run that should have none"
+            f"{option('weights')}: {list(weights)} must be above 0 and below 1e100; leave out a run that should have "
+            "none"
         )
     return [weight / math.fsum(weights) for weight in weights]
 

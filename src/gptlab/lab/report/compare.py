@@ -33,7 +33,7 @@ from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.plotting import COLOURS, count_axis, few_ticks, image, loss_limits, smooth
 from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
-from gptlab.record.measurement import unlike_pair
+from gptlab.record.measurement import Identity, unlike_first, unlike_pair
 from gptlab.record.metrics import read_columns
 from gptlab.record.runfolder import State, made_elsewhere, read_sessions, require_run, state
 
@@ -80,6 +80,7 @@ class RunSummary:
         curve: (tokens, seconds, value) of the metric.
         train: the same of the training loss, smoothed and thinned.
         top_k: accuracy by k, where it was measured.
+        identity: what its validations were read from.
     """
 
     folder: Path
@@ -96,6 +97,7 @@ class RunSummary:
     curve: tuple[Array, Array, Array]
     train: tuple[Array, Array, Array]
     top_k: Mapping[int, float]
+    identity: Identity | None
 
     @property
     def name(self) -> str:
@@ -143,7 +145,8 @@ def _read(folder: Path, key: str) -> RunSummary:
     )
     curve, train = _series(row, key), _series(row, "train/loss")
     values, bytes_ = curve[2], _series(row, "val/bits_per_byte")[2]
-    training, elsewhere = config["train"], made_elsewhere(read_sessions(folder))
+    training, sessions = config["train"], read_sessions(folder)
+    elsewhere = made_elsewhere(sessions)
     seconds = row["seconds"][~np.isnan(row["seconds"])]
     return RunSummary(
         folder=folder,
@@ -161,6 +164,7 @@ def _read(folder: Path, key: str) -> RunSummary:
         curve=curve,
         train=_smooth_and_thin(train),
         top_k=_read_top_k(folder),
+        identity=sessions[-1].get("validation") if sessions else None,
     )
 
 
@@ -280,6 +284,16 @@ def _row(run: RunSummary, ks: Sequence[int]) -> list[str]:
         NONE if facts is None else format_bytes(facts.peak_memory_bytes),
         *(f"{100 * run.top_k[k]:.2f}%" if k in run.top_k else NONE for k in ks),
     ]
+
+
+def unlike_lines(runs: Sequence[RunSummary], metric: str = "loss") -> Iterator[str]:
+    """Which runs' metric was read from something else than that of the first of which that is known, and in what they
+    differ: such numbers stand in one table, and say nothing of each other."""
+    if not (key := METRICS.get(metric, metric)).startswith("val/"):
+        return
+    first, unlike = unlike_first([run.identity for run in runs], by_byte=key == "val/bits_per_byte")
+    for what, numbers in unlike.items():
+        yield f"do not compare {metric} of {format_ranges([n + 1 for n in numbers])} with that of {first + 1}: {what}"
 
 
 def config_differences(runs: Sequence[RunSummary]) -> list[tuple[str, list[tuple[str, list[int]]]]]:
@@ -413,6 +427,7 @@ def write_comparison(runs: Sequence[RunSummary], folder: Path, metric: str = "lo
     blocks: list[Block] = [
         Heading(f"{len(runs)} runs", 1),
         shown,
+        *map(Paragraph, unlike_lines(runs, metric)),
         Picture("curves", f"{metric}; thin lines: training loss, smoothed. The steep beginning is cut off."),
         Heading("In what their configs differ"),
         Table(["key", *[""] * (width - 1)], [[*row, *[""] * (width - len(row))] for row in rows], left=width)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptlab.config import RunConfig, dump_yaml, format_count, parse_number
 from gptlab.config.load import override
+from gptlab.config.numbers import require_count
 from gptlab.console import progress
 from gptlab.errors import ConfigError, GptlabError, option
 from gptlab.files import write_atomic
@@ -118,6 +119,7 @@ def rungs(configs: Mapping[str, RunConfig], sizes: Sequence[Size], tokens: Seque
     """
     if seeds < 1:
         raise GptlabError(f"{option('seeds', seeds)}: nothing would be trained; give 1 or more")
+    require_count("seeds", seeds, "runs")
     first, *others = configs
     todo = [(first, size, length) for size in sizes for length in tokens]
     todo += [(arm, size, tokens[-1]) for arm in others for size in sizes]

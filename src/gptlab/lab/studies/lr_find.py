@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.config import RunConfig, config_from
+from gptlab.config.numbers import require_count
 from gptlab.errors import GptlabError, option
 from gptlab.lab.experiment.spec import hash_of
 from gptlab.lab.runs.execution import Device, train_all
@@ -71,6 +72,7 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Run
         )
     if steps < _LEAST_STEPS:
         raise GptlabError(f"{option('steps', steps)}: too few to see a slope; take {_LEAST_STEPS} or more")
+    require_count("steps", steps, "steps")
     values = config.plain()
     values["schedule"] = {"use": SCHEDULE, "low": low, "high": high}
     # What is too much is decided here: a run that stops at a spike would end before it is seen.

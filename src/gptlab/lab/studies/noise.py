@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from gptlab.config import RunConfig
 from gptlab.config.jsonfile import parse_json, read_json
+from gptlab.config.numbers import require_count
 from gptlab.errors import GptlabError, option
 from gptlab.files import write_atomic
 from gptlab.lab.experiment.metric import Metric, check_alike
@@ -125,6 +126,7 @@ def design_noise_runs(config: RunConfig, store: Store, *, seeds: int, repeats: i
             raise GptlabError(
                 f"{option(name, number)}: the spread of one run cannot be seen; give 2 or more (seeds: 8)"
             )
+        require_count(name, number, "runs")
     digest = hash_of(config)
 
     def run(label: str, init: int, data: int) -> RunSpec:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gptlab.config import RunConfig
+from gptlab.config.numbers import require_count
 from gptlab.console import say
 from gptlab.errors import ConfigError, GptlabError, option
 from gptlab.files import exclusive, is_held
@@ -396,6 +397,7 @@ def _check_numbers(trials: int, seeds: int) -> None:
     for name, number in (("trials", trials), ("seeds", seeds)):
         if number < 1:
             raise GptlabError(f"{option(name, number)}: nothing would be trained; give 1 or more")
+        require_count(name, number, "runs")
 
 
 def _optuna() -> Any:
