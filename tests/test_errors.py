@@ -105,9 +105,9 @@ def evaluate(**options: object) -> None:
 TWICE: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
     "train": (
         train_again,
-        "add resume=True to continue it, or change overrides=['name=NAME']",
+        "add resume=True to continue it, or name another folder",
         ["train", "config.yaml", "--out", "runs/one"],
-        "add --resume to continue it, or change --set name=NAME",
+        "add --resume to continue it, or name another --out",
     ),
     "load_config": (
         lambda: package.load_config("config.yaml", ["train.tokns=2M"]),
