@@ -33,7 +33,7 @@ def prepare(
     validation_tokens: Annotated[
         str | None, typer.Option(help="The first documents, as many as fit in so many tokens, for validation.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Name or folder of the tokenizer.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer: a name, OpenAI's, the hub's, a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to make; default: data/PRESET.")] = None,
     shard_size: Annotated[str, typer.Option(help="Tokens of a shard.")] = "100M",
     num_shards: Annotated[int | None, typer.Option(help="Stop after so many training shards.")] = None,
@@ -129,7 +129,9 @@ def _tokenizer(
         )
         with waiting("collecting characters"):
             return train_char((document.text for document in documents), name=preset)
-    raise DataError("no tokenizer; name one with --tokenizer, like byte or gpt2, or train one: gptlab tokenizer train")
+    raise DataError(
+        "no tokenizer; name one with --tokenizer, like byte, gpt2 or cl100k_base, or train one: gptlab tokenizer train"
+    )
 
 
 @app.command()

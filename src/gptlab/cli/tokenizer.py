@@ -24,6 +24,10 @@ app = typer.Typer(no_args_is_help=True, help="Train, import, inspect and grow to
 ROOT = Path("tokenizers")
 _UPDATE_BYTES = 1 << 20
 
+Name = Annotated[
+    str,
+    typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
+]
 Input = Annotated[
     list[str] | None,
     typer.Option("--input", help="File, folder, glob, URL, hf://NAME or a preset; repeatable.", show_default=False),
@@ -53,7 +57,7 @@ def train(
     kind: Annotated[str, typer.Option(metavar="bpe|byte|char", help="Kind of tokenizer.")] = "bpe",
     pattern: Annotated[
         str | None,
-        typer.Option(metavar="gpt4|gpt2|REGEX", help="How text is cut before merging; gpt4 if not given."),
+        typer.Option(metavar="gpt4|gpt2|o200k|REGEX", help="How text is cut before merging; gpt4 if not given."),
     ] = None,
     special: Annotated[
         list[str] | None,
@@ -153,9 +157,15 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 def import_(
     source: Annotated[
         str,
-        typer.Argument(help="gpt2, a folder with encoder.json + vocab.bpe, a tokenizer.json or its folder."),
+        typer.Argument(
+            help="An OpenAI encoding (gpt2, cl100k_base, o200k_base, …), a name of the hub (owner/name), a folder with"
+            " encoder.json + vocab.bpe, a tokenizer.json or its folder."
+        ),
     ],
-    name: Annotated[str, typer.Option(help="Name here; it goes to tokenizers/NAME.", show_default=False)],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name here; it goes to tokenizers/NAME. An encoding and the hub's bring one."),
+    ] = None,
     end_of_text: Annotated[
         str | None,
         typer.Option(metavar="TOKEN", help="Which special token begins every document.", show_default=False),
@@ -170,9 +180,14 @@ def import_(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
-    """Bring in GPT-2's vocabulary or any Hugging Face tokenizer.json."""
+    """Bring in OpenAI's vocabularies, those of the Hugging Face hub, or any tokenizer.json."""
     from gptlab.tokenizer import import_tokenizer
+    from gptlab.tokenizer.published import OPENAI
 
+    if name is None:
+        if source not in OPENAI and Path(source).exists():
+            raise ConfigError(f"what is {source} to be called here? add --name NAME")
+        name = source.rpartition("/")[2] or source
     _check_free(name, force)
     roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop or ()}
     with waiting(f"importing {source}"):
@@ -187,7 +202,10 @@ def import_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
+    ],
     text: Annotated[str, typer.Argument(help="Text to cut into tokens; - reads standard input.")],
     allow_special: Annotated[
         bool, typer.Option("--allow-special", help="Read special tokens in the text as such.")
@@ -239,7 +257,10 @@ def show(
 
 @app.command()
 def stats(
-    name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
+    ],
     input: Input = None,
     limit_bytes: LimitBytes = None,
     text_column: TextColumn = None,
