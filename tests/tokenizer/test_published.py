@@ -99,7 +99,7 @@ def test_ids_without_a_meaning_get_a_name_and_a_name_belongs_to_what_was_publish
     small = vocabulary("small", {bytes([i]): i for i in range(256)}, {END_OF_TEXT: 258}, ".+|\\s", "a test")
     assert small.special_tokens == {"<|reserved_256|>": 256, "<|reserved_257|>": 257, END_OF_TEXT: 258}
     small.save(tmp_path / "small")
-    with pytest.raises(DataError, match="'cl100k_base' belongs to OpenAI's published vocabulary"):
+    with pytest.raises(DataError, match="'cl100k_base' belongs to another vocabulary"):
         import_tokenizer(str(tmp_path / "small"), name="cl100k_base")
     with pytest.raises(DataError, match="id 7 stands for two tokens"):
         vocabulary("small", {b"a": 7, b"b": 7}, {END_OF_TEXT: 258}, ".+|\\s", "a test")

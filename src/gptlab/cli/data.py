@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptlab.cli.options import check_errors, parse_count
+from gptlab.cli.options import SpecialTokens, check_errors, parse_count
 from gptlab.console import output, say, waiting
 from gptlab.errors import DataError
 
@@ -44,6 +44,7 @@ def prepare(
         str | None, typer.Option(help="Regular expression of rows that begin a document; others are joined on.")
     ] = None,
     errors: Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")] = "strict",
+    special_tokens: SpecialTokens = None,
     limit_bytes: Annotated[str | None, typer.Option(help="Stop after so much text, like 20M.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished data set.")] = False,
 ) -> None:
@@ -63,7 +64,7 @@ def prepare(
         if input and known.validation:
             raise DataError(f"--input replaces the text of preset {preset}; give its validation text with --validation")
         validation, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
-    reading = _reading(known, text_column, separator, document_start, errors)
+    reading = _reading(known, text_column, separator, document_start, errors, special_tokens)
     folder = out or Path("data") / str(preset)
     manifest = prepare_data(
         inputs,
@@ -89,7 +90,12 @@ def prepare(
 
 
 def _reading(
-    known: Preset | None, text_column: str | None, separator: str | None, document_start: str | None, errors: str
+    known: Preset | None,
+    text_column: str | None,
+    separator: str | None,
+    document_start: str | None,
+    errors: str,
+    special_tokens: list[str] | None,
 ) -> Reading:
     import dataclasses
     import re
@@ -109,6 +115,7 @@ def _reading(
         "separator": separator,
         "document_start": document_start,
         "errors": errors,
+        "special_tokens": None if special_tokens in (None, ["none"]) else tuple(sorted(special_tokens or ())),
     }
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 

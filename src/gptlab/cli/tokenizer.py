@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gptlab.cli.options import check_errors, parse_count
+from gptlab.cli.options import SpecialTokens, check_errors, parse_count
 from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError, DataError, did_you_mean
 from gptlab.files import check_place, settle
@@ -207,9 +207,8 @@ def show(
         typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
     ],
     text: Annotated[str, typer.Argument(help="Text to cut into tokens; - reads standard input.")],
-    allow_special: Annotated[
-        bool, typer.Option("--allow-special", help="Read special tokens in the text as such.")
-    ] = False,
+    allow_special: Annotated[bool, typer.Option("--allow-special", help="The same as --special-tokens all.")] = False,
+    special_tokens: SpecialTokens = None,
     ids: Annotated[bool, typer.Option("--ids", help="A table with the ids.")] = False,
 ) -> None:
     """Colour the pieces that a text is cut into."""
@@ -226,7 +225,7 @@ def show(
         except UnicodeDecodeError as error:
             raise DataError(f"standard input is not UTF-8: byte {error.start:,}; convert it first") from None
     tokenizer = load_tokenizer(name, root=ROOT)
-    encoded = tokenizer.encode(text, allow_special=allow_special)
+    encoded = tokenizer.encode(text, allow_special=special_tokens or allow_special)
     table = tokenizer.token_bytes()
     specials = {index: token for token, index in tokenizer.special_tokens.items()}
     console = output()
@@ -370,7 +369,7 @@ class _Source:
     def documents(self) -> Iterator[Document]:
         from gptlab.data.sources import iter_documents
 
-        return iter_documents(self.inputs, limit_bytes=self.limit, **vars(self.reading))
+        return iter_documents(self.inputs, limit_bytes=self.limit, reading=self.reading)
 
     def size(self) -> int | None:
         """Bytes of text, about; None where one cannot tell."""

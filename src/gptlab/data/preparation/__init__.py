@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +89,7 @@ def prepare(
             "limit_bytes": limit_bytes,
             "validation_fraction": validation_fraction,
             "validation_tokens": validation_tokens,
-            **asdict(reading),
+            **reading.options(),
         }
         writer = DatasetWriter(
             folder,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptlab.data.shards import token_dtype
 from gptlab.data.sources.base import Block, Reading, utf8_length
+from gptlab.errors import DataError, option
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     # begins. A split so begins with an end of nothing, and its last document has none.
     ends = [] if tokenizer.document_end is None else [tokenizer.document_end]
     separator = np.array([*ends, tokenizer.end_of_text], dtype=dtype)
-    texts = tokenizer.encode_documents([document.text for document in documents])
+    texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
     begins = np.array([not document.continues for document in documents], dtype=np.bool_)
     parts = [part for ids, first in zip(texts, begins, strict=True) for part in ((separator, ids) if first else (ids,))]
     return EncodedBlock(
@@ -67,6 +68,23 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
         bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
         begins=begins,
     )
+
+
+def _encode_texts(texts: list[str], source: str, tokenizer: Tokenizer, reading: Reading) -> list[NDArray[Any]]:
+    if not reading.special_tokens:
+        return tokenizer.encode_documents(texts)
+    try:
+        encoded = tokenizer.encode_documents(texts, allow_special=reading.special_tokens)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    ends = {tokenizer.end_of_text, tokenizer.document_end} - {None}
+    if any(np.isin(ids, list(ends)).any() for ids in encoded):  # documents are counted by them
+        token = tokenizer.end_of_text_token
+        raise DataError(
+            f"{source}: {token} stands inside of a document; it is what separates them: cut them there with "
+            f"{option('separator', token)}"
+        )
+    return encoded
 
 
 def usable_cores() -> int:

@@ -59,12 +59,19 @@ class Reading:
             takes each file as one document, byte for byte.
         document_start: regular expression; rows are joined into one document until a row begins with a match.
         errors: "strict" refuses what is no text (invalid UTF-8, NUL), "replace" puts U+FFFD in its place.
+        special_tokens: what becomes of the text of special tokens (`gptlab.tokenizer.core.SpecialPolicy`); none: text.
     """
 
     text_column: str = "text"
     separator: str | None = None
     document_start: str | None = None
     errors: Literal["strict", "replace"] = "strict"
+    special_tokens: tuple[str, ...] = ()
+
+    def options(self) -> dict[str, Any]:
+        """What `dataset.json` says of it: what came later (than 0.3) only where it was asked for."""
+        later = {"special_tokens": ()}
+        return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
 
     def decode(self, data: bytes, source: str, offset: int) -> str:
         """UTF-8 bytes, which stand at `offset` of `source`, as text. Raises DataError naming the bad byte."""

@@ -84,16 +84,18 @@ def iter_documents(
     separator: str | None = None,
     document_start: str | None = None,
     errors: Literal["strict", "replace"] = "strict",
+    reading: Reading | None = None,
 ) -> Iterator[Document]:
     """The documents of `inputs` (see `resolve` and `Reading`), one after the other, at bounded memory.
 
     Args:
         limit_bytes: stop after the document or piece that reaches this many UTF-8 bytes; pieces are at most
             about this long then.
+        reading: how text is read, in place of `text_column`, `separator`, `document_start` and `errors`.
 
     Raises DataError for inputs that are missing or no text, and where there is no text at all.
     """
-    reading = Reading(text_column, separator, document_start, errors)
+    reading = reading or Reading(text_column, separator, document_start, errors)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes_for(limit_bytes))
     seen = 0
     for _, documents in read_documents(sources, reading):
