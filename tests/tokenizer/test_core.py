@@ -79,12 +79,10 @@ def test_the_policy_says_which_special_tokens_are_read(tokenizer: Tokenizer) -> 
     assert found("none") == found(False) == found(set()) == found({"none"}) == set()
     assert found({"<|user|>"}) == found("<|user|>") == {user}
     assert found(("raise", "<|user|>", "<|endoftext|>")) == {user, end}
-    for policy, refused in (
-        ("raise", r"'<\|user\|>' at character 1"),
-        (["raise", "<|user|>"], "endoftext.* character 10"),
-    ):
-        with pytest.raises(DataError, match=f"holds the special token .*{refused}.*allow_special='all' as the token"):
-            found(policy)
+    with pytest.raises(DataError, match=r"holds the special token '<\|user\|>' at character 1.*allow_special='all' as"):
+        found("raise")
+    with pytest.raises(DataError, match=r"holds the special token '<\|endoftext\|>' at character 10"):
+        found(["raise", "<|user|>"])
     assert tokenizer.encode("plain", allow_special="raise") == tokenizer.encode("plain")
     with pytest.raises(DataError, match=r"allow_special='<\|usr\|>': is neither a policy .*did you mean '<\|user\|>'"):
         found({"<|usr|>"})

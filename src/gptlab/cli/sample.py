@@ -57,9 +57,8 @@ def sample(
     loaded = load(run, device=device, checkpoint=checkpoint)
     if prompts and "" in prompts and not chat:
         say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
-    _show_samples(
-        loaded, prompts or [""], sampling, show_tokens=show_tokens, special=special_tokens or special, chat=chat
-    )
+    policy = special_tokens or special
+    _show_samples(loaded, prompts or [""], sampling, show_tokens=show_tokens, special=policy, chat=chat)
 
 
 def _show_samples(

@@ -29,8 +29,8 @@ END_OF_TEXT = "<|endoftext|>"
 """The document separator, in GPT-2's spelling."""
 
 SpecialPolicy = bool | str | Collection[str]
-"""What becomes of special tokens' text in a text: "all" (or True) are read as such, "none" (or False) is, "raise" refuses
-a text that has one; a set of special tokens reads these and takes the others as text, and one with "raise" in it reads
+"""What becomes of special tokens in a text: "all" (or True) are read as such, "none" (or False) is, "raise" refuses a
+text that has one; a set of special tokens reads these and takes the others as text, and one with "raise" in it reads
 these and refuses the others (which is tiktoken's own way with a set)."""
 
 _POLICIES = ("all", "none", "raise")
@@ -149,7 +149,7 @@ class Tokenizer:
     # Text to ids
 
     def encode(self, text: str, *, allow_special: SpecialPolicy = False) -> list[int]:
-        """The ids of `text`. Special-token text is ordinary text unless `allow_special` says otherwise (`SpecialPolicy`).
+        """The ids of `text`. Special-token text is ordinary text unless `allow_special`, a `SpecialPolicy`, says not.
 
         Raises DataError where `text` is not valid Unicode, holds a character that a char tokenizer does not know, or a
         special token that is refused; and for a policy that names none.
@@ -179,8 +179,8 @@ class Tokenizer:
         named = {policy} if isinstance(policy, str) else set(policy)
         for text in named.difference(_POLICIES, self.special_tokens):
             raise DataError(
-                f"{option('special_tokens', text, argument='allow_special')}: is neither a policy (all, none, raise) nor"
-                f" a special token of {self.name!r}: {did_you_mean(text, {*_POLICIES, *self.special_tokens})}"
+                f"{option('special_tokens', text, argument='allow_special')}: is neither a policy (all, none, raise) "
+                f"nor a special token of {self.name!r}: {did_you_mean(text, {*_POLICIES, *self.special_tokens})}"
             )
         if "all" in named:
             return self._special_splitter, nothing

@@ -56,8 +56,8 @@ def check_published(tokenizer: Tokenizer) -> Tokenizer:
     """`tokenizer`, where it may have its name. Raises DataError where that belongs to another vocabulary."""
     if HASHES.get(tokenizer.name, tokenizer.hash) != tokenizer.hash:
         raise DataError(
-            f"the name {tokenizer.name!r} belongs to another vocabulary than this, the one that OpenAI published; choose "
-            f"another {option('name')}"
+            f"the name {tokenizer.name!r} belongs to another vocabulary than this, the one that OpenAI published; "
+            f"choose another {option('name')}"
         )
     return tokenizer
 

@@ -77,8 +77,7 @@ def _encode_texts(texts: list[str], source: str, tokenizer: Tokenizer, reading: 
         encoded = tokenizer.encode_documents(texts, allow_special=reading.special_tokens)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
-    ends = {tokenizer.end_of_text, tokenizer.document_end} - {None}
-    if any(np.isin(ids, list(ends)).any() for ids in encoded):  # documents are counted by them
+    if any((ids == tokenizer.end_of_text).any() for ids in encoded):  # documents are counted by it
         token = tokenizer.end_of_text_token
         raise DataError(
             f"{source}: {token} stands inside of a document; it is what separates them: cut them there with "
