@@ -24,7 +24,7 @@ def prepare(
     preset: Annotated[str | None, typer.Argument(help="A known data set: see `gptlab data presets`.")] = None,
     input: Annotated[
         list[str] | None,
-        typer.Option(help="File, folder, glob, URL or hf://NAME[:CONFIG][@SPLIT]; may be given several times."),
+        typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT] or text:WORDS; repeatable."),
     ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="The same, for the validation split.")] = None,
     validation_fraction: Annotated[
@@ -41,7 +41,7 @@ def prepare(
     text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
     separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
     document_start: Annotated[
-        str | None, typer.Option(help="Regular expression of rows that begin a document; others are joined on.")
+        str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")
     ] = None,
     errors: Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")] = "strict",
     special_tokens: SpecialTokens = None,
@@ -131,9 +131,7 @@ def _tokenizer(
         from gptlab.data import iter_documents
         from gptlab.tokenizer import train_char
 
-        documents = iter_documents(
-            inputs, text_column=reading.text_column, separator=reading.separator, errors=reading.errors
-        )
+        documents = iter_documents(inputs, reading=reading)
         with waiting("collecting characters"):
             return train_char((document.text for document in documents), name=preset)
     raise DataError(

@@ -22,7 +22,7 @@ from gptlab.errors import DataError, option
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
 
-_JOURNAL_VERSION = 2  # what one of another says is of other documents, or of other places in them
+_JOURNAL_VERSION = 3  # what one of another says is of other documents, or of other places in them
 
 _LEAST_TOKENS = 1000  # of a shard: fewer are smaller than its header
 _MOST_TEXT = 10**15  # bytes or tokens: far more than anybody has written
@@ -104,7 +104,8 @@ def plan_passes(
         return [Pass("train", sources, validation_tokens=tokens)]
     if fraction is None:
         return [Pass("train", sources)]
-    if len(sources) == 1 and reading.separator is None and (parts := character_split(sources[0], fraction)):
+    whole = reading.separator is None and reading.document_start is None
+    if len(sources) == 1 and whole and (parts := character_split(sources[0], fraction)):
         return [Pass("train", [parts[0]]), Pass("validation", [parts[1]])]
     documents = _count_documents(sources, reading, limit_bytes)
     if documents < 2:

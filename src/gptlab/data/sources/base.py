@@ -57,7 +57,8 @@ class Reading:
         text_column: the column or field that holds the text; `doc.text` is field `text` of field `doc`.
         separator: what stands between the documents of a text file (line ends around it are dropped); None
             takes each file as one document, byte for byte.
-        document_start: regular expression; rows are joined into one document until a row begins with a match.
+        document_start: regular expression; rows, and lines of text files, are joined into one document until one begins
+            with a match. Not beside a separator.
         errors: "strict" refuses what is no text (invalid UTF-8, NUL), "replace" puts U+FFFD in its place.
         special_tokens: what becomes of the text of special tokens (`gptlab.tokenizer.core.SpecialPolicy`); none: text.
     """
@@ -67,6 +68,12 @@ class Reading:
     document_start: str | None = None
     errors: Literal["strict", "replace"] = "strict"
     special_tokens: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and self.document_start is not None:
+            raise DataError(
+                f"{option('separator')} and {option('document_start')} both say where documents begin; give one of them"
+            )
 
     def options(self) -> dict[str, Any]:
         """What `dataset.json` says of it: what came later (than 0.3) only where it was asked for."""
