@@ -12,16 +12,28 @@ from gptlab.console import output, say, waiting
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gptlab.data.preset import Preset
-    from gptlab.data.sources import Reading
+    from gptlab.data.sources import Input, Reading
     from gptlab.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and check them.")
 
+Without = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Leave out documents that hold this; repeatable.")
+]
+MinLength = Annotated[int, typer.Option(min=0, help="Leave out documents of fewer characters.")]
+Keep = Annotated[
+    str | None, typer.Option(metavar="./FILE.py:NAME", help="Leave out documents of which this function says False.")
+]
+
 
 @app.command()
 def prepare(
-    preset: Annotated[str | None, typer.Argument(help="A known data set: see `gptlab data presets`.")] = None,
+    preset: Annotated[
+        str | None, typer.Argument(help="A known data set (see `gptlab data presets`), or a YAML file of your own.")
+    ] = None,
     input: Annotated[
         list[str] | None,
         typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT] or text:WORDS; repeatable."),
@@ -45,32 +57,38 @@ def prepare(
     ] = None,
     errors: Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")] = "strict",
     special_tokens: SpecialTokens = None,
+    without: Without = None,
+    min_length: MinLength = 0,
+    keep: Keep = None,
     limit_bytes: Annotated[str | None, typer.Option(help="Stop after so much text, like 20M.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished data set.")] = False,
 ) -> None:
     """Tokenize text into shards that training reads; goes on where a killed run stopped."""
     from gptlab.data import prepare as prepare_data
     from gptlab.data.preset import load_preset
+    from gptlab.data.sources.selection import with_filters
 
     known = load_preset(preset) if preset is not None else None
     if known is None and not input:
         raise DataError("nothing to prepare; name a preset (gptlab data presets) or give files with --input")
     if out is None and preset is None:
         raise DataError("where to? give a folder with --out")
-    inputs = list(input or (known.inputs if known else []))
+    filters = {"without": tuple(without or ()), "min_length": min_length, "keep": keep}
+    inputs = with_filters(input or (known.inputs if known else []), **filters)
     tokens = parse_count(validation_tokens, "--validation-tokens")
     fraction = validation_fraction
+    checked: Sequence[str | Input] | None = validation
     if known is not None and not validation and fraction is None and tokens is None:
         if input and known.validation:
             raise DataError(f"--input replaces the text of preset {preset}; give its validation text with --validation")
-        validation, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
+        checked, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
     reading = _reading(known, text_column, separator, document_start, errors, special_tokens)
-    folder = out or Path("data") / str(preset)
+    folder = out or Path("data") / Path(str(preset)).stem
     manifest = prepare_data(
         inputs,
         folder,
         tokenizer=_tokenizer(tokenizer, known, str(preset), inputs, reading),
-        validation=validation or None,
+        validation=with_filters(checked, **filters) if checked else None,
         validation_fraction=fraction,
         validation_tokens=tokens,
         reading=reading,
@@ -121,7 +139,7 @@ def _reading(
 
 
 def _tokenizer(
-    asked: str | None, known: Preset | None, preset: str, inputs: list[str], reading: Reading
+    asked: str | None, known: Preset | None, preset: str, inputs: Sequence[str | Input], reading: Reading
 ) -> str | Tokenizer:
     if asked is not None:
         return asked
@@ -133,7 +151,7 @@ def _tokenizer(
 
         documents = iter_documents(inputs, reading=reading)
         with waiting("collecting characters"):
-            return train_char((document.text for document in documents), name=preset)
+            return train_char((document.text for document in documents), name=Path(preset).stem)
     raise DataError(
         "no tokenizer; name one with --tokenizer, like byte, gpt2 or cl100k_base, or train one: gptlab tokenizer train"
     )

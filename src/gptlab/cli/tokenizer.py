@@ -16,7 +16,7 @@ from gptlab.errors import ConfigError, DataError, did_you_mean
 from gptlab.files import check_place, settle
 
 if TYPE_CHECKING:
-    from gptlab.data.sources import Document, Reading
+    from gptlab.data.sources import Document, Input, Reading
     from gptlab.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Train, import, inspect and grow tokenizers.")
@@ -364,7 +364,7 @@ def _sizes(text: str | None) -> list[int]:
 class _Source:
     """Text as the options describe it."""
 
-    inputs: list[str]
+    inputs: Sequence[str | Input]
     reading: Reading
     limit: int | None
 
@@ -385,11 +385,11 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
     """The text of `inputs`; the name of a preset stands for its inputs, read as the preset says."""
     import dataclasses
 
-    from gptlab.data.preset import load_preset, preset_names
+    from gptlab.data.preset import is_own, load_preset, preset_names
     from gptlab.data.sources import Reading
 
     check_errors(errors)
-    named = [each for each in inputs if each in preset_names() and not Path(each).exists()]
+    named = [each for each in inputs if is_own(each) or (each in preset_names() and not Path(each).exists())]
     if named and len(inputs) > 1:
         raise ConfigError(f"--input {named[0]} is a preset; give it alone, presets are read in ways of their own")
     preset = load_preset(named[0]) if named else None

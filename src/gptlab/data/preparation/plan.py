@@ -16,6 +16,7 @@ from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.shards import MAX_SHARDS, MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
 from gptlab.data.sources.resolve import read_documents, total_size
+from gptlab.data.sources.selection import Input, Selected
 from gptlab.data.sources.text import character_split
 from gptlab.errors import DataError, option
 
@@ -50,7 +51,7 @@ class Pass:
 
 
 def check_options(
-    validation: Sequence[str] | None,
+    validation: Sequence[str | Input] | None,
     fraction: float | None,
     tokens: int | None,
     shard_size: int,
@@ -97,6 +98,17 @@ def plan_passes(
 
     Raises DataError where there is nothing to divide, or a file is for both splits.
     """
+    for source in sources if validation is None and (fraction or tokens) else []:
+        if isinstance(source, Selected) and source.input.weight > 1:
+            raise DataError(
+                f"{source.name}: weight {source.input.weight:g} repeats documents, which would come into both splits; "
+                f"give text of its own with {option('validation')}"
+            )
+        if isinstance(source, Selected) and source.input.max_tokens and fraction:
+            raise DataError(
+                f"{source.name}: documents are counted for {option('validation_fraction')} before there are tokens to "
+                f"cap; cap its bytes or documents, or use {option('validation_tokens')}"
+            )
     if validation is not None:
         refuse_equal_files(sources, validation)
         return [Pass("train", sources), Pass("validation", validation)]

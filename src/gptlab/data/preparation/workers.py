@@ -50,6 +50,11 @@ class EncodedBlock:
         lengths[0], begins[0] = lengths[0] + 1, True
         return EncodedBlock(ids, lengths, self.bytes, begins)
 
+    def first(self, count: int) -> EncodedBlock:
+        """The first `count` documents of it."""
+        ids = self.ids[: int(self.lengths[:count].sum())]
+        return EncodedBlock(ids, self.lengths[:count], self.bytes[:count], self.begins[:count])
+
 
 def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock:
     """The ids of a block's documents, each with its separator before it. Raises DataError where it is no text."""

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from gptlab.errors import DataError, option
 
@@ -235,8 +235,9 @@ class Source(Protocol):
     def name(self) -> str:
         """What messages and `dataset.json` call it."""
 
-    is_stream: ClassVar[bool]
-    """Whether reading it twice would fetch it twice."""
+    @property
+    def is_stream(self) -> bool:
+        """Whether reading it twice would fetch it twice."""
 
     def size(self, reading: Reading) -> int | None:
         """Bytes of the source, about; None where that is not known beforehand."""

@@ -110,7 +110,7 @@ def text_blocks(
     separator = reading.separator.encode() if reading.separator is not None else None
     offset, continues = position or (0, False)
     skip(file, offset)
-    cut = functools.partial(_block_end, separator=separator, block_bytes=block_bytes)
+    cut: Callable[[bytes], int] = functools.partial(_block_end, separator=separator, block_bytes=block_bytes)
     if reading.document_start is not None:  # looks at whole lines
         cut = _line_end
     for data, at_end in split_into_blocks(file, name, stop - offset if stop is not None else None, block_bytes, cut):
