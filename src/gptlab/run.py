@@ -29,7 +29,7 @@ from gptlab.record import runfolder
 from gptlab.record.runfolder import read_config
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.systems.tensorfile import write_tensors
-from gptlab.tokenizer import Tokenizer, load_tokenizer
+from gptlab.tokenizer import SpecialPolicy, Tokenizer, load_tokenizer
 
 
 @dataclass(repr=False)
@@ -75,7 +75,7 @@ class Run:
         self,
         prompts: str | Sequence[str],
         *,
-        special: bool = False,
+        special: SpecialPolicy = False,
         chat: bool = False,
         sampling: Sampling | None = None,
         **options: Any,
@@ -91,10 +91,11 @@ class Run:
             for text, row in zip(texts, found, strict=True)
         ]
 
-    def encode_prompt(self, text: str, *, special: bool = False, chat: bool = False) -> list[int]:
+    def encode_prompt(self, text: str, *, special: SpecialPolicy = False, chat: bool = False) -> list[int]:
         """The ids of a prompt. A separator stands before it, as before every document in training.
 
-        `special`: special tokens in the text are read as such, and a separator that it begins with is not put twice.
+        `special`: which special tokens in the text are read as such (`SpecialPolicy` of `gptlab.tokenizer.core`); a
+            separator that it begins with is not put twice.
         `chat`: the text is what a user says to an instruct model; its tokenizer's template says how that is written.
         Raises DataError where the tokenizer has no such template.
         """

@@ -68,6 +68,20 @@ def test_train_show_and_stats(run: Run) -> None:
     assert f"{len(set(range(278)) - set(tokens))} of 278 ordinary tokens" in out
 
 
+def test_show_reads_special_tokens_as_it_is_told(run: Run) -> None:
+    run("train", "--input", "text.txt", "--vocab-size", "280", "--name", "t", "--special", "<|u|>")
+    text = "<|u|>a<|endoftext|>"
+    for policy, first_lines in (("all", "<|u|>│a│<|endoftext|>"), ("none", "<│|│u│"), ("<|u|>", "<|u|>│a│<│|│")):
+        code, out, _ = run("show", "t", text, "--special-tokens", policy)
+        assert code == 0
+        assert out.startswith(first_lines)
+    code, _, err = run("show", "t", text, "--special-tokens", "raise")
+    assert code == 2
+    assert "--special-tokens all as the token" in err
+    code, _, err = run("show", "t", text, "--special-tokens", "<|v|>")
+    assert (code, "did you mean '<|u|>'" in err) == (2, True)
+
+
 def test_nested_sizes_and_growing(run: Run) -> None:
     code, _, err = run("train", "--input", "text.txt", "--vocab-size", "280,0.27K,265", "--name", "n")
     assert code == 0, err

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gptlab.errors import DataError
 from gptlab.tokenizer import (
     END_OF_TEXT,
+    SpecialPolicy,
     Tokenizer,
     byte_tokenizer,
     char_tokenizer,
@@ -61,6 +62,30 @@ def test_special_text_is_text_unless_asked(parts: list[str]) -> None:
 def test_the_longest_special_token_wins() -> None:
     for tokenizer in LOSSLESS:
         assert tokenizer.encode("<|user|>!", allow_special=True) == [tokenizer.special_tokens["<|user|>!"]]
+
+
+@pytest.mark.parametrize("tokenizer", LOSSLESS, ids=lambda tokenizer: tokenizer.name)
+def test_the_policy_says_which_special_tokens_are_read(tokenizer: Tokenizer) -> None:
+    text = "a<|user|>b<|endoftext|>"
+    user, end = tokenizer.special_tokens["<|user|>"], tokenizer.end_of_text
+
+    def found(policy: SpecialPolicy) -> set[int]:
+        ids = tokenizer.encode(text, allow_special=policy)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.encode_documents([text], allow_special=policy)[0].tolist() == ids
+        return {user, end} & set(ids)
+
+    assert found("all") == found(True) == found({"all"}) == {user, end}
+    assert found("none") == found(False) == found(set()) == found({"none"}) == set()
+    assert found({"<|user|>"}) == found("<|user|>") == {user}
+    assert found(("raise", "<|user|>", "<|endoftext|>")) == {user, end}
+    with pytest.raises(DataError, match=r"holds the special token '<\|user\|>' at character 1.*allow_special='all' as"):
+        found("raise")
+    with pytest.raises(DataError, match=r"holds the special token '<\|endoftext\|>' at character 10"):
+        found(["raise", "<|user|>"])
+    assert tokenizer.encode("plain", allow_special="raise") == tokenizer.encode("plain")
+    with pytest.raises(DataError, match=r"allow_special='<\|usr\|>': is neither a policy .*did you mean '<\|user\|>'"):
+        found({"<|usr|>"})
 
 
 @settings(max_examples=100, deadline=None)

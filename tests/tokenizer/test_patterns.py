@@ -11,7 +11,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from gptlab.errors import DataError
 from gptlab.tokenizer import patterns, train_bpe
-from gptlab.tokenizer.patterns import GPT2, GPT4, LONGEST_WHITESPACE_RUN, cut_long_whitespace, resolve_pattern
+from gptlab.tokenizer.patterns import GPT2, GPT4, LONGEST_WHITESPACE_RUN, O200K, cut_long_whitespace, resolve_pattern
 
 GPT4_PUBLISHED = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -29,7 +29,7 @@ them know)."""
 @pytest.mark.parametrize("context", ["a{}b 1", "'{}t", "1{}2", "!{}\n", "\n{} "])
 def test_all_engines_cut_alike_around_every_character(context: str) -> None:
     text = "\u2028".join(map(context.format, ASSIGNED))
-    for pattern in (GPT4, GPT2):
+    for pattern in (GPT4, GPT2, O200K):
         oniguruma = pre_tokenizers.Split(Regex(pattern), "isolated").pre_tokenize_str(text)
         assert [piece for piece, _ in oniguruma] == regex.findall(pattern, text)
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptlab.cli.options import check_errors, parse_count
+from gptlab.cli.options import SpecialTokens, check_errors, parse_count
 from gptlab.console import output, say, waiting
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from gptlab.config import RunConfig
     from gptlab.data.preset import Preset
-    from gptlab.data.sources import Reading
+    from gptlab.data.sources import Input, Reading
     from gptlab.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and check them.")
@@ -24,13 +24,23 @@ app = typer.Typer(no_args_is_help=True, help="Turn text into token shards, and c
 _SHARD = 100_000_000  # tokens, by default
 _TOKENIZER_BYTES = 2 * 10**9  # of text that a preset's own tokenizer is trained on: more changes no merge to speak of
 
+Without = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Leave out documents that hold this; repeatable.")
+]
+MinLength = Annotated[int, typer.Option(min=0, help="Leave out documents of fewer characters.")]
+Keep = Annotated[
+    str | None, typer.Option(metavar="./FILE.py:NAME", help="Leave out documents of which this function says False.")
+]
+
 
 @app.command()
 def prepare(
-    preset: Annotated[str | None, typer.Argument(help="A known data set: see `gptlab data presets`.")] = None,
+    preset: Annotated[
+        str | None, typer.Argument(help="A known data set (see `gptlab data presets`), or a YAML file of your own.")
+    ] = None,
     input: Annotated[
         list[str] | None,
-        typer.Option(help="File, folder, glob, URL or hf://NAME[:CONFIG][@SPLIT]; may be given several times."),
+        typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT] or text:WORDS; repeatable."),
     ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="The same, for the validation split.")] = None,
     validation_fraction: Annotated[
@@ -39,7 +49,7 @@ def prepare(
     validation_tokens: Annotated[
         str | None, typer.Option(help="The first documents, as many as fit in so many tokens, for validation.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Name or folder of the tokenizer.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer: a name, OpenAI's, the hub's, a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to make; default: data/PRESET.")] = None,
     shard_size: Annotated[str, typer.Option(help="Tokens of a shard.")] = "100M",
     num_shards: Annotated[int | None, typer.Option(help="Stop after so many training shards.")] = None,
@@ -47,36 +57,43 @@ def prepare(
     text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
     separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
     document_start: Annotated[
-        str | None, typer.Option(help="Regular expression of rows that begin a document; others are joined on.")
+        str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")
     ] = None,
     errors: Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")] = "strict",
+    special_tokens: SpecialTokens = None,
+    without: Without = None,
+    min_length: MinLength = 0,
+    keep: Keep = None,
     limit_bytes: Annotated[str | None, typer.Option(help="Stop after so much text, like 20M.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished data set.")] = False,
 ) -> None:
     """Tokenize text into shards that training reads; goes on where a killed run stopped."""
     from gptlab.data import prepare as prepare_data
     from gptlab.data.preset import load_preset
+    from gptlab.data.sources.selection import with_filters
 
     known = load_preset(preset) if preset is not None else None
     if known is None and not input:
         raise DataError("nothing to prepare; name a preset (gptlab data presets) or give files with --input")
     if out is None and preset is None:
         raise DataError("where to? give a folder with --out")
-    inputs = list(input or (known.inputs if known else []))
+    filters = {"without": tuple(without or ()), "min_length": min_length, "keep": keep}
+    inputs = with_filters(input or (known.inputs if known else []), **filters)
     tokens = parse_count(validation_tokens, "--validation-tokens")
     fraction = validation_fraction
+    checked: Sequence[str | Input] | None = validation
     if known is not None and not validation and fraction is None and tokens is None:
         if input and known.validation:
             raise DataError(f"--input replaces the text of preset {preset}; give its validation text with --validation")
-        validation, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
+        checked, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
         tokens = None if tokens is None else min(tokens, parse_count(shard_size, "--shard-size") or tokens)
-    reading = _reading(known, text_column, separator, document_start, errors)
-    folder = out or Path("data") / str(preset)
+    reading = _reading(known, text_column, separator, document_start, errors, special_tokens)
+    folder = out or Path("data") / Path(str(preset)).stem
     manifest = prepare_data(
         inputs,
         folder,
         tokenizer=_tokenizer(tokenizer, known, str(preset), inputs, reading),
-        validation=validation or None,
+        validation=with_filters(checked, **filters) if checked else None,
         validation_fraction=fraction,
         validation_tokens=tokens,
         reading=reading,
@@ -96,7 +113,12 @@ def prepare(
 
 
 def _reading(
-    known: Preset | None, text_column: str | None, separator: str | None, document_start: str | None, errors: str
+    known: Preset | None,
+    text_column: str | None,
+    separator: str | None,
+    document_start: str | None,
+    errors: str,
+    special_tokens: list[str] | None,
 ) -> Reading:
     import dataclasses
     import re
@@ -116,20 +138,23 @@ def _reading(
         "separator": separator,
         "document_start": document_start,
         "errors": errors,
+        "special_tokens": None if special_tokens in (None, ["none"]) else tuple(sorted(special_tokens or ())),
     }
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def _tokenizer(
-    asked: str | None, known: Preset | None, preset: str, inputs: list[str], reading: Reading
+    asked: str | None, known: Preset | None, preset: str, inputs: Sequence[str | Input], reading: Reading
 ) -> str | Tokenizer:
     if asked is not None:
         return asked
     if known is not None and known.tokenizer is not None:
         return known.tokenizer
     if known is not None and (known.train_tokenizer or known.vocab_size):
-        return _train_tokenizer(known, preset, inputs, reading)
-    raise DataError("no tokenizer; name one with --tokenizer, like byte or gpt2, or train one: gptlab tokenizer train")
+        return _train_tokenizer(known, Path(preset).stem, inputs, reading)
+    raise DataError(
+        "no tokenizer; name one with --tokenizer, like byte, gpt2 or cl100k_base, or train one: gptlab tokenizer train"
+    )
 
 
 def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Reading) -> Tokenizer:
@@ -138,9 +163,7 @@ def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Readi
     from gptlab.data import iter_documents
     from gptlab.tokenizer import train_bpe, train_char
 
-    documents = iter_documents(
-        inputs, text_column=reading.text_column, separator=reading.separator, errors=reading.errors
-    )
+    documents = iter_documents(inputs, reading=reading)
     texts = _first_bytes((document.text for document in documents), _TOKENIZER_BYTES)
     read = track(texts, f"tokenizer {name}: reading", total=None, unit="B", size=len)
     if known.vocab_size is None:

@@ -51,6 +51,14 @@ OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of st
 ExperimentFolder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
 Checkpoint = Annotated[str | None, typer.Option(help="a folder of RUN/checkpoints; by default the final weights")]
+SpecialTokens = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="all|none|raise|TOKEN",
+        help="special tokens in the text: all are read as such, none is, they are refused, or TOKEN is; repeatable",
+        show_default="none",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and train nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Checkpoint, Device
+from gptlab.cli.options import Checkpoint, Device, SpecialTokens
 from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gptlab.inference.generate import Sampling
     from gptlab.run import Run
+    from gptlab.tokenizer import SpecialPolicy
 
 _COLOURS = ("on #3b4252", "on #5b3a52")
 
@@ -32,7 +33,8 @@ def sample(
     min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
     seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
     show_tokens: Annotated[bool, typer.Option(help="colour the tokens")] = False,
-    special: Annotated[bool, typer.Option("--special", help="read special tokens in the prompts as such")] = False,
+    special: Annotated[bool, typer.Option("--special", help="the same as --special-tokens all")] = False,
+    special_tokens: SpecialTokens = None,
     chat: Annotated[bool, typer.Option("--chat", help="put each prompt into the model's chat template")] = False,
     ignore_end: Annotated[bool, typer.Option(help="go on after end of text")] = False,
     device: Device = "auto",
@@ -55,7 +57,8 @@ def sample(
     loaded = load(run, device=device, checkpoint=checkpoint)
     if prompts and "" in prompts and not chat:
         say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
-    _show_samples(loaded, prompts or [""], sampling, show_tokens=show_tokens, special=special, chat=chat)
+    policy = special_tokens or special
+    _show_samples(loaded, prompts or [""], sampling, show_tokens=show_tokens, special=policy, chat=chat)
 
 
 def _show_samples(
@@ -64,7 +67,7 @@ def _show_samples(
     sampling: Sampling,
     *,
     show_tokens: bool,
-    special: bool = False,
+    special: SpecialPolicy = False,
     chat: bool = False,
 ) -> None:
     """Continue all prompts together, and print each with its continuation (of a chat, on a line of its own)."""

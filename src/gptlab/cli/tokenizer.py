@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gptlab.cli.options import check_errors, parse_count
+from gptlab.cli.options import SpecialTokens, check_errors, parse_count
 from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError, DataError, did_you_mean
 from gptlab.files import check_place, settle
 
 if TYPE_CHECKING:
-    from gptlab.data.sources import Document, Reading
+    from gptlab.data.sources import Document, Input, Reading
     from gptlab.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, help="Train, import, inspect and grow tokenizers.")
@@ -24,9 +24,15 @@ app = typer.Typer(no_args_is_help=True, help="Train, import, inspect and grow to
 ROOT = Path("tokenizers")
 _UPDATE_BYTES = 1 << 20
 
+Name = Annotated[
+    str,
+    typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
+]
 Input = Annotated[
     list[str] | None,
-    typer.Option("--input", help="File, folder, glob, URL, hf://NAME or a preset; repeatable.", show_default=False),
+    typer.Option(
+        "--input", help="File, folder, glob, URL, hf://NAME, text:WORDS or a preset; repeatable.", show_default=False
+    ),
 ]
 TextColumn = Annotated[
     str | None,
@@ -53,7 +59,7 @@ def train(
     kind: Annotated[str, typer.Option(metavar="bpe|byte|char", help="Kind of tokenizer.")] = "bpe",
     pattern: Annotated[
         str | None,
-        typer.Option(metavar="gpt4|gpt2|REGEX", help="How text is cut before merging; gpt4 if not given."),
+        typer.Option(metavar="gpt4|gpt2|o200k|REGEX", help="How text is cut before merging; gpt4 if not given."),
     ] = None,
     special: Annotated[
         list[str] | None,
@@ -153,9 +159,15 @@ _UNREAD: dict[str, tuple[str, ...]] = {
 def import_(
     source: Annotated[
         str,
-        typer.Argument(help="gpt2, a folder with encoder.json + vocab.bpe, a tokenizer.json or its folder."),
+        typer.Argument(
+            help="An OpenAI encoding (gpt2, cl100k_base, o200k_base, …), a name of the hub (owner/name), a folder with"
+            " encoder.json + vocab.bpe, a tokenizer.json or its folder."
+        ),
     ],
-    name: Annotated[str, typer.Option(help="Name here; it goes to tokenizers/NAME.", show_default=False)],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name here; it goes to tokenizers/NAME. An encoding and the hub's bring one."),
+    ] = None,
     end_of_text: Annotated[
         str | None,
         typer.Option(metavar="TOKEN", help="Which special token begins every document.", show_default=False),
@@ -170,9 +182,14 @@ def import_(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
-    """Bring in GPT-2's vocabulary or any Hugging Face tokenizer.json."""
+    """Bring in OpenAI's vocabularies, those of the Hugging Face hub, or any tokenizer.json."""
     from gptlab.tokenizer import import_tokenizer
+    from gptlab.tokenizer.published import OPENAI
 
+    if name is None:
+        if source not in OPENAI and Path(source).exists():
+            raise ConfigError(f"what is {source} to be called here? add --name NAME")
+        name = source.rpartition("/")[2] or source
     _check_free(name, force)
     roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop or ()}
     with waiting(f"importing {source}"):
@@ -187,11 +204,13 @@ def import_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
+    ],
     text: Annotated[str, typer.Argument(help="Text to cut into tokens; - reads standard input.")],
-    allow_special: Annotated[
-        bool, typer.Option("--allow-special", help="Read special tokens in the text as such.")
-    ] = False,
+    allow_special: Annotated[bool, typer.Option("--allow-special", help="The same as --special-tokens all.")] = False,
+    special_tokens: SpecialTokens = None,
     ids: Annotated[bool, typer.Option("--ids", help="A table with the ids.")] = False,
 ) -> None:
     """Colour the pieces that a text is cut into."""
@@ -210,7 +229,7 @@ def show(
         except UnicodeDecodeError as error:
             raise DataError(f"standard input is not UTF-8: byte {error.start:,}; convert it first") from None
     tokenizer = load_tokenizer(name, root=ROOT)
-    encoded = tokenizer.encode(text, allow_special=allow_special)
+    encoded = tokenizer.encode(text, allow_special=special_tokens or allow_special)
     table = tokenizer.token_bytes()
     specials = {index: token for token, index in tokenizer.special_tokens.items()}
     console = output()
@@ -241,7 +260,10 @@ def show(
 
 @app.command()
 def stats(
-    name: Annotated[str, typer.Argument(help="NAME under tokenizers/, byte, gpt2, or a folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
+    ],
     input: Input = None,
     limit_bytes: LimitBytes = None,
     text_column: TextColumn = None,
@@ -344,14 +366,14 @@ def _sizes(text: str | None) -> list[int]:
 class _Source:
     """Text as the options describe it."""
 
-    inputs: list[str]
+    inputs: Sequence[str | Input]
     reading: Reading
     limit: int | None
 
     def documents(self) -> Iterator[Document]:
         from gptlab.data.sources import iter_documents
 
-        return iter_documents(self.inputs, limit_bytes=self.limit, **vars(self.reading))
+        return iter_documents(self.inputs, limit_bytes=self.limit, reading=self.reading)
 
     def size(self) -> int | None:
         """Bytes of text, about; None where one cannot tell."""
@@ -365,11 +387,11 @@ def _source(inputs: Sequence[str], text_column: str | None, errors: str, limit_b
     """The text of `inputs`; the name of a preset stands for its inputs, read as the preset says."""
     import dataclasses
 
-    from gptlab.data.preset import load_preset, preset_names
+    from gptlab.data.preset import is_own, load_preset, preset_names
     from gptlab.data.sources import Reading
 
     check_errors(errors)
-    named = [each for each in inputs if each in preset_names() and not Path(each).exists()]
+    named = [each for each in inputs if is_own(each) or (each in preset_names() and not Path(each).exists())]
     if named and len(inputs) > 1:
         raise ConfigError(f"--input {named[0]} is a preset; give it alone, presets are read in ways of their own")
     preset = load_preset(named[0]) if named else None

@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gptlab.config.messages import SlotError
@@ -19,32 +21,35 @@ _CALLED = ("block", "attention", "mlp", "norm", "residual", "loss", "schedule")
 
 
 def import_component(kind: str, use: str) -> type:
-    """Import the class that `use` names. Here, and only here, a user's file is run."""
+    """Import the class that `use` names."""
     module_name, file, name = locate(kind, use)
-    if module_name:
-        module = importlib.import_module(module_name)
-    else:
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        module_name = f"gptlab_idea_{file.stem}_{digest}"
-        if module_name in sys.modules:
-            module = sys.modules[module_name]
-        else:
-            spec = importlib.util.spec_from_file_location(module_name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException as error:
-                del sys.modules[module_name]
-                frames = inspect.trace()
-                if isinstance(error, KeyboardInterrupt) and frames[-1].filename != str(file):
-                    raise  # a person's, while the file was importing something
-                line = next((t.lineno for t in reversed(frames) if t.filename == str(file)), 1)
-                raise ConfigError(f"{file}:{line}: {type(error).__name__}: {error}".rstrip(": ")) from error
+    module = importlib.import_module(module_name) if module_name else run_file(file)
     component: type = getattr(module, name)
     return component
+
+
+def run_file(file: Path) -> ModuleType:
+    """The module that a user's file is. Here, and only here, one is run. Raises ConfigError where it fails."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    module_name = f"gptlab_idea_{file.stem}_{digest}"
+    if module_name in sys.modules:
+        module = sys.modules[module_name]
+    else:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException as error:
+            del sys.modules[module_name]
+            frames = inspect.trace()
+            if isinstance(error, KeyboardInterrupt) and frames[-1].filename != str(file):
+                raise  # a person's, while the file was importing something
+            line = next((t.lineno for t in reversed(frames) if t.filename == str(file)), 1)
+            raise ConfigError(f"{file}:{line}: {type(error).__name__}: {error}".rstrip(": ")) from error
+    return module
 
 
 def build(kind: str, value: Any, *, default: str | None = None, **provided: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gptlab.data.batches import IGNORE, Batch, BatchStream, TokenStream, micro_batches, validation_batches
 from gptlab.data.dataset import MANIFEST, Info, Manifest, TokenDataset, info, verify
 from gptlab.data.preparation import prepare
-from gptlab.data.sources import Document, Reading, iter_documents
+from gptlab.data.sources import Document, Input, Reading, iter_documents
 from gptlab.data.splits import measured_on, open_splits, open_stream
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "BatchStream",
     "Document",
     "Info",
+    "Input",
     "Manifest",
     "Reading",
     "TokenDataset",

@@ -32,7 +32,7 @@ from gptlab.model import build_model
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 from gptlab.tokenizer.core import plain_char_tokenizer
-from gptlab.tokenizer.formats import GPT2_HASH
+from gptlab.tokenizer.published import HASHES
 
 _META = "meta.pkl"
 _GPT2_IDS = 50257
@@ -83,7 +83,7 @@ def export_nanogpt(run: Run, folder: Path) -> Path:
     if not any(full):
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".bias")}
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
-    name = None if run.tokenizer.hash == GPT2_HASH else run.config.name
+    name = None if run.tokenizer.hash == HASHES["gpt2"] else run.config.name
     content = {"model": tensors, "model_args": arguments, "iter_num": run.step or 0, "best_val_loss": 1e9}
     content["config"] = {} if name is None else {"dataset": name}
     with new_folder(folder) as aside:

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +21,19 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, did_you_mean, option
 from gptlab.tokenizer.engines import BpeEngine, ByteEngine, CharEngine, Engine, HuggingFaceEngine
 from gptlab.tokenizer.saving import save_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 """The document separator, in GPT-2's spelling."""
+
+SpecialPolicy = bool | str | Collection[str]
+"""What becomes of special tokens in a text: "all" (or True) are read as such, "none" (or False) is, "raise" refuses a
+text that has one; a set of special tokens reads these and takes the others as text, and one with "raise" in it reads
+these and refuses the others (which is tiktoken's own way with a set)."""
+
+_POLICIES = ("all", "none", "raise")
 
 _Result = TypeVar("_Result")
 
@@ -84,10 +91,7 @@ class Tokenizer:
         self._tokens = list(tokens)
         self.hash = self._content_hash()
         self._engine = self._make_engine()
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        self._special_splitter = (
-            re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-        )
+        self._special_splitter = _splitter(self.special_tokens)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name!r}, kind={self.kind!r}, vocab_size={self.vocab_size}, hash={self.hash!r})"
@@ -144,30 +148,60 @@ class Tokenizer:
 
     # Text to ids
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of `text`. Special-token text is ordinary text unless `allow_special`.
+    def encode(self, text: str, *, allow_special: SpecialPolicy = False) -> list[int]:
+        """The ids of `text`. Special-token text is ordinary text unless `allow_special`, a `SpecialPolicy`, says not.
 
-        Raises DataError where `text` is not valid Unicode, or holds a character that a char tokenizer does not know.
+        Raises DataError where `text` is not valid Unicode, holds a character that a char tokenizer does not know, or a
+        special token that is refused; and for a policy that names none.
         """
-        if not allow_special or self._special_splitter is None:
+        pattern, refused = self._specials_read(allow_special)
+        if pattern is None:
             return _with_readable_errors(self._engine.encode, text)
         ids: list[int] = []
-        for part in self._special_splitter.split(text):
-            if part in self.special_tokens:
+        for number, part in enumerate(pattern.split(text)):
+            if part in refused and number % 2:
+                as_token, as_text = (option("special_tokens", w, argument="allow_special") for w in ("all", "none"))
+                raise DataError(
+                    f"the text holds the special token {part!r} at character {text.index(part):,}; take it out, or say "
+                    f"how it is meant: {as_token} as the token, {as_text} as text"
+                )
+            if number % 2:
                 ids.append(self.special_tokens[part])
             elif part:
                 ids.extend(_with_readable_errors(self._engine.encode, part))
         return ids
 
-    def encode_documents(self, texts: Sequence[str], *, threads: int = 1) -> list[npt.NDArray[Any]]:
+    def _specials_read(self, policy: SpecialPolicy) -> tuple[re.Pattern[str] | None, frozenset[str]]:
+        """What finds the special tokens that `policy` reads or refuses (None: there are none), and those it refuses."""
+        nothing = frozenset[str]()
+        if isinstance(policy, bool):
+            return (self._special_splitter if policy else None), nothing
+        named = {policy} if isinstance(policy, str) else set(policy)
+        for text in named.difference(_POLICIES, self.special_tokens):
+            raise DataError(
+                f"{option('special_tokens', text, argument='allow_special')}: is neither a policy (all, none, raise) "
+                f"nor a special token of {self.name!r}: {did_you_mean(text, {*_POLICIES, *self.special_tokens})}"
+            )
+        if "all" in named:
+            return self._special_splitter, nothing
+        if "raise" in named:
+            return self._special_splitter, frozenset(self.special_tokens) - named
+        return _splitter(named.difference(_POLICIES)), nothing
+
+    def encode_documents(
+        self, texts: Sequence[str], *, threads: int = 1, allow_special: SpecialPolicy = False
+    ) -> list[npt.NDArray[Any]]:
         """The ids of each document, as `uint16` where the vocabulary fits and `uint32` where not.
 
-        Never parses special tokens and adds no separators. `threads` run in parallel (the engines of "bpe" and "hf"
+        Special-token text is text unless `allow_special` says otherwise, as in `encode`; no separators are added.
+        `threads` run in parallel (the engines of "bpe" and "hf"
         release the interpreter lock). Raises DataError as `encode` does.
         """
         dtype = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
 
         def encode_one(text: str) -> npt.NDArray[Any]:
+            if allow_special not in (False, "none"):
+                return np.array(self.encode(text, allow_special=allow_special), dtype=dtype)
             return _with_readable_errors(self._engine.encode_array, text).astype(dtype)
 
         if threads <= 1 or len(texts) <= 1:
@@ -283,6 +317,12 @@ def probe_text() -> str:
     woven = "".join(left + gap + right for left in bits for right in bits for gap in ("", " ", "\n", "  "))
     letters = "".join(chr(code) + (" " if code % 7 == 0 else "") for code in range(0x20, 0x3000))
     return woven + letters
+
+
+def _splitter(special_tokens: Iterable[str]) -> re.Pattern[str] | None:
+    """Cuts a text at the leftmost, longest of `special_tokens`; None where there are none."""
+    longest_first = sorted(special_tokens, key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
 
 
 def token_text(entry: Any) -> str | None:

@@ -14,6 +14,14 @@ from gptlab.tokenizer.byte_level import from_text, recover_merges, to_text
 from gptlab.tokenizer.core import END_OF_TEXT, Tokenizer, probe_text, token_text
 from gptlab.tokenizer.engines import BYTE_TOKEN
 from gptlab.tokenizer.patterns import GPT2
+from gptlab.tokenizer.published import (
+    OPENAI,
+    check_published,
+    gpt2_vocabulary,
+    hub_folder,
+    is_hub_name,
+    openai_tokenizer,
+)
 
 _USUAL_END_OF_TEXT = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 
@@ -76,7 +84,8 @@ def import_tokenizer(
     """The tokenizer in `source`, under a new name.
 
     Args:
-        source: "gpt2" (tiktoken's download), a folder with `encoder.json` and `vocab.bpe`, a
+        source: an OpenAI encoding ("gpt2", "cl100k_base", … of `published.OPENAI`; tiktoken's download), a name of the
+            Hugging Face hub ("owner/name"), a folder with `encoder.json` and `vocab.bpe`, a
             `tokenizer.json`, or a folder that holds one.
         name: its name here.
         end_of_text: which special token of a `tokenizer.json` begins every document; None: as the files say (`_start`).
@@ -88,39 +97,23 @@ def import_tokenizer(
     """
     check_name(name)
     path = Path(source)
-    if source == "gpt2" and not path.exists():
-        tokenizer = download_gpt2(name)
-    elif (path / "encoder.json").is_file() and (path / "vocab.bpe").is_file():
+    if source in OPENAI and not path.exists():
+        return check_published(openai_tokenizer(source, name))
+    if is_hub_name(source):
+        path = hub_folder(source)
+    if (path / "encoder.json").is_file() and (path / "vocab.bpe").is_file():
         tokenizer = _gpt2_files(path, name)
     elif path.is_file() or (path / "tokenizer.json").is_file():
         file = path if path.is_file() else path / "tokenizer.json"
         tokenizer = _import_hf(file, name, end_of_text, document_end, stop)
     else:
         wanted = "encoder.json with vocab.bpe, or tokenizer.json"
-        what = f"holds no {wanted}" if path.is_dir() else f"does not exist; give gpt2, or a folder with {wanted}"
+        known = f"one of {', '.join(OPENAI)}, a name of the hub (owner/name), or a folder with {wanted}"
+        what = f"holds no {wanted}" if path.is_dir() else f"does not exist; give {known}"
         raise DataError(f"nothing to import: {source} {what}")
-    if name == "gpt2" and tokenizer.hash != GPT2_HASH:
-        raise DataError(
-            f"the name 'gpt2' belongs to GPT-2's published vocabulary, and this is another; choose a {option('name')}"
-        )
-    return tokenizer
-
-
-GPT2_HASH = "0c21b1d7e3aa5710"
-"""`Tokenizer.hash` of GPT-2's published vocabulary."""
-
-
-def download_gpt2(name: str = "gpt2") -> Tokenizer:
-    from tiktoken_ext.openai_public import gpt2  # type: ignore[import-untyped]
-
-    try:
-        ranks: dict[bytes, int] = gpt2()["mergeable_ranks"]
-    except Exception as error:
-        raise DataError(
-            f"GPT-2's vocabulary could not be downloaded by tiktoken ({type(error).__name__}); without"
-            " network, get encoder.json and vocab.bpe and run: gptlab tokenizer import FOLDER --name gpt2"
-        ) from error
-    return _gpt2(name, ranks, "tiktoken's download")
+    if path != Path(source):
+        tokenizer.trained_on["imported_from"] = f"{source} of the Hugging Face hub, commit {path.name}"
+    return check_published(tokenizer)
 
 
 def _gpt2_files(folder: Path, name: str) -> Tokenizer:
@@ -134,23 +127,13 @@ def _gpt2_files(folder: Path, name: str) -> Tokenizer:
             if token is None or not isinstance(index, int):
                 raise DataError(f"{folder / 'encoder.json'}: token {text!r} is not written in GPT-2's byte alphabet")
             ranks[token] = index
-    tokenizer = _gpt2(name, ranks, "encoder.json and vocab.bpe")
+    tokenizer = gpt2_vocabulary(name, ranks, "encoder.json and vocab.bpe")
     merges = recover_merges(tokenizer.token_bytes())
     lines = [line for line in read_text(folder / "vocab.bpe").split("\n")[1:] if line]
     written = [to_text(token) for token in tokenizer.token_bytes()]
     if merges is None or lines != [f"{written[left]} {written[right]}" for left, right in merges]:
         raise DataError(f"{folder}: encoder.json and vocab.bpe do not belong together; download both again")
     return tokenizer
-
-
-def _gpt2(name: str, ranks: dict[bytes, int], origin: str) -> Tokenizer:
-    tokens = [b""] * (len(ranks) + 1)
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise DataError(f"GPT-2's vocabulary from {origin}: the ids are not 0..{len(ranks) - 1}; download it again")
-    for token, index in ranks.items():
-        tokens[index] = token
-    specials = {END_OF_TEXT: len(ranks)}
-    return Tokenizer(name, "bpe", tokens, specials, pattern=GPT2, trained_on={"imported_from": f"GPT-2, {origin}"})
 
 
 def _import_hf(

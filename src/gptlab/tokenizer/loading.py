@@ -12,17 +12,19 @@ from gptlab.errors import DataError, did_you_mean
 from gptlab.files import not_a_folder, settle
 from gptlab.tokenizer.byte_level import from_text
 from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
-from gptlab.tokenizer.formats import GPT2_HASH, Roles, download_gpt2, huggingface_tokenizer, read_json, read_text
+from gptlab.tokenizer.formats import Roles, huggingface_tokenizer, import_tokenizer, read_json, read_text
+from gptlab.tokenizer.published import OPENAI, check_published, is_hub_name, openai_tokenizer
 from gptlab.tokenizer.saving import META_FORMAT, description
 
-_BUILT_IN = ("byte", "gpt2")
+_BUILT_IN = ("byte", *OPENAI)
 
 
 def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers")) -> Tokenizer:
-    """The tokenizer called `name_or_path`: a NAME under `root`, "byte", "gpt2", or the path of a tokenizer folder.
+    """The tokenizer called `name_or_path`: a NAME under `root`, "byte", an OpenAI encoding ("gpt2", "cl100k_base", …),
+    a name of the Hugging Face hub ("owner/name"), or the path of a tokenizer folder.
 
-    "gpt2" is `root`/gpt2 where that was imported, otherwise tiktoken's download of OpenAI's files. A folder is checked
-    against its `meta.json`. Raises DataError where there is none, or it is damaged.
+    "gpt2" is `root`/gpt2 where that was imported, otherwise tiktoken's download of OpenAI's files; so the other
+    encodings. A folder is checked against its `meta.json`. Raises DataError where there is none, or it is damaged.
     """
     text = str(name_or_path)
     is_name = isinstance(name_or_path, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
@@ -31,8 +33,10 @@ def load_tokenizer(name_or_path: str | Path, *, root: Path = Path("tokenizers"))
         return _named(load_folder(root / text), text, root)
     if is_name and text == "byte":
         return byte_tokenizer()
-    if is_name and text == "gpt2":
-        return download_gpt2()
+    if is_name and text in OPENAI and not Path(text).exists():
+        return openai_tokenizer(text)
+    if isinstance(name_or_path, str) and is_hub_name(text):
+        return import_tokenizer(text, name=text.rpartition("/")[2])
     if Path(text).is_dir():
         return load_folder(Path(text))
     known = {*_BUILT_IN, *(entry.name for entry in root.glob("[!.]*/") if (entry / "meta.json").is_file())}
@@ -80,9 +84,10 @@ def _named(tokenizer: Tokenizer, name: str, place: Path) -> Tokenizer:
             f"{place / name / 'meta.json'} calls its tokenizer {tokenizer.name!r}; give the folder that name, or name "
             f"it by its path: ./{place / name}"
         )
-    if (name == "gpt2" and tokenizer.hash != GPT2_HASH) or (name == "byte" and tokenizer.kind != "byte"):
+    if name == "byte" and tokenizer.kind != "byte":
         raise DataError(f"{place}: the name {name!r} belongs to another vocabulary than this; import it by another")
-    return tokenizer
+    # Of the other encodings an older gptlab may have written another reading (a tokenizer.json's special tokens).
+    return check_published(tokenizer) if name == "gpt2" else tokenizer
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Split patterns: how text is cut into pre-tokens before byte-pair encoding. Merges never cross a cut.
 
 A pattern is read by four regular-expression engines (rustbpe and tiktoken use Rust's fancy-regex,
-`tokenizers` uses Oniguruma, growing uses Python's `regex`), so the two of the house are written in the
+`tokenizers` uses Oniguruma, growing uses Python's `regex`), so those of the house are written in the
 dialect in which all four agree: no `$` (a line end in Oniguruma), no `{1,3}+` (possessive in two of them, a nested
 repeat in Oniguruma), no `(?i:…)` (the engines fold different sets of characters).
 """
@@ -24,7 +24,16 @@ GPT4 = (
 """The cuts of GPT-4 (`cl100k_base` in tiktoken): contractions in either case (ſ is what `(?i:s)` also
 matches), at most three digits, punctuation with the line ends that follow it."""
 
-NAMES = {"gpt4": GPT4, "gpt2": GPT2}
+_CONTRACTION = r"(?:'(?:[sSſdDmMtT]|[lL]{2}|[vV][eE]|[rR][eE]))?"
+_LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTION}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The cuts of GPT-4o (`o200k_base` in tiktoken): words end where small letters go over into capitals, marks belong to
+words, and contractions to the word before."""
+
+NAMES = {"gpt4": GPT4, "gpt2": GPT2, "o200k": O200K}
 
 LONGEST_WHITESPACE_RUN = 100_000
 """Longer runs of whitespace are cut: fancy-regex keeps a state a character for `\\s+(?!\\S)` and gives up at
@@ -35,7 +44,7 @@ _STRIDE = LONGEST_WHITESPACE_RUN // 2
 
 
 def resolve_pattern(pattern: str) -> str:
-    """The pattern called `pattern` (`gpt4`, `gpt2`), or `pattern` itself where it is a regular expression that works.
+    """The pattern called `pattern` (`gpt4`, `gpt2`, `o200k`), or `pattern` itself where it is an expression that works.
 
     A pattern works when fancy-regex and Oniguruma accept it, it never matches the empty string, and every character of
     Unicode is matched by it, alone and between letters: what a pattern leaves out would vanish from the text.

@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptlab.console import say
 from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
@@ -27,6 +26,7 @@ from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
+from gptlab.data.sources.selection import Input
 from gptlab.errors import BusyError, DataError, GptlabError, option
 from gptlab.files import check_place, exclusive, replace_folder, settle, write_atomic
 
@@ -37,11 +37,11 @@ __all__ = ["prepare"]
 
 
 def prepare(
-    inputs: Sequence[str],
+    inputs: Sequence[str | Input],
     out: Path | str,
     *,
     tokenizer: str | Path | Tokenizer,
-    validation: Sequence[str] | None = None,
+    validation: Sequence[str | Input] | None = None,
     validation_fraction: float | None = None,
     validation_tokens: int | None = None,
     reading: Reading | None = None,
@@ -52,7 +52,8 @@ def prepare(
     force: bool = False,
     cache: Path | None = None,
 ) -> Manifest:
-    """Tokenize `inputs` into a data set in folder `out`; see `sources.resolve.resolve` for what inputs can be.
+    """Tokenize `inputs` into a data set in folder `out`; see `sources.resolve.resolve` for what inputs can be, and
+    `Input` for what of one is taken.
 
     Args:
         tokenizer: name, folder, or a loaded one; it is saved to `out/tokenizer`.
@@ -90,7 +91,8 @@ def prepare(
             "limit_bytes": limit_bytes,
             "validation_fraction": validation_fraction,
             "validation_tokens": validation_tokens,
-            **asdict(reading),
+            **reading.options(),
+            **_selections(inputs, validation or ()),
         }
         writer = DatasetWriter(
             folder,
@@ -115,6 +117,12 @@ def prepare(
         )
         _finish(folder, out, manifest)
     return manifest
+
+
+def _selections(inputs: Sequence[str | Input], validation: Sequence[str | Input]) -> dict[str, Any]:
+    """What `dataset.json` says of what was taken of the inputs; nothing where that is all."""
+    chosen = [each.plain() for each in (*inputs, *validation) if isinstance(each, Input) and not each.is_plain]
+    return {"inputs": chosen} if chosen else {}
 
 
 def _check_target(out: Path, force: bool) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gptlab.console import progress
 from gptlab.data.dataset import TokenDataset
 from gptlab.data.sources.base import Source
+from gptlab.data.sources.selection import parts_of
 from gptlab.errors import DataError, option
 from gptlab.files import sha256_file
 
@@ -21,6 +22,7 @@ _CHUNK = 1 << 22  # tokens held at once
 
 def refuse_equal_files(train: Sequence[Source], validation: Sequence[Source]) -> None:
     """Raise DataError where an input is for both splits, under one name or two. Only files of one size are read."""
+    train, validation = parts_of(train), parts_of(validation)
     by_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     streams = {source.name for source in train if source.is_stream}
     for source in train:

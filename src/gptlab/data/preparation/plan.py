@@ -16,13 +16,14 @@ from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.shards import MAX_SHARDS, MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
 from gptlab.data.sources.resolve import read_documents, total_size
+from gptlab.data.sources.selection import Input, Selected
 from gptlab.data.sources.text import character_split
 from gptlab.errors import DataError, option
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
 
-_JOURNAL_VERSION = 2  # what one of another says is of other documents, or of other places in them
+_JOURNAL_VERSION = 3  # what one of another says is of other documents, or of other places in them
 
 _LEAST_TOKENS = 1000  # of a shard: fewer are smaller than its header
 _MOST_TEXT = 10**15  # bytes or tokens: far more than anybody has written
@@ -50,7 +51,7 @@ class Pass:
 
 
 def check_options(
-    validation: Sequence[str] | None,
+    validation: Sequence[str | Input] | None,
     fraction: float | None,
     tokens: int | None,
     shard_size: int,
@@ -97,6 +98,17 @@ def plan_passes(
 
     Raises DataError where there is nothing to divide, or a file is for both splits.
     """
+    for source in sources if validation is None and (fraction or tokens) else []:
+        if isinstance(source, Selected) and source.input.weight > 1:
+            raise DataError(
+                f"{source.name}: weight {source.input.weight:g} repeats documents, which would come into both splits; "
+                f"give text of its own with {option('validation')}"
+            )
+        if isinstance(source, Selected) and source.input.max_tokens and fraction:
+            raise DataError(
+                f"{source.name}: documents are counted for {option('validation_fraction')} before there are tokens to "
+                f"cap; cap its bytes or documents, or use {option('validation_tokens')}"
+            )
     if validation is not None:
         refuse_equal_files(sources, validation)
         return [Pass("train", sources), Pass("validation", validation)]
@@ -104,7 +116,8 @@ def plan_passes(
         return [Pass("train", sources, validation_tokens=tokens)]
     if fraction is None:
         return [Pass("train", sources)]
-    if len(sources) == 1 and reading.separator is None and (parts := character_split(sources[0], fraction)):
+    whole = reading.separator is None and reading.document_start is None
+    if len(sources) == 1 and whole and (parts := character_split(sources[0], fraction)):
         return [Pass("train", [parts[0]]), Pass("validation", [parts[1]])]
     documents = _count_documents(sources, reading, limit_bytes)
     if documents < 2:

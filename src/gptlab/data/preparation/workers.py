@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptlab.data.shards import token_dtype
 from gptlab.data.sources.base import Block, Reading, utf8_length
+from gptlab.errors import DataError, option
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -49,6 +50,11 @@ class EncodedBlock:
         lengths[0], begins[0] = lengths[0] + 1, True
         return EncodedBlock(ids, lengths, self.bytes, begins)
 
+    def first(self, count: int) -> EncodedBlock:
+        """The first `count` documents of it."""
+        ids = self.ids[: int(self.lengths[:count].sum())]
+        return EncodedBlock(ids, self.lengths[:count], self.bytes[:count], self.begins[:count])
+
 
 def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock:
     """The ids of a block's documents, each with its separator before it. Raises DataError where it is no text."""
@@ -58,7 +64,7 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     # begins. A split so begins with an end of nothing, and its last document has none.
     ends = [] if tokenizer.document_end is None else [tokenizer.document_end]
     separator = np.array([*ends, tokenizer.end_of_text], dtype=dtype)
-    texts = tokenizer.encode_documents([document.text for document in documents])
+    texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
     begins = np.array([not document.continues for document in documents], dtype=np.bool_)
     parts = [part for ids, first in zip(texts, begins, strict=True) for part in ((separator, ids) if first else (ids,))]
     return EncodedBlock(
@@ -67,6 +73,22 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
         bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
         begins=begins,
     )
+
+
+def _encode_texts(texts: list[str], source: str, tokenizer: Tokenizer, reading: Reading) -> list[NDArray[Any]]:
+    if not reading.special_tokens:
+        return tokenizer.encode_documents(texts)
+    try:
+        encoded = tokenizer.encode_documents(texts, allow_special=reading.special_tokens)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    if any((ids == tokenizer.end_of_text).any() for ids in encoded):  # documents are counted by it
+        token = tokenizer.end_of_text_token
+        raise DataError(
+            f"{source}: {token} stands inside of a document; it is what separates them: cut them there with "
+            f"{option('separator', token)}"
+        )
+    return encoded
 
 
 def usable_cores() -> int:

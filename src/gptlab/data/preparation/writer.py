@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from gptlab.data.dataset import ShardEntry, Split, SplitEntry, checked_shard
 from gptlab.data.preparation.plan import Pass
 from gptlab.data.preparation.workers import EncodedBlock, encoding_workers
 from gptlab.data.shards import MAX_SHARDS, ShardWriter, token_dtype
-from gptlab.data.sources.base import Block, Cursor, Reading
+from gptlab.data.sources.base import Block, Cursor, Reading, Source
 from gptlab.data.sources.resolve import names_of, read_blocks, source_of, total_size
+from gptlab.data.sources.selection import Selected
 from gptlab.errors import DataError, option
 from gptlab.files import atomic_folder, write_atomic
 
@@ -43,6 +44,7 @@ class ResumeState:
         cursor: of the block that holds the next id.
         skip: ids of that block that are in completed shards.
         documents, bytes, tokens: of this pass before that block, whichever split they went to.
+        source_tokens: of the block's source before it.
         split: of the last document before that block.
         source: the file that it is of (`resolve.source_of`): of another, the block's first one begins a document.
         splits: what is written.
@@ -54,6 +56,7 @@ class ResumeState:
     documents: int = 0
     bytes: int = 0
     tokens: int = 0
+    source_tokens: int = 0
     split: Split | None = None
     source: list[Any] | None = None
     splits: dict[str, SplitEntry] = field(default_factory=dict)
@@ -95,7 +98,8 @@ class DatasetWriter:
         self.writer: ShardWriter | None = None
         self.writing: Split = "train"
         self.fingerprint = ""
-        self.at_block_end: tuple[int, int, int, Split, list[Any] | None] | None = None  # at the end of the last block
+        self.at_block_end: dict[str, Any] | None = None  # what the state is at the end of the last block
+        self.full: set[int] = set()  # sources of the pass of which enough tokens are there
 
     def run(self, fingerprint: str) -> None:
         """Write all shards; `state.splits` tells them afterwards. Raises DataError as `prepare` does."""
@@ -184,7 +188,8 @@ class DatasetWriter:
         if number != self.state.number:
             self.state = ResumeState(number, splits=self.state.splits)
         self.at_block_end = None
-        blocks = read_blocks(self.passes[number].sources, self.reading, self.state.cursor)
+        self.full.clear()
+        blocks = read_blocks(self.passes[number].sources, self.reading, self.state.cursor, self.full)
         window: collections.deque[tuple[Block, Future[EncodedBlock]]] = collections.deque()
         more = True
         try:
@@ -197,7 +202,8 @@ class DatasetWriter:
                         window.append((block, submit(block)))
                 if window:
                     block, future = window.popleft()
-                    finished = self._write_block(number, block, future.result())
+                    wanted = block.cursor[0] not in self.full
+                    finished = wanted and self._write_block(number, block, future.result())
                     bar.advance(task, block.source_bytes)
                     if finished:
                         break
@@ -215,24 +221,37 @@ class DatasetWriter:
         """Write a block's ids. Returns whether a limit ends the pass here."""
         one, state = self.passes[number], self.state
         if self.at_block_end is not None:  # the block before is done: what was counted in it holds from here on
-            state.documents, state.bytes, state.tokens, state.split, state.source = self.at_block_end
-            state.skip = 0
+            self.state = state = replace(state, **self.at_block_end, skip=0)
+        if state.cursor is not None and state.cursor[0] != block.cursor[0]:
+            state.source_tokens = 0
         state.cursor = block.cursor
         if source_of(block) != state.source:
             encoded = encoded.opened(self.tokenizer.end_of_text)
+        encoded = self._capped(one.sources[block.cursor[0]], block.cursor[0], encoded)
         documents = _Documents(encoded, state.skip)
         switch, first, second = self._split_change(one, documents)
         stop, complete = self._limit(one, documents, switch, first, second)
         self._write(first, documents, 0, min(switch, stop))
         self._write(second, documents, switch, stop)
-        self.at_block_end = (
-            state.documents + int(encoded.begins.sum()),
-            state.bytes + int(encoded.bytes.sum()),
-            state.tokens + len(encoded.ids),
-            second if switch < len(documents.ends) else first,
-            source_of(block) if len(documents.ends) else state.source,
-        )
+        self.at_block_end = {
+            "documents": state.documents + int(encoded.begins.sum()),
+            "bytes": state.bytes + int(encoded.bytes.sum()),
+            "tokens": state.tokens + len(encoded.ids),
+            "source_tokens": state.source_tokens + len(encoded.ids),
+            "split": second if switch < len(documents.ends) else first,
+            "source": source_of(block) if len(documents.ends) else state.source,
+        }
         return complete
+
+    def _capped(self, source: Source, number: int, encoded: EncodedBlock) -> EncodedBlock:
+        """What of a block is within the tokens that its source may give: up to the document that reaches them."""
+        cap = source.input.max_tokens if isinstance(source, Selected) else None
+        if cap is None:
+            return encoded
+        reached = int(np.searchsorted(self.state.source_tokens + np.cumsum(encoded.lengths), cap))
+        if reached < len(encoded.lengths):
+            self.full.add(number)
+        return encoded.first(reached + 1)
 
     def _split_change(self, one: Pass, documents: _Documents) -> tuple[int, Split, Split]:
         """Where in a block the split changes (its end: nowhere), the split before and the one after."""

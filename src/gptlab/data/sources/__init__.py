@@ -5,5 +5,6 @@
 
 from gptlab.data.sources.base import Block, Cursor, Document, Reading, Source
 from gptlab.data.sources.resolve import iter_documents, read_blocks
+from gptlab.data.sources.selection import Input
 
-__all__ = ["Block", "Cursor", "Document", "Reading", "Source", "iter_documents", "read_blocks"]
+__all__ = ["Block", "Cursor", "Document", "Input", "Reading", "Source", "iter_documents", "read_blocks"]

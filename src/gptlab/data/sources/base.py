@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from gptlab.errors import DataError, option
 
@@ -57,14 +57,28 @@ class Reading:
         text_column: the column or field that holds the text; `doc.text` is field `text` of field `doc`.
         separator: what stands between the documents of a text file (line ends around it are dropped); None
             takes each file as one document, byte for byte.
-        document_start: regular expression; rows are joined into one document until a row begins with a match.
+        document_start: regular expression; rows, and lines of text files, are joined into one document until one begins
+            with a match. Not beside a separator.
         errors: "strict" refuses what is no text (invalid UTF-8, NUL), "replace" puts U+FFFD in its place.
+        special_tokens: what becomes of the text of special tokens (`gptlab.tokenizer.core.SpecialPolicy`); none: text.
     """
 
     text_column: str = "text"
     separator: str | None = None
     document_start: str | None = None
     errors: Literal["strict", "replace"] = "strict"
+    special_tokens: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.separator is not None and self.document_start is not None:
+            raise DataError(
+                f"{option('separator')} and {option('document_start')} both say where documents begin; give one of them"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """What `dataset.json` says of it: what came later (than 0.3) only where it was asked for."""
+        later = {"special_tokens": ()}
+        return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
 
     def decode(self, data: bytes, source: str, offset: int) -> str:
         """UTF-8 bytes, which stand at `offset` of `source`, as text. Raises DataError naming the bad byte."""
@@ -221,8 +235,9 @@ class Source(Protocol):
     def name(self) -> str:
         """What messages and `dataset.json` call it."""
 
-    is_stream: ClassVar[bool]
-    """Whether reading it twice would fetch it twice."""
+    @property
+    def is_stream(self) -> bool:
+        """Whether reading it twice would fetch it twice."""
 
     def size(self, reading: Reading) -> int | None:
         """Bytes of the source, about; None where that is not known beforehand."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, utf8_length
 from gptlab.data.sources.folders import local_files
 from gptlab.data.sources.kinds import kind_of_input, open_file
+from gptlab.data.sources.selection import Input, Selected, parts_of
 from gptlab.errors import DataError, option
 
 
-def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: int = BLOCK_BYTES) -> list[Source]:
-    """What `inputs` name, in order: files, folders, globs, URLs, `hf://NAME[:CONFIG][@SPLIT]`,
-    `stdlib:SPLIT`.
+def resolve(
+    inputs: Sequence[str | Input], *, cache: Path | None = None, block_bytes: int = BLOCK_BYTES
+) -> list[Source]:
+    """What `inputs` name, in order: files, folders, globs, URLs, `hf://NAME[:CONFIG][@SPLIT]`, `stdlib:SPLIT`,
+    `text:WORDS`. Of an `Input` all is one source.
 
     URLs are downloaded into `cache` first (default: GPTLAB_CACHE, or `~/.cache/gptlab`). A folder gives its Parquet,
     Arrow, JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
@@ -24,7 +27,10 @@ def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: in
     """
     sources: list[Source] = []
     for given in inputs:
-        if (kind := kind_of_input(given)) is not None:
+        if isinstance(given, Input):
+            parts = resolve([given.source], cache=cache, block_bytes=block_bytes)
+            sources.extend(parts if given.is_plain else [Selected(given, tuple(parts))])
+        elif (kind := kind_of_input(given)) is not None:
             sources.extend(kind.open_input(given, cache=cache, block_bytes=block_bytes))
         elif "://" in given:
             raise DataError(f"{given}: is no kind of input that gptlab reads; use http, https or hf, or a local path")
@@ -37,11 +43,19 @@ def resolve(inputs: Sequence[str], *, cache: Path | None = None, block_bytes: in
     return sources
 
 
-def read_blocks(sources: Sequence[Source], reading: Reading, cursor: Cursor | None = None) -> Iterator[Block]:
-    """The blocks of `sources` in order, from `cursor` on."""
+def read_blocks(
+    sources: Sequence[Source], reading: Reading, cursor: Cursor | None = None, full: Collection[int] = ()
+) -> Iterator[Block]:
+    """The blocks of `sources` in order, from `cursor` on.
+
+    `full`: numbers of sources of which no more is wanted; whoever takes the blocks may add to them.
+    """
     first, position = cursor or (0, None)
     for number, source in enumerate(sources[first:], first):
-        yield from source.blocks(number, reading, position if number == first else None)
+        for block in source.blocks(number, reading, position if number == first else None):
+            if number in full:
+                break
+            yield block
 
 
 def read_documents(sources: Sequence[Source], reading: Reading) -> Iterator[tuple[Block, Iterator[Document]]]:
@@ -76,7 +90,7 @@ def total_size(sources: Sequence[Source], reading: Reading) -> int | None:
 
 
 def iter_documents(
-    inputs: Sequence[str],
+    inputs: Sequence[str | Input],
     *,
     text_column: str = "text",
     limit_bytes: int | None = None,
@@ -84,17 +98,22 @@ def iter_documents(
     separator: str | None = None,
     document_start: str | None = None,
     errors: Literal["strict", "replace"] = "strict",
+    reading: Reading | None = None,
 ) -> Iterator[Document]:
     """The documents of `inputs` (see `resolve` and `Reading`), one after the other, at bounded memory.
 
     Args:
         limit_bytes: stop after the document or piece that reaches this many UTF-8 bytes; pieces are at most
             about this long then.
+        reading: how text is read, in place of `text_column`, `separator`, `document_start` and `errors`.
 
     Raises DataError for inputs that are missing or no text, and where there is no text at all.
     """
-    reading = Reading(text_column, separator, document_start, errors)
+    reading = reading or Reading(text_column, separator, document_start, errors)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes_for(limit_bytes))
+    for each in inputs:
+        if isinstance(each, Input) and each.max_tokens is not None:
+            raise DataError(f"{each.source}: tokens are counted where text is tokenized; cap its bytes or documents")
     seen = 0
     for _, documents in read_documents(sources, reading):
         for document in documents:
@@ -103,7 +122,7 @@ def iter_documents(
             if limit_bytes is not None and seen >= limit_bytes:
                 return
     if not seen:
-        raise DataError(f"{', '.join(inputs)}: no text in it")
+        raise DataError(f"{', '.join(names_of(sources))}: no text in it")
 
 
 def block_bytes_for(limit_bytes: int | None) -> int:
@@ -113,5 +132,5 @@ def block_bytes_for(limit_bytes: int | None) -> int:
 
 def names_of(sources: Iterable[Source], limit: int = 100) -> list[str]:
     """Names for `dataset.json`: all, or the first `limit` and how many more."""
-    names = [source.name for source in sources]
+    names = [source.name for source in parts_of(sources)]
     return names if len(names) <= limit else [*names[:limit], f"… and {len(names) - limit} more"]

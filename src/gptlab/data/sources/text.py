@@ -17,6 +17,7 @@ from gptlab.data.sources.streams import HEAD_BYTES, PACKED, open_stream, skip, s
 SUFFIXES = tuple(kind + packed for kind in (".txt", ".text", ".md") for packed in ("", *PACKED))
 
 _BOM = b"\xef\xbb\xbf"
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")  # with its end
 _CUT = re.compile(rb"[A-Za-z0-9](?= [A-Za-z])")
 
 
@@ -44,6 +45,9 @@ class TextBlock:
         text = reading.decode(self.data, self.source, self.offset)
         if self.offset == 0:
             text = text.removeprefix("\ufeff")
+        if reading.document_start is not None:
+            yield from reading.join_rows(_LINE.findall(text), self.source, first=self.offset == 0)
+            return
         parts = [text] if reading.separator is None else text.split(reading.separator)
         for number, part in enumerate(parts):
             continues = self.continues and number == 0
@@ -106,7 +110,9 @@ def text_blocks(
     separator = reading.separator.encode() if reading.separator is not None else None
     offset, continues = position or (0, False)
     skip(file, offset)
-    cut = functools.partial(_block_end, separator=separator, block_bytes=block_bytes)
+    cut: Callable[[bytes], int] = functools.partial(_block_end, separator=separator, block_bytes=block_bytes)
+    if reading.document_start is not None:  # looks at whole lines
+        cut = _line_end
     for data, at_end in split_into_blocks(file, name, stop - offset if stop is not None else None, block_bytes, cut):
         ends = at_end or (separator is not None and data.endswith(separator))
         yield TextBlock(cursor([offset, continues]), name, offset, data, continues, ends)
@@ -131,6 +137,11 @@ def _block_end(content: bytes, separator: bytes | None, block_bytes: int) -> int
     while limit > 0 and content[limit] & 0xC0 == 0x80:  # inside a UTF-8 character
         limit -= 1
     return max(limit, 0)
+
+
+def _line_end(content: bytes) -> int:
+    """Where the last whole line in `content` ends; 0: read on first."""
+    return content.rfind(b"\n") + 1
 
 
 def character_split(source: Source, fraction: float) -> tuple[TextFile, TextFile] | None:
