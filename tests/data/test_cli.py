@@ -194,7 +194,7 @@ PLACES = {
     "loop": ("loop/o", "loop"),
     "device": ("/dev/null", "/dev/null"),
     "root": ("/", "/: exists and is no data set"),
-    "here": ("", ".: exists and is no data set"),
+    "here": (".", ".: exists and is no data set"),
 }
 
 

@@ -27,7 +27,7 @@ def open_input(given: str, *, cache: Path | None, block_bytes: int) -> list[Sour
     except UnicodeEncodeError:
         raise DataError(f"{given[:_SHOWN]!r}: is no UTF-8; give the text as a file") from None
     if not data:
-        raise DataError("text: without a text; write --input 'text:Some words'")
+        raise DataError("text: without a text; write it after the colon, like text:Some words")
     return [LiteralText(given if len(given) <= _SHOWN else given[: _SHOWN - 1] + "…", data, block_bytes)]
 
 
