@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -71,6 +71,12 @@ class Run:
         """The model laid out for generation; made when it is first asked for."""
         return decoding_copy(self.model, self.device, self.dtype)
 
+    @overload
+    def generate(self, prompts: str, **options: Any) -> str: ...
+
+    @overload
+    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]: ...
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -79,17 +85,18 @@ class Run:
         chat: bool = False,
         sampling: Sampling | None = None,
         **options: Any,
-    ) -> list[str]:
-        """Continuations of `prompts`, without the prompts. `options` are the fields of `Sampling`; `special` and `chat`
-        as of `encode_prompt`."""
+    ) -> str | list[str]:
+        """The continuation of a prompt, without the prompt; of several prompts a list of them. `options` are the fields
+        of `Sampling`; `special` and `chat` as of `encode_prompt`."""
         chosen = sampling or Sampling(**options)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [self.encode_prompt(text, special=special, chat=chat) for text in texts]
         found = generate(self.generator, ids, chosen, stop_ids=self.tokenizer.stop_ids, device=self.device)
-        return [
+        continued = [
             self.tokenizer.decode_continuation(row, begins=chat or not text)
             for text, row in zip(texts, found, strict=True)
         ]
+        return continued[0] if isinstance(prompts, str) else continued
 
     def encode_prompt(self, text: str, *, special: SpecialPolicy = False, chat: bool = False) -> list[int]:
         """The ids of a prompt. A separator stands before it, as before every document in training.

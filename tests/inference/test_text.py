@@ -170,7 +170,7 @@ def test_a_chat_is_written_as_transformers_writes_it(
     sampling = Sampling(max_new_tokens=len(ids), temperature=0, stop_at_end=False)
     _show_samples(run, [" the girl <b> "], sampling, show_tokens=False, chat=True)
     assert capsys.readouterr().out == " the girl <b> \nthere was\n"
-    assert run.generate(" the girl <b> ", chat=True, sampling=sampling) == ["there was"]
+    assert run.generate(" the girl <b> ", chat=True, sampling=sampling) == "there was"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_character_model_comes_in_and_goes_out(place: Path) -> None:
     assert run.encode_prompt(TEXT) == [stoi["\n"], *ids]  # as sample.py's --start
     assert run.tokenizer.decode(ids) == TEXT
     assert run.tokenizer.stop_ids == frozenset()
-    assert len(run.generate("First", max_new_tokens=50, seed=1)[0]) == 50  # a line end ends nothing
+    assert len(run.generate("First", max_new_tokens=50, seed=1)) == 50  # a line end ends nothing
     assert run.loss(TEXT).bytes == len(TEXT)
     assert run.loss(TEXT).text_nats == pytest.approx(run.loss(TEXT).nats)
 

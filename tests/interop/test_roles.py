@@ -203,7 +203,7 @@ def test_an_export_of_ours_begins_with_the_separator(wild_model: Any, place: Pat
         theirs = model.generate(**ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[
             0, ids["input_ids"].shape[1] :
         ]
-    (ours,) = run.generate("the cat", max_new_tokens=20, temperature=0)
+    ours = run.generate("the cat", max_new_tokens=20, temperature=0)
     assert reader.decode(theirs, skip_special_tokens=True) == ours
 
 

@@ -193,7 +193,7 @@ def test_a_soup_is_a_run(around: list[Path], tmp_path: Path) -> None:
     assert run.finished
     assert run.step is None
     assert run.config.name == "first"
-    assert len(run.generate("the cat", max_new_tokens=5, seed=1, stop_at_end=False)[0]) > 0
+    assert len(run.generate("the cat", max_new_tokens=5, seed=1, stop_at_end=False)) > 0
     config = load_config(write_yaml(tmp_path, f"model: {{init_from: {made.folder}}}\noptimizer: AdamW"))
     assert config.model.dim == 32
     again = gptlab.soup([made.folder, around[0]], "second", device="cpu")
