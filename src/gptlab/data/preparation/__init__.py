@@ -64,8 +64,7 @@ def prepare(
         validation_tokens: the first documents, as many as fit in so many tokens, for validation.
         reading: columns, separators and how to take what is no text.
         shard_size: tokens of a shard; only the last of a split is shorter.
-        num_shards: stop after so many training shards (whole documents: the last shard may be a little
-            short).
+        num_shards: stop after so many training shards; documents are whole, so the last may be a little short.
         limit_bytes: stop after the document (or piece of a long one) that reaches this many bytes of the inputs'
             text; `validation` inputs are read whole.
         workers: processes; default: one a CPU core. 1 works in this process.
