@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 from foreign import foreign_tokenizer, smollm2_tokenizer
+from rich.console import Console
 from torch import Tensor, nn
 
+from gptlab.cli.marks import CUT, END_OF_PROMPT, mark_tokens
 from gptlab.cli.sample import _show_samples
 from gptlab.config import config_from
 from gptlab.errors import DataError
@@ -67,7 +73,8 @@ def four_texts(
     first, _, second = shown([prompt, prompt]).partition("─")
     assert first.rstrip("\n") == second.strip("─").removeprefix("\n").rstrip("\n")
     batch = first.removeprefix(prompt).removesuffix("\n")
-    tokens = shown([prompt], show_tokens=True).removeprefix(prompt).removesuffix("\n").replace("⏎", "")
+    marked = shown([prompt], show_tokens=True).removesuffix("\n").replace("⏎", "")
+    tokens = marked.rpartition(END_OF_PROMPT)[2].replace(CUT, "")
     (python,) = run.generate([prompt], sampling=sampling)
     return [stream, batch, python, tokens]
 
@@ -191,3 +198,21 @@ def test_a_template_runs_in_a_sandbox_and_its_errors_are_one_line(
     with pytest.raises(DataError, match=reason) as refused:
         render_chat(instruct, [{"role": "user", "content": "hi"}])
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("system", ["256", "standard", None])
+def test_tokens_can_be_told_apart_in_every_terminal(system: Literal["256", "standard"] | None) -> None:
+    """By a colour each, which a terminal of 16 has too; by lines where there are none."""
+    tokenizer = byte_tokenizer(special_tokens=["<|user|>"], name="marked")
+    file = io.StringIO()
+    screen = Console(file=file, force_terminal=system is not None, color_system=system, width=80)
+    prompt, generated = tokenizer.encode("ab"), [*tokenizer.encode("cd"), tokenizer.special_tokens["<|user|>"]]
+    screen.print(mark_tokens(screen, tokenizer, prompt, generated))
+    shown = file.getvalue()
+    if system is None:
+        assert shown == "a│b║c│d│<|user|>\n"
+    else:
+        codes = re.findall(r"\x1b\[([\d;]+)m(?=[a-d<])", shown)
+        assert len(codes) == 5
+        assert all(one != other for one, other in itertools.pairwise(codes))
+        assert [code.startswith("1;") for code in codes] == [True, True, False, False, True]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptlab.cli.marks import mark_tokens
 from gptlab.cli.options import Checkpoint, Device, SpecialTokens
 from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
@@ -14,13 +15,9 @@ from gptlab.errors import GptlabError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.text import Text
-
     from gptlab.inference.generate import Sampling
     from gptlab.run import Run
     from gptlab.tokenizer import SpecialPolicy
-
-_COLOURS = ("on #3b4252", "on #5b3a52")
 
 
 def sample(
@@ -32,7 +29,7 @@ def sample(
     top_p: Annotated[float | None, typer.Option(help="keep the fewest tokens that reach probability p")] = None,
     min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
     seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
-    show_tokens: Annotated[bool, typer.Option(help="colour the tokens")] = False,
+    show_tokens: Annotated[bool, typer.Option(help="show where tokens end, by colours or by │")] = False,
     special: Annotated[bool, typer.Option("--special", help="the same as --special-tokens all")] = False,
     special_tokens: SpecialTokens = None,
     chat: Annotated[bool, typer.Option("--chat", help="put each prompt into the model's chat template")] = False,
@@ -96,22 +93,13 @@ def _show_samples(
             return
     except UnicodeEncodeError:
         raise GptlabError("the terminal cannot show these characters; set PYTHONIOENCODING=utf-8") from None
-    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+    for number, (prompt, given, row) in enumerate(zip(prompts, ids, rows, strict=True)):
         if number:
             screen.rule(style="dim")
         begins = chat or not prompt
         if show_tokens:
-            body = _coloured(run, row, begins=begins)
-        else:
-            body = Text(run.tokenizer.decode_continuation(row, begins=begins))
+            own = given if chat else given[1:]  # without what begins every document
+            screen.print(mark_tokens(screen, run.tokenizer, own, row))
+            continue
+        body = run.tokenizer.decode_continuation(row, begins=begins)
         screen.print(Text.assemble((prompt + between, "bold"), body))
-
-
-def _coloured(run: Run, row: list[int], *, begins: bool) -> Text:
-    """Tokens in two alternating colours; a character of several tokens has the colour of the last of them."""
-    from rich.text import Text
-
-    stream, text = run.tokenizer.text_stream(begins=begins), Text()
-    for position, token in enumerate(row):
-        text.append(stream.feed(token).replace("\n", "⏎\n"), style=_COLOURS[position % 2])
-    return text.append(stream.end())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gptlab.cli.marks import CUT, SPECIAL_STYLE, STYLES, is_coloured
 from gptlab.cli.options import SpecialTokens, check_errors, parse_count
 from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError, DataError, did_you_mean
@@ -239,19 +240,19 @@ def show(
             grid.add_column(heading, justify=side)  # type: ignore[arg-type]
         for position, token in enumerate(encoded):
             piece = _visible(table[token]) if token not in specials else specials[token]
-            style = _STYLES[position % len(_STYLES)] if token not in specials else _SPECIAL_STYLE
+            style = STYLES[position % len(STYLES)] if token not in specials else SPECIAL_STYLE
             size = len(table[token]) if token not in specials else 0
             grid.add_row(str(position), str(token), Text(piece, style=style), str(size))
         console.print(grid)
     else:
         line = Text()
         for position, token in enumerate(encoded):
-            if position and not console.is_terminal:
-                line.append("│")  # without colours something else has to show the cuts
+            if position and not is_coloured(console):
+                line.append(CUT)
             if token in specials:
-                line.append(specials[token], style=_SPECIAL_STYLE)
+                line.append(specials[token], style=SPECIAL_STYLE)
             else:
-                line.append(_visible(table[token], wrap=True), style=_STYLES[position % len(_STYLES)])
+                line.append(_visible(table[token], wrap=True), style=STYLES[position % len(STYLES)])
         console.print(line)
     size = len(text.encode("utf-8"))
     ratio = f", {size / len(encoded):.2f} bytes per token" if encoded else ""
@@ -318,9 +319,6 @@ def stats(
 
 
 # What the commands share
-
-_STYLES = ("black on cyan", "black on green", "black on yellow", "white on blue", "black on white")
-_SPECIAL_STYLE = "bold white on red"
 
 
 def _visible(piece: bytes, wrap: bool = False) -> str:
