@@ -65,7 +65,7 @@ def load_folder(folder: Path) -> Tokenizer:
         raise DataError(f"{damaged}tokenizer.json does not match the checksum in meta.json{mend}")
     try:
         tokenizer = _from_own_json(meta, content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{damaged}{type(error).__name__} in its files ({error}){mend}") from error
     if tokenizer.hash != meta.get("hash"):
         raise DataError(f"{damaged}its ids hash to {tokenizer.hash}, meta.json says {meta.get('hash')}{mend}")
