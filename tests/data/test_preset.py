@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,15 @@ def test_one_may_be_another_with_a_tokenizer_of_its_own() -> None:
 
 @pytest.fixture
 def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Presets of this test alone: `small`, with a tokenizer of its own, and `streamed`, of which a part will do."""
+    """Presets of this test alone: `small`, with a tokenizer of its own, and two of which a part will do."""
     monkeypatch.chdir(tmp_path)
     texts = [f"the cat {number} sat on the mat of the {number * 7} th house " * 4 for number in range(120)]
     (tmp_path / "text.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
-    files = {name: tmp_path / f"{name}.yaml" for name in ("small", "streamed")}
+    files = {name: tmp_path / f"{name}.yaml" for name in ("small", "streamed", "large")}
     common = f"inputs: [{tmp_path / 'text.jsonl'}]\n"
     files["small"].write_text(f"description: small\n{common}validation_fraction: 0.1\nvocab_size: 270\n")
     files["streamed"].write_text(f"description: s\n{common}validation_tokens: 100M\ntokenizer: byte\ntokens: 10B\n")
+    files["large"].write_text(f"description: l\n{common}validation_tokens: 500\ntokenizer: byte\ntokens: 10B\n")
     monkeypatch.setattr(preset, "_files", lambda: files)
     return files
 
@@ -58,20 +60,17 @@ def test_what_a_config_reads_is_prepared(known: dict[str, Path], capsys: pytest.
     assert not Path("data/unknown").exists()
 
 
-def test_of_a_large_set_a_run_takes_what_it_needs(known: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, object]] = []
-    monkeypatch.setattr("gptlab.cli.data.prepare", lambda **given: asked.append(given))
-    for tokens in ("1M", "250M", "20B"):
-        prepare_missing(config("elsewhere/streamed", f"train.tokens={tokens}"), ask=False)
-    assert [given["num_shards"] for given in asked] == [1, 3, None]
-    assert {given["out"] for given in asked} == {Path("elsewhere/streamed")}
+def test_of_a_large_set_a_run_takes_what_it_needs(known: dict[str, Path]) -> None:
+    for tokens, shards in (("1M", 1), ("250M", 3), ("20B", None)):
+        prepare_missing(config(f"for-{tokens}/large", f"train.tokens={tokens}"), ask=False)
+        assert Manifest.load(Path(f"for-{tokens}/large")).options["num_shards"] == shards
 
 
 def test_it_is_asked_in_a_terminal(known: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for answer in (False, True):
-        monkeypatch.setattr("typer.confirm", lambda *_, answer=answer, **__: answer)
+    for answer, there in (("n", False), ("y", True)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{answer}\n"))
         prepare_missing(config("data/small"), ask=True)
-        assert Path("data/small").exists() == answer
+        assert Path("data/small").exists() == there
 
 
 def test_a_small_trial_leaves_text_to_train_on(known: dict[str, Path]) -> None:
