@@ -11,7 +11,6 @@ from typer.core import TyperGroup
 
 from gptlab.console import say
 from gptlab.errors import ConfigError, did_you_mean
-from gptlab.files import what_is_there
 
 
 class _New(TyperGroup):
@@ -36,15 +35,14 @@ def experiment(
     out: Annotated[Path | None, typer.Option(help="folder to write; by default experiments/NAME")] = None,
 ) -> None:
     """Begin an experiment: its statement, an idea that works, and a page for notes. `gptlab new NAME` is the same."""
-    from gptlab.config import SLOTS, find_config
+    from gptlab.config import SLOTS
+    from gptlab.config.preset import require_config
     from gptlab.contracts.scaffold import class_name_of, component_diff, component_source
     from gptlab.lab.experiment.scaffold import write_experiment
 
     if slot not in SLOTS:
         raise ConfigError(f"--slot: no slot is called {slot!r}; {did_you_mean(slot, SLOTS)}")
-    path = find_config(baseline)
-    if not path.is_file():
-        raise ConfigError(f"no config at {baseline} to compare with ({what_is_there(path)}); name one with --baseline")
+    require_config(baseline, "to compare with", "baseline")
     folder = out or Path("experiments") / name
     idea = component_source(slot, class_name_of(name))
     diff = component_diff(slot, f"./idea.py:{class_name_of(name)}", baseline)

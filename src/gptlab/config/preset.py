@@ -10,7 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from gptlab.errors import ConfigError, did_you_mean
+from gptlab.errors import ConfigError, did_you_mean, option
+from gptlab.files import what_is_there
 
 PREFIX = "gptlab:"
 """Before the name of a preset where a path could stand as well."""
@@ -36,6 +37,17 @@ def find_config(source: str | Path, folder: Path = Path()) -> Path:
     if path.is_file() or (path / "config.yaml").is_file():
         return path
     return presets().get(text, path)
+
+
+def require_config(source: str | Path, purpose: str, given: str) -> Path:
+    """The file of a config that something new stands on. Raises ConfigError where there is none.
+
+    `purpose`: "to compare with"; `given`: the option that names it.
+    """
+    path = find_config(source)
+    if not path.is_file():
+        raise ConfigError(f"no config at {source} {purpose} ({what_is_there(path)}); name one with {option(given)}")
+    return path
 
 
 def reference(source: str | Path, folder: Path) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import SLOTS, dump_yaml, find_config, load_config
-from gptlab.config.preset import reference
+from gptlab.config import SLOTS, dump_yaml, load_config
+from gptlab.config.preset import reference, require_config
 from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean, option
-from gptlab.files import atomic_folder, what_is_there
+from gptlab.files import atomic_folder
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CLASS = "MyIdea"  # what the class is called in every template
@@ -42,11 +42,7 @@ def write_component(kind: str, name: str, *, base: str | Path, folder: Path) -> 
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
         )
-    path = find_config(base)
-    if not path.is_file():
-        raise ConfigError(
-            f"no config at {base} to make a diff against ({what_is_there(path)}); name one with {option('base')}"
-        )
+    require_config(base, "to make a diff against", "base")
     class_name = class_name_of(name)
     module = name.replace("-", "_") + ".py"
     diff = {"base": reference(base, folder), **component_diff(kind, f"./{module}:{class_name}", base)}

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptlab.config import dump_yaml, find_config, load_config
-from gptlab.config.preset import reference
+from gptlab.config import dump_yaml, load_config
+from gptlab.config.preset import reference, require_config
 from gptlab.errors import ConfigError, option
-from gptlab.files import atomic_folder, what_is_there
+from gptlab.files import atomic_folder
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,11 +30,7 @@ def write_experiment(name: str, *, baseline: str | Path, folder: Path, idea: str
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
         )
-    path = find_config(baseline)
-    if not path.is_file():
-        raise ConfigError(
-            f"no config at {baseline} to compare with ({what_is_there(path)}); name one with {option('baseline')}"
-        )
+    path = require_config(baseline, "to compare with", "baseline")
     load_config(baseline)  # what is wrong in it is said now
     words = {
         "NAME": name,
