@@ -12,7 +12,7 @@ from typing import Any
 from gptlab.config import SLOTS, dump_yaml, load_config
 from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean, option
-from gptlab.files import atomic_folder, what_is_there
+from gptlab.files import atomic_folder, check_place, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CLASS = "MyIdea"  # what the class is called in every template
@@ -38,6 +38,7 @@ def write_component(kind: str, name: str, *, base: Path, folder: Path) -> Writte
         raise ConfigError(f"no slot is called {kind!r}; {did_you_mean(kind, SLOTS)}")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ConfigError(f"{name!r} is no name for an idea; use letters, digits and -, beginning with a letter")
+    check_place(folder, option("out", argument="folder"))
     if folder.exists():
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"

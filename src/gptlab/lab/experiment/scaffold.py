@@ -12,7 +12,7 @@ from typing import Any
 
 from gptlab.config import dump_yaml, load_config
 from gptlab.errors import ConfigError, option
-from gptlab.files import atomic_folder, what_is_there
+from gptlab.files import atomic_folder, check_place, what_is_there
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,6 +26,7 @@ def write_experiment(name: str, *, baseline: Path, folder: Path, idea: str, diff
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is no name for an experiment; use letters, digits, . and -")
+    check_place(folder, option("out", argument="folder"))
     if folder.exists():
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
