@@ -181,6 +181,8 @@ COMMANDS = [
     "data info nowhere",
     "data verify text",
     "new experiment a/b --baseline config.yaml",
+    "new x --baseline config.yaml --out config.yaml/x",
+    "new component mlp x --base config.yaml --out config.yaml/x",
     "new nosuch --baseline nowhere",
 ]
 

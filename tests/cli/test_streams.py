@@ -60,3 +60,19 @@ def test_a_closed_standard_input_that_is_to_be_read(place: Path) -> None:
     done = subprocess.run(["sh", "-c", command], cwd=place, capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "standard input is closed" in done.stderr
+
+
+def test_a_model_that_was_edited_in_a_run_folder_is_told(place: Path) -> None:
+    """Its weights fit all the same, and another number would come out without a word."""
+    gptlab("train", "config.yaml", "--out", "runs/edited", cwd=place)
+    assert "careful" not in gptlab("eval", "runs/edited", cwd=place).stderr
+    config = place / "runs/edited/config.yaml"
+    config.write_text(config.read_text().replace("theta: 10000", "theta: 77", 1))
+    assert "the model in runs/edited/config.yaml was edited" in gptlab("eval", "runs/edited", cwd=place).stderr
+
+
+def test_where_nobody_answers_the_error_says_how_to_go_on(place: Path) -> None:
+    done = gptlab("noise", "config.yaml", "--seeds", "2", "--no-probe", cwd=place, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: nobody answers at standard input; add --yes")
+    assert "Traceback" not in done.stderr

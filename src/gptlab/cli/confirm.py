@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import typer
 
 from gptlab.console import say
+from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +37,22 @@ def confirm_training(
     say(f"{at_most}{len(missing)} runs to train, {devices} at once")
     if all(run.hash in found for run in missing):
         say(f"about {format_seconds(sum(found[run.hash].seconds for run in missing) / devices)}")
-    if not dry_run and not yes and not typer.confirm("Train these?", default=True, err=True):
-        raise typer.Exit(1)
+    if not dry_run and not yes:
+        ask_before_training()
     return not dry_run
+
+
+def ask_before_training() -> None:
+    """Ask. Exits 1 where the answer is no; raises GptlabError where nobody is there to give one."""
+    nobody = GptlabError("nobody answers at standard input; add --yes to train without being asked")
+    if sys.stdin is None:
+        raise nobody
+    try:
+        agreed = typer.confirm("Train these?", default=True, err=True)
+    except typer.Abort as abort:
+        if not isinstance(abort.__context__, EOFError):
+            raise  # a person's interrupt
+        say("")  # after the question, on whose line the error would stand
+        raise nobody from None
+    if not agreed:
+        raise typer.Exit(1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptlab.cli.confirm import ask_before_training
 from gptlab.cli.options import DryRun, ExperimentFolder, Jobs, Yes
 from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
@@ -61,8 +62,8 @@ def run(
             say(f"careful: {name} will get no verdict, {'; '.join(map(str, wrong))}")
         if dry_run:
             return
-        if not yes and not typer.confirm("Train these?", default=True, err=True):
-            raise typer.Exit(1)
+        if not yes:
+            ask_before_training()
         shown = {found.arm.name: len(found.pairs) for found in evidence.arms}
 
         def queue() -> list[RunSpec]:

@@ -12,7 +12,11 @@ from gptlab.config import SLOTS, dump_yaml, load_config
 from gptlab.config.preset import reference, require_config
 from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean, option
+<<<<<<< ours
 from gptlab.files import atomic_folder
+=======
+from gptlab.files import atomic_folder, check_place, what_is_there
+>>>>>>> theirs
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CLASS = "MyIdea"  # what the class is called in every template
@@ -38,6 +42,7 @@ def write_component(kind: str, name: str, *, base: str | Path, folder: Path) -> 
         raise ConfigError(f"no slot is called {kind!r}; {did_you_mean(kind, SLOTS)}")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ConfigError(f"{name!r} is no name for an idea; use letters, digits and -, beginning with a letter")
+    check_place(folder, option("out", argument="folder"))
     if folder.exists():
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"

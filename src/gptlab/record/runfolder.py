@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import hashlib
 import json
 import re
 import shutil
@@ -79,6 +80,8 @@ class Session(TypedDict, total=False):
     config_hash: str
     seed: str
     """As folders are named by it."""
+    model: str
+    """The digest of the model's section, as config.yaml has it."""
     git: dict[str, str] | None
     """Commit, and the diff of what was not committed."""
     validation: Identity
@@ -147,8 +150,9 @@ def write_run_folder(folder: Path, config: RunConfig, session: Session) -> None:
                 if other.is_relative_to(path.resolve().parent):
                     _copy(other, code / other.relative_to(path.resolve().parent))
             values = _rename(values, f"{name}:", f"./code/{path.name}:")
-    write_atomic(folder / "config.yaml", dump_yaml(values))
-    sessions = read_sessions(folder)
+    text = dump_yaml(values)
+    write_atomic(folder / "config.yaml", text)
+    sessions, session = read_sessions(folder), {**session, "model": _model_digest(text)}
     write_atomic(folder / "env.json", json.dumps([*sessions, session], indent=1))
 
 
@@ -297,8 +301,22 @@ def digest_of_weights(folder: Path) -> str:
     return digest
 
 
-def say_changed_weights(folder: Path) -> None:
-    """Say it where model.safetensors is not what was written when the run ended: edited on purpose, or damaged."""
+def _model_digest(config: str) -> str:
+    """16 digits of SHA-256 of the lines of the model's section in the text of a config.yaml."""
+    section = re.search(r"^model:.*\n(?:[ \t].*\n?)*", config, re.M)
+    return hashlib.sha256((section[0] if section is not None else "").rstrip().encode()).hexdigest()[:16]
+
+
+def say_changed_files(folder: Path) -> None:
+    """Say it where the model's section of config.yaml, or model.safetensors, is not what was written for the run, or
+    when it ended: edited on purpose, or damaged."""
+    sessions = read_sessions(folder)
+    model = sessions[-1].get("model") if sessions else None
+    if model is not None and model != _model_digest((folder / "config.yaml").read_text(encoding="utf-8")):
+        say(
+            f"careful: the model in {folder / 'config.yaml'} was edited since the run began: what the run logged is of "
+            "another model"
+        )
     written = recorded_weights(folder)
     if written is not None and digest_of_weights(folder) != written:
         say(

@@ -12,7 +12,11 @@ from typing import Any
 from gptlab.config import dump_yaml, load_config
 from gptlab.config.preset import reference, require_config
 from gptlab.errors import ConfigError, option
+<<<<<<< ours
 from gptlab.files import atomic_folder
+=======
+from gptlab.files import atomic_folder, check_place, what_is_there
+>>>>>>> theirs
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,6 +30,7 @@ def write_experiment(name: str, *, baseline: str | Path, folder: Path, idea: str
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is no name for an experiment; use letters, digits, . and -")
+    check_place(folder, option("out", argument="folder"))
     if folder.exists():
         raise ConfigError(
             f"{folder} exists already; choose another name, or another folder with {option('out', argument='folder')}"
