@@ -12,11 +12,7 @@ from typing import Any
 from gptlab.config import dump_yaml, load_config
 from gptlab.config.preset import reference, require_config
 from gptlab.errors import ConfigError, option
-<<<<<<< ours
 from gptlab.files import atomic_folder
-=======
-from gptlab.files import atomic_folder, check_place, what_is_there
->>>>>>> theirs
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
