@@ -12,7 +12,7 @@ from gptlab.config import SLOTS, dump_yaml, load_config
 from gptlab.config.preset import reference, require_config
 from gptlab.contracts.places import nested, places
 from gptlab.errors import ConfigError, did_you_mean, option
-from gptlab.files import atomic_folder
+from gptlab.files import atomic_folder, check_place
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _CLASS = "MyIdea"  # what the class is called in every template

@@ -12,7 +12,7 @@ from typing import Any
 from gptlab.config import dump_yaml, load_config
 from gptlab.config.preset import reference, require_config
 from gptlab.errors import ConfigError, option
-from gptlab.files import atomic_folder
+from gptlab.files import atomic_folder, check_place
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
