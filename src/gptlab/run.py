@@ -235,7 +235,7 @@ def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int
     """Load them; the step of the checkpoint they are from, None for the final ones."""
     final = folder / runfolder.WEIGHTS
     if checkpoint is None and final.is_file():
-        runfolder.say_changed_files(folder)
+        runfolder.say_changed_weights(folder)
         tensors = _read_weights(final)
         own = dict(model.named_parameters())
         odd = set(own) ^ set(tensors) or {n for n in own if own[n].shape != tensors[n].shape}

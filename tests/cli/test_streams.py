@@ -68,7 +68,7 @@ def test_a_model_that_was_edited_in_a_run_folder_is_told(place: Path) -> None:
     assert "careful" not in gptlab("eval", "runs/edited", cwd=place).stderr
     config = place / "runs/edited/config.yaml"
     config.write_text(config.read_text().replace("theta: 10000", "theta: 77", 1))
-    assert "the model in runs/edited/config.yaml was edited" in gptlab("eval", "runs/edited", cwd=place).stderr
+    assert "runs/edited/config.yaml was edited" in gptlab("eval", "runs/edited", cwd=place).stderr
 
 
 def test_where_nobody_answers_the_error_says_how_to_go_on(place: Path) -> None:

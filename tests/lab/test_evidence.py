@@ -266,7 +266,9 @@ def test_metrics_that_a_run_has_not(place: Path) -> None:
     with pytest.raises(GptlabError, match="run `gptlab eval"):
         Metric(accuracy="hellaswag").value(folder)
     (folder / "evals").mkdir()
-    (folder / "evals" / "hellaswag.json").write_text(json.dumps({"results": {"acc": 0.2, "acc_norm": 0.25}}))
+    (folder / "evals" / "hellaswag.json").write_text(
+        json.dumps({"task": "hellaswag", "results": {"acc": 0.2, "acc_norm": 0.25}})
+    )
     accuracy = Metric(accuracy="hellaswag")
     assert (accuracy.value(folder), accuracy.lower_is_better) == (0.25, False)
 

@@ -2,6 +2,7 @@
 
 The kind is any type that pydantic knows: a dataclass, `list[dict[str, Any]]`. Numbers are not made of text, nor text
 of numbers; NaN and Infinity are no JSON.
+A file that carries a seal (`gptlab.seal`) is refused where it does not fit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pydantic_core
 
 from gptlab.config.messages import problem_of
 from gptlab.errors import GptlabError
+from gptlab.seal import unsealed
 
 Kind = TypeVar("Kind")
 
@@ -28,7 +30,7 @@ def _adapter(kind: Hashable) -> pydantic.TypeAdapter[Any]:
 def parse_json(content: str | bytes, kind: type[Kind]) -> Kind:
     """`content` as a `kind`. Raises ValueError with what is wrong, in a line."""
     try:
-        pydantic_core.from_json(content, allow_inf_nan=False)
+        content = unsealed(pydantic_core.from_json(content, allow_inf_nan=False)) or content
         return cast("Kind", _adapter(cast("Hashable", kind)).validate_json(content, strict=True))
     except pydantic.ValidationError as error:
         raise ValueError(problem_of(error)) from None

@@ -22,6 +22,7 @@ from gptlab.console import progress
 from gptlab.data.shards import Shard, read_header
 from gptlab.errors import DataError, option
 from gptlab.files import not_a_folder, settle
+from gptlab.seal import sealed_json
 
 FORMAT = "gptlab-tokens"
 FORMAT_VERSION = 1
@@ -76,7 +77,7 @@ class Manifest:
 
     def to_json(self) -> str:
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        return json.dumps({**head, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return sealed_json({**head, **asdict(self)}, indent=2)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

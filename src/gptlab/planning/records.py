@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.planning.plan import Plan, Prediction
 from gptlab.record.facts import read_facts
+from gptlab.seal import sealed_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PredictionRatios:
 
 def keep_plan(runs: Path, digest: str, plan: Plan) -> None:
     """Keep the plan of the runs whose hash is `digest`, beside them: until they are trained, and for other seeds."""
-    write_atomic(_plan_file(runs, digest), json.dumps(plan.plain()))
+    write_atomic(_plan_file(runs, digest), sealed_json(plan.plain(), indent=None))
 
 
 def kept_plan(runs: Path, digest: str) -> Plan | None:
@@ -47,7 +47,7 @@ def _plan_file(runs: Path, digest: str) -> Path:
 
 def write_prediction(folder: Path, prediction: Prediction) -> None:
     """Write RUN/plan.json."""
-    write_atomic(folder / "plan.json", json.dumps(dataclasses.asdict(prediction), indent=1) + "\n")
+    write_atomic(folder / "plan.json", sealed_json(dataclasses.asdict(prediction)))
 
 
 def read_prediction(folder: Path) -> Prediction:

@@ -11,6 +11,7 @@ from gptlab.config.jsonfile import read_json
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.record.measurement import ALL, Identity, data_identity
+from gptlab.seal import SEAL, seal_of
 
 
 @dataclass
@@ -25,20 +26,21 @@ class Evaluation:
         records: a row a question, where there are questions.
     """
 
-    task: str = ""
-    results: dict[str, Any] = field(default_factory=dict)
+    task: str
+    results: dict[str, Any]
     standard_errors: dict[str, float | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Keep it as JSON, a record a line. Raises GptlabError where the disk refuses."""
-        head = {
+        head: dict[str, Any] = {
             "task": self.task,
             "results": self.results,
             "standard_errors": self.standard_errors,
             "settings": self.settings,
         }
+        head[SEAL] = seal_of({**head, "records": self.records} if self.records else head)
         text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
         if self.records:
             rows = ",\n".join("  " + json.dumps(record, ensure_ascii=False) for record in self.records)

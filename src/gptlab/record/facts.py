@@ -14,6 +14,7 @@ from pydantic import Field
 from gptlab.config.jsonfile import parse_json, read_json
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
+from gptlab.seal import sealed_json
 
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
@@ -41,6 +42,7 @@ class Facts:
     code: str  # gptlab.record.fingerprint
     versions: dict[str, str]  # python, torch, gptlab
     weights: str | None = None  # 16 digits of SHA-256 of model.safetensors; None: by gptlab before 0.4
+    metrics: str | None = None  # the same of metrics.jsonl
 
     @property
     def flops(self) -> float:
@@ -50,7 +52,7 @@ class Facts:
 
 def write_facts(folder: Path, facts: Facts) -> None:
     """Write RUN/facts.json."""
-    write_atomic(folder / "facts.json", json.dumps({"schema": SCHEMA, **dataclasses.asdict(facts)}, indent=1) + "\n")
+    write_atomic(folder / "facts.json", sealed_json({"schema": SCHEMA, **dataclasses.asdict(facts)}))
 
 
 def read_facts(folder: Path) -> Facts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from gptlab.console import say
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
+from gptlab.record.facts import read_facts
 
 Row = dict[str, Any]
 _LARGEST = 1e30  # of a number in a row: a loss, a norm, a count; beyond it nothing is measured
@@ -34,11 +36,9 @@ def read_metrics(path: Path) -> list[Row]:
     """
     rows: list[Row] = []
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = _read(path).split(b"\n")
     except FileNotFoundError:
         return rows
-    except OSError as error:
-        raise GptlabError(f"{path}: cannot be read ({error.strerror or error}); restore it") from None
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
@@ -54,6 +54,26 @@ def read_metrics(path: Path) -> list[Row]:
             raise GptlabError(f"{path}:{number}: {misplaced}; the file was edited: restore it")
         rows.append(row)
     return rows
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a metrics.jsonl. Raises FileNotFoundError; GptlabError where it cannot be read, or is not the one
+    that its run ended with."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise GptlabError(f"{path}: cannot be read ({error.strerror or error}); restore it") from None
+    written = read_facts(path.parent).metrics if (path.parent / "facts.json").is_file() else None
+    if written is not None and metrics_digest(content) != written:
+        raise GptlabError(f"{path}: it was edited or damaged since the run ended; restore it, or train the run again")
+    return content
+
+
+def metrics_digest(content: bytes) -> str:
+    """16 digits of SHA-256 of a metrics.jsonl, as facts.json keeps them of a finished run."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _row(line: bytes) -> Row:
@@ -94,7 +114,7 @@ def read_columns(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.float6
 
     What is torn or damaged is met as by `read_metrics`, and raises the same.
     """
-    found = _columns(path.read_bytes(), keys) if path.is_file() else None
+    found = _columns(_read(path), keys) if path.exists() else None
     if found is not None:
         return found
     rows = read_metrics(path)
@@ -155,11 +175,17 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def last_row(path: Path, size: int = 4096) -> Row | None:
-    """The last complete row of a metrics.jsonl, which may be written to meanwhile; None before the first."""
+    """The last complete row of a metrics.jsonl, which may be written to meanwhile; None before the first.
+
+    Raises GptlabError where the run is finished and its metrics.jsonl was edited since.
+    """
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - size))
-            lines = file.read().split(b"\n")[:-1]
+        if (path.parent / "facts.json").is_file():
+            lines = _read(path).split(b"\n")[:-1]
+        else:
+            with open(path, "rb") as file:
+                file.seek(max(0, file.seek(0, 2) - size))
+                lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return None
     for line in reversed(lines):

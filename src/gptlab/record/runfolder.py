@@ -39,6 +39,7 @@ from gptlab.errors import BusyError, CheckpointError, GptlabError
 from gptlab.files import atomic_folder, exclusive, not_a_folder, write_atomic
 from gptlab.record.facts import read_facts
 from gptlab.record.measurement import Identity
+from gptlab.seal import sealed_json
 from gptlab.version import __version__
 
 DIVERGED = "diverged"
@@ -47,6 +48,8 @@ WEIGHTS, FACTS, FAILED = "model.safetensors", "facts.json", "failed.json"
 DIGEST = "model.sha256"
 _OWN = {"config.yaml", "code", "log.txt", "plan.json", "tokenizer", "checkpoints", "evals", "loss.png", "metrics.csv"}
 _OWN |= {"metrics.jsonl", WEIGHTS, DIGEST, FACTS, FAILED}
+_PLACE = {"  path", "  sources", "  tokenizer", "system", "log", "checkpoint"}
+"""What of a config changes with the place where a run is used: no number of it follows from these alone."""
 _NAMED = re.compile(r"-([0-9a-f]{8})(?:-seed([0-9-]+))?$")
 
 
@@ -80,8 +83,8 @@ class Session(TypedDict, total=False):
     config_hash: str
     seed: str
     """As folders are named by it."""
-    model: str
-    """The digest of the model's section, as config.yaml has it."""
+    config: str
+    """The digest of config.yaml, but for what may be changed in it later (`_config_digest`)."""
     git: dict[str, str] | None
     """Commit, and the diff of what was not committed."""
     validation: Identity
@@ -152,8 +155,8 @@ def write_run_folder(folder: Path, config: RunConfig, session: Session) -> None:
             values = _rename(values, f"{name}:", f"./code/{path.name}:")
     text = dump_yaml(values)
     write_atomic(folder / "config.yaml", text)
-    sessions, session = read_sessions(folder), {**session, "model": _model_digest(text)}
-    write_atomic(folder / "env.json", json.dumps([*sessions, session], indent=1))
+    sessions, session = read_sessions(folder), {**session, "config": _config_digest(text)}
+    write_atomic(folder / "env.json", sealed_json([*sessions, session]))
 
 
 def reopen(folder: Path) -> None:
@@ -242,7 +245,7 @@ def _is_complete(path: Path) -> bool:
 
 def write_failure(folder: Path, failure: Failure) -> None:
     """Keep in RUN/failed.json why a run could not be trained; the next attempt removes it."""
-    write_atomic(folder / FAILED, json.dumps(dataclasses.asdict(failure), indent=1) + "\n")
+    write_atomic(folder / FAILED, sealed_json(dataclasses.asdict(failure)))
 
 
 def note_error(folder: Path, error: GptlabError) -> None:
@@ -267,10 +270,14 @@ def read_failure(folder: Path) -> Failure | None:
 def read_sessions(folder: Path) -> list[Session]:
     """The sessions that worked on a run, the oldest first; none where there is no env.json. Raises GptlabError where it
     is damaged."""
+    path, mend = folder / "env.json", "restore it, or move the run away"
     try:
-        return read_json(folder / "env.json", list[Session], mend="restore it, or move the run away")
+        sessions = read_json(path, list[Session], mend=mend)
     except FileNotFoundError:
         return []
+    if not sessions:
+        raise GptlabError(f"{path}: damaged (no session is in it); {mend}")
+    return sessions
 
 
 def recorded_weights(folder: Path) -> str | None:
@@ -301,22 +308,34 @@ def digest_of_weights(folder: Path) -> str:
     return digest
 
 
-def _model_digest(config: str) -> str:
-    """16 digits of SHA-256 of the lines of the model's section in the text of a config.yaml."""
-    section = re.search(r"^model:.*\n(?:[ \t].*\n?)*", config, re.M)
-    return hashlib.sha256((section[0] if section is not None else "").rstrip().encode()).hexdigest()[:16]
+def _config_digest(text: str) -> str:
+    """16 digits of SHA-256 of a config.yaml, without what changes with the place where a run is used."""
+    sections = re.split(r"^(?=\S|  (?:path|sources|tokenizer|mix|stream|epochs):)", text, flags=re.M)
+    kept = [section.rstrip() for section in sections if section.partition(":")[0] not in _PLACE]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
-def say_changed_files(folder: Path) -> None:
-    """Say it where the model's section of config.yaml, or model.safetensors, is not what was written for the run, or
-    when it ended: edited on purpose, or damaged."""
+def is_edited(folder: Path) -> bool:
+    """Whether config.yaml is not what was written when the run began: a model that was edited may fit the weights all
+    the same, and a rate that was edited is not the one that was trained with."""
     sessions = read_sessions(folder)
-    model = sessions[-1].get("model") if sessions else None
-    if model is not None and model != _model_digest((folder / "config.yaml").read_text(encoding="utf-8")):
+    digest = sessions[-1].get("config") if sessions else None
+    return digest is not None and digest != _config_digest(
+        (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    )
+
+
+def say_edited_config(folder: Path) -> None:
+    """Say it where `is_edited`."""
+    if is_edited(folder):
         say(
-            f"careful: the model in {folder / 'config.yaml'} was edited since the run began: what the run logged is of "
-            "another model"
+            f"careful: {folder / 'config.yaml'} was edited since the run began: what the run logged is of another "
+            "config; restore it"
         )
+
+
+def say_changed_weights(folder: Path) -> None:
+    """Say it where model.safetensors is not what was written when the run ended: edited on purpose, or damaged."""
     written = recorded_weights(folder)
     if written is not None and digest_of_weights(folder) != written:
         say(
@@ -326,7 +345,9 @@ def say_changed_files(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """The config of a run. Raises ConfigError where the folder has none that can be read."""
+    """The config of a run; an edit of it is said. Raises ConfigError where the folder has none that can be read."""
+    require_run(folder)
+    say_edited_config(folder)
     return load_config(folder / "config.yaml")
 
 

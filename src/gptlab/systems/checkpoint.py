@@ -30,6 +30,7 @@ from gptlab.console import say
 from gptlab.errors import CheckpointError, GptlabError, option
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
 from gptlab.parallel import World
+from gptlab.seal import sealed_json
 from gptlab.systems.tensorfile import write_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -73,7 +74,7 @@ class Checkpoints:
             self.world.barrier()
             _write_tensors(aside, {**model_tensors(model), **optimizer_tensors(model, optimizer)}, self.world)
             if self.world.is_main:
-                write_atomic(aside / "state.json", json.dumps(state, indent=1))
+                write_atomic(aside / "state.json", sealed_json(state))
                 _write_manifest(aside)
         except (Exception, CheckpointException) as problem:  # DCP's wrapper around what failed is no Exception
             error = _reason(problem)

@@ -10,6 +10,7 @@ from typing import Any
 
 from gptlab.errors import DataError, did_you_mean
 from gptlab.files import not_a_folder, settle
+from gptlab.seal import unsealed
 from gptlab.tokenizer.byte_level import from_text
 from gptlab.tokenizer.core import Tokenizer, byte_tokenizer
 from gptlab.tokenizer.formats import Roles, huggingface_tokenizer, import_tokenizer, read_json, read_text
@@ -58,6 +59,12 @@ def load_folder(folder: Path) -> Tokenizer:
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != META_FORMAT:
         raise DataError(f"{folder / 'meta.json'}: not a meta.json of format {META_FORMAT} of gptlab")
+    try:
+        unsealed(meta)
+    except ValueError as problem:
+        raise DataError(
+            f"{folder / 'meta.json'}: {problem}; restore it, or train or import the tokenizer again"
+        ) from None
     content = read_text(folder / "tokenizer.json")
     damaged = f"tokenizer folder {folder} is damaged: "
     mend = "; train or import it again"

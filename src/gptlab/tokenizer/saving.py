@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from gptlab.errors import DataError
 from gptlab.files import atomic_folder
+from gptlab.seal import sealed_json
 from gptlab.tokenizer.byte_level import recover_merges, to_text
 from gptlab.version import __version__
 
@@ -81,8 +82,7 @@ def save_tokenizer(tokenizer: TokenizerData, folder: Path, *, for_others: bool =
             written = [to_text(token) for token in tokenizer.token_bytes()]
             lines = ["#version: 0.2", *(f"{written[left]} {written[right]}" for left, right in merges)]
             (aside / "merges.txt").write_bytes(("\n".join(lines) + "\n").encode("utf-8"))
-        text = json.dumps(meta, ensure_ascii=False, indent=1) + "\n"
-        (aside / "meta.json").write_text(text, encoding="utf-8")
+        (aside / "meta.json").write_text(sealed_json(meta), encoding="utf-8")
 
 
 def _transformers_config(tokenizer: TokenizerData) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from gptlab.model.component import training_flops
 from gptlab.parallel import World
 from gptlab.record.facts import Facts
 from gptlab.record.fingerprint import code_fingerprint
-from gptlab.record.metrics import read_metrics, write_csv
-from gptlab.record.runfolder import read_sessions
+from gptlab.record.metrics import metrics_digest, read_metrics, write_csv
+from gptlab.record.runfolder import digest_of_weights, read_sessions
 from gptlab.systems.plot import plot_loss
 from gptlab.version import __version__
 
@@ -46,4 +46,6 @@ def gather_facts(
         dtype=str(dtype).removeprefix("torch."),
         code=code_fingerprint(),
         versions={"python": hardware["python"], "torch": hardware["torch"], "gptlab": __version__},
+        weights=digest_of_weights(folder),
+        metrics=metrics_digest((folder / "metrics.jsonl").read_bytes()),
     )

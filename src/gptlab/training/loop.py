@@ -323,8 +323,7 @@ def _conclude(job: Job, seconds: float) -> None:
         write_views(job.folder)
     if job.world.is_main and job.step == job.config.total_steps and not (job.folder / runfolder.FACTS).exists():
         facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
-        digest = runfolder.digest_of_weights(job.folder)
-        measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory, weights=digest)
+        measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory)
         write_facts(job.folder, measured)
 
 

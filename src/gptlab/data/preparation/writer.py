@@ -25,6 +25,7 @@ from gptlab.data.sources.resolve import names_of, read_blocks, source_of, total_
 from gptlab.data.sources.selection import Selected
 from gptlab.errors import DataError, option
 from gptlab.files import atomic_folder, write_atomic
+from gptlab.seal import sealed_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -336,7 +337,7 @@ class DatasetWriter:
         entry.shards.append(ShardEntry(writer.path.name, writer.tokens, writer.close()))
         entry.tokens += writer.tokens
         journal = {"fingerprint": self.fingerprint, **asdict(self.state)}
-        write_atomic(self.folder / JOURNAL, json.dumps(journal, indent=1) + "\n")
+        write_atomic(self.folder / JOURNAL, sealed_json(journal))
 
 
 class _Documents:

@@ -35,7 +35,7 @@ from gptlab.record.evaluation import read_evaluation
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.measurement import Identity, unlike_first, unlike_pair
 from gptlab.record.metrics import read_columns
-from gptlab.record.runfolder import State, made_elsewhere, read_sessions, require_run, state
+from gptlab.record.runfolder import State, made_elsewhere, read_sessions, require_run, say_edited_config, state
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,6 +130,8 @@ def read_runs(folders: Sequence[Path], metric: str = "loss") -> list[RunSummary]
             for run in pool.map(lambda folder: _read(folder, key), folders):
                 runs.append(run)
                 bar.advance(task)
+    for run in runs:
+        say_edited_config(run.folder)
     if any(run.step for run in runs) and all(run.final is None for run in runs):
         raise GptlabError(
             f"{option('metric', metric)}: none of these runs logs {key!r}; name a key of their metrics.jsonl"

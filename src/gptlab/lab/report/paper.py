@@ -31,6 +31,7 @@ from gptlab.lab.report.findings import Findings, read_findings
 from gptlab.lab.report.latex import Numbers, Source, code, escape, longtable, tabular
 from gptlab.lab.runs.store import Store
 from gptlab.planning.formatting import format_bytes, format_seconds
+from gptlab.seal import sealed_json
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -106,7 +107,7 @@ def _sources(numbers: Numbers, store: Store) -> str:
         "numbers": listed,
         "files": {name: sha256_file(store.root / name) for name in files},
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return sealed_json(content)
 
 
 def _measured(findings: Findings, folders: Sequence[Path]) -> list[Source]:

@@ -20,8 +20,8 @@ from gptlab.lab.report.compare import read_plain_config
 from gptlab.lab.report.tables import SCHEMA
 from gptlab.lab.runs.store import Store
 from gptlab.record.facts import read_facts
-from gptlab.record.metrics import last_row
-from gptlab.record.runfolder import State, made_elsewhere, read_sessions, state
+from gptlab.record.metrics import Row, last_row
+from gptlab.record.runfolder import State, is_edited, made_elsewhere, read_sessions, state
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,12 @@ def _from_runs(experiment: Experiment, store: Store) -> ExperimentEntry:
 
 
 def _from_report(folder: Path) -> ExperimentEntry | None:
-    """What the last report says; None where there is none that can be read."""
+    """What the last report says; None where there is none."""
+    path, mend = folder / "report.json", "write it again with `gptlab report`"
     try:
-        content: dict[str, Any] = read_json(
-            folder / "report.json", dict[str, Any], mend="write it again with `gptlab report`"
-        )
-        if content["schema"] != SCHEMA:
-            return None
+        content = read_json(path, dict[str, Any], mend=mend)
+        if content.get("schema") != SCHEMA:
+            raise GptlabError(f"{path}: not a report of this version of gptlab; {mend}")
         return ExperimentEntry(
             name=folder.name,
             hypothesis=str(content["hypothesis"]),
@@ -109,8 +108,13 @@ def _from_report(folder: Path) -> ExperimentEntry | None:
             last_run=str(content["last_run"]),
             error="",
         )
-    except (OSError, ValueError, KeyError, TypeError, GptlabError):
+    except FileNotFoundError:
         return None
+    except GptlabError as error:
+        problem = str(error)
+    except (ValueError, KeyError, TypeError):
+        problem = f"{path}: damaged (a field is missing or of another type); {mend}"
+    return ExperimentEntry(folder.name, _hypothesis(folder), "report cannot be read", [], None, None, "", problem)
 
 
 def _hypothesis(folder: Path) -> str:
@@ -135,7 +139,7 @@ class RunEntry:
 
 
 def list_runs(store: Store) -> Iterator[RunEntry]:
-    """Every run in the store, by when it began. Only the end of each metrics.jsonl is read."""
+    """Every run in the store, by when it began."""
     folders = [path.parent for path in store.root.glob("*/config.yaml") if not path.parent.name.startswith(".")]
     yield from sorted((_run_entry(folder, store) for folder in folders), key=lambda run: (run.started, run.name))
 
@@ -143,8 +147,9 @@ def list_runs(store: Store) -> Iterator[RunEntry]:
 def _run_entry(folder: Path, store: Store) -> RunEntry:
     sessions = read_sessions(folder)
     started = str(sessions[0].get("started", ""))[:16] if sessions else ""
-    row = last_row(folder / "metrics.jsonl", 2**14) or {}
+    row: Row = {}
     try:
+        row = last_row(folder / "metrics.jsonl", 2**14) or {}
         training = read_plain_config(folder / "config.yaml")["train"]
         steps = -(-int(training["tokens"]) // int(training["batch_tokens"]))
         if (folder / "facts.json").is_file():
@@ -160,7 +165,7 @@ def _run_entry(folder: Path, store: Store) -> RunEntry:
     elif reached is State.DAMAGED:
         shown = "broken: a file is missing or cut short"
     elif reached in (State.FINISHED, State.RECONFIGURED):
-        shown = "finished"
+        shown = "finished; its config.yaml was edited since" if is_edited(folder) else "finished"
     else:
         shown = f"unfinished, step {step:,} of {steps:,}"
     return RunEntry(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from gptlab.lab.experiment.evidence import ArmEvidence
 from gptlab.lab.experiment.verdict import verdict_line
 from gptlab.lab.report.findings import Findings
 from gptlab.lab.stats.power_law import ComputeEquivalent
+from gptlab.seal import sealed_json
 
 SCHEMA = 1
 """Of report.json; raised when a field changes its meaning."""
@@ -77,7 +77,7 @@ def report_json(findings: Findings, first_hash: str | None) -> str:
         "dollars": findings.dollars,
         "arms": [_arm(findings, found) for found in findings.evidence.arms],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return sealed_json(content)
 
 
 def _arm(findings: Findings, found: ArmEvidence) -> dict[str, Any]:

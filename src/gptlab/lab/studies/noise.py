@@ -34,6 +34,7 @@ from gptlab.lab.experiment.metric import Metric, check_alike
 from gptlab.lab.experiment.spec import hash_of, with_seed
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.plotting import COLOURS, GREY, image
+from gptlab.seal import sealed_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -218,7 +219,7 @@ def noise_path(store: Store, digest: str) -> Path:
 def write_noise(store: Store, noise: NoiseEstimate) -> list[Path]:
     """Write the estimate and its picture; returns their paths."""
     path = noise_path(store, noise.hash)
-    write_atomic(path, json.dumps({"schema": 1, **asdict(noise)}, indent=1) + "\n")
+    write_atomic(path, sealed_json({"schema": 1, **asdict(noise)}))
     picture = path.with_suffix(".png")
     write_atomic(picture, image(lambda figure, paint: _draw(noise, figure, paint), "png"))
     return [path, picture]
