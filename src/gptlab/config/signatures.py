@@ -90,6 +90,15 @@ class Signature:
 
 def _module_file(module: str) -> Path | None:
     """The source file of a module, found without importing it or its parents."""
+    return _shipped_file(module) if module.startswith("gptlab.") else _find_module(module)
+
+
+@functools.cache
+def _shipped_file(module: str) -> Path | None:
+    return _find_module(module)
+
+
+def _find_module(module: str) -> Path | None:
     path: list[str] | None = None
     parts = module.split(".")
     for index in range(len(parts)):
@@ -316,6 +325,13 @@ def _literal(node: ast.expr, where: str) -> Any:
 def signature(kind: str, use: str) -> Signature:
     """The signature of component `use` of slot `kind`. Raises ConfigError where it does not exist or cannot fit."""
     module, file, name = locate(kind, use)
+    sources = [file, *own_sources(file)] if is_own_source(file) else [file]
+    return _read_signature(kind, module, file, name, tuple(source.stat().st_mtime_ns for source in sources))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_signature(kind: str, module: str, file: Path, name: str, modified: tuple[int, ...]) -> Signature:
+    """The signature of a class. `modified`, of its file and of what that imports of a user's own, keys the cache."""
     source = _read_source(file)
     classes = source.classes
     if name not in classes:
