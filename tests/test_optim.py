@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from gptlab.config import build, config_from
 from gptlab.errors import ConfigError
 from gptlab.model import build_model
 from gptlab.optim import AdamW, Muon, parameter_kind, set_learning_rate
-from gptlab.schedules import WSD, Constant, Cosine, Linear, PowerLaw
+from gptlab.schedules import WSD, Constant, Cosine, Linear, OneCycle, PowerLaw
 
 
 def make_model(**changes: object) -> torch.nn.Module:
@@ -146,6 +147,28 @@ def test_state_dict_round_trip_goes_on_exactly(use: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_muons_momentum_rises_over_its_warmup_and_goes_on_from_a_checkpoint() -> None:
+    """Steps of a constant gradient: the buffer is what the momenta so far make of it."""
+
+    def optimizer() -> tuple[Muon, torch.Tensor]:
+        weight = torch.nn.Parameter(torch.eye(4))
+        weight.grad = torch.ones(4, 4)
+        return Muon([("mlp.weight", weight)], momentum_warmup=4, momentum_start=0.5, momentum=0.9), weight
+
+    one, weight = optimizer()
+    expected = 0.0
+    for momentum in (0.5, 0.6, 0.7):
+        one.step()
+        expected = momentum * expected + (1 - momentum)
+    assert one.state[weight]["momentum_buffer"][0, 0].item() == pytest.approx(expected)
+    two, other = optimizer()
+    two.load_state_dict(one.state_dict())
+    for momentum in (0.8, 0.9, 0.9):
+        two.step()
+        expected = momentum * expected + (1 - momentum)
+    assert two.state[other]["momentum_buffer"][0, 0].item() == pytest.approx(expected)
+
+
 def test_learning_rates_move_together() -> None:
     optimizer = Muon(make_model().named_parameters(), lr=0.02, adamw_lr=3e-3)
     set_learning_rate(optimizer, 0.5)
@@ -181,6 +204,43 @@ def test_schedules() -> None:
     assert Constant(100, warmup=0.0)(99) == 1.0
 
 
+@pytest.mark.parametrize("growth", [1, 2])
+def test_restarts_are_torchs(growth: int) -> None:
+    """Without a warmup, down to 0, with a whole number of steps in each cycle."""
+    cycles, first = 3, 20
+    total = sum(first * growth**index for index in range(cycles))
+    ours = Cosine(total, warmup=0.0, final=0.0, cycles=cycles, growth=float(growth))
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(_one_rate(1.0), T_0=first, T_mult=growth)
+    assert [ours(step) for step in range(total)] == pytest.approx(_rates_of(theirs, total), abs=1e-12)
+    linear = Linear(total, warmup=0.0, final=0.0, cycles=cycles, growth=float(growth))
+    assert [linear(0), linear(first // 2), linear(first)] == pytest.approx([1.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("anneal", ["cosine", "linear"])
+def test_one_cycle_is_torchs(anneal: Literal["cosine", "linear"]) -> None:
+    """torch counts to the last step, which ends at the final rate; here that is the step after it."""
+    strategy: Literal["cos", "linear"] = "cos" if anneal == "cosine" else "linear"
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        _one_rate(0.04), max_lr=1.0, total_steps=101, pct_start=31 / 101, anneal_strategy=strategy, cycle_momentum=False
+    )
+    ours = OneCycle(100, warmup=0.3, initial=0.04, final=4e-6, anneal=anneal)
+    assert [ours(step) for step in range(101)] == pytest.approx(_rates_of(theirs, 101), abs=1e-9)
+
+
+def _one_rate(lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+
+
+def _rates_of(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> list[float]:
+    rates = []
+    for step in range(steps):
+        rates.append(float(schedule.optimizer.param_groups[0]["lr"]))
+        schedule.optimizer.step()
+        if step < steps - 1:
+            schedule.step()
+    return rates
+
+
 def test_a_power_law_does_not_know_where_the_run_ends() -> None:
     short, long = PowerLaw(200, warmup=0.1, power=0.08), PowerLaw(1000, warmup=0.02, power=0.08)
     assert [short(step) for step in range(200)] == pytest.approx([long(step) for step in range(200)], rel=1e-12)
@@ -201,6 +261,8 @@ def test_a_power_law_does_not_know_where_the_run_ends() -> None:
         ("Muon", {"lr": -0.02}, "optimizer.lr: -0.02 is out of range"),
         ("Muon", {"adamw_lr": -0.02}, "optimizer.adamw_lr: -0.02 is out of range"),
         ("Muon", {"momentum": 1.0}, "optimizer.momentum: 1 is out of range; make it at least 0 and below 1"),
+        ("Muon", {"momentum_start": -0.1}, "optimizer.momentum_start: -0.1 is out of range"),
+        ("Muon", {"momentum_warmup": -1}, "optimizer.momentum_warmup: -1 is out of range; make it at least 0"),
         ("Muon", {"ns_steps": 0}, "optimizer.ns_steps: 0 is out of range; make it from 1 to 99"),
         ("Muon", {"ns_steps": 100}, "optimizer.ns_steps: 100 is out of range"),
         ("Muon", {"betas": [-0.1, 0.9]}, "optimizer.betas: -0.1 is out of range"),
@@ -229,6 +291,9 @@ def test_a_rate_that_nothing_learns_at_is_refused(use: str) -> None:
         ({"use": "Cosine", "warmup": 1.5}, "schedule.warmup: 1.5 is out of range; make it from 0 to 1"),
         ({"use": "Linear", "final": -0.1}, "schedule.final: -0.1 is out of range; make it from 0 to 1"),
         ({"use": "Cosine", "final": 2.0}, "schedule.final: 2 is out of range"),
+        ({"use": "Cosine", "cycles": 0}, "schedule.cycles: 0 is out of range; make it from 1 to 99"),
+        ({"use": "Linear", "growth": 1e9}, r"schedule.growth: 1e\+09 is out of range; make it from 0.1 to 10"),
+        ({"use": "OneCycle", "initial": 2.0}, "schedule.initial: 2 is out of range"),
         ({"use": "WSD", "decay": -1.0}, "schedule.decay: -1 is out of range"),
         (
             {"use": "WSD", "warmup": 0.5, "decay": 0.6},

@@ -131,6 +131,9 @@ class Muon(torch.optim.Optimizer):
     `unstack`: matrices that a module keeps stacked in the rows of one parameter (q, k and v), which it says by an
     attribute `stacked` of the parameter, are orthogonalized each by itself, as Jordan et al. found better: they are
     three maps, and one that has most of the gradient would leave the others little of the update.
+
+    `momentum_warmup`: over so many first steps momentum rises in a straight line from `momentum_start` to `momentum`,
+    as in the speed runs that Muon comes from: early gradients say little of later ones.
     """
 
     slot = "optimizer"
@@ -141,6 +144,8 @@ class Muon(torch.optim.Optimizer):
         *,
         lr: float = 0.02,
         momentum: float = 0.95,
+        momentum_warmup: int = 0,
+        momentum_start: float = 0.85,
         nesterov: bool = True,
         ns_steps: int = 5,
         adjust_lr: Literal["original", "match_rms_adamw"] = "original",
@@ -155,7 +160,8 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         _check_adam(betas, eps, weight_decay)
         require_range("optimizer", "above 0", lr=lr, adamw_lr=adamw_lr)
-        require_range("optimizer", "at least 0 and below 1", momentum=momentum)
+        require_range("optimizer", "at least 0 and below 1", momentum=momentum, momentum_start=momentum_start)
+        require_range("optimizer", "at least 0", momentum_warmup=momentum_warmup)
         require_range("optimizer", "from 1 to 99", ns_steps=ns_steps)
         rates = {**_rates(adamw_lr, embedding_lr, head_lr, scalar_lr), "matrix": lr}
 
@@ -174,6 +180,10 @@ class Muon(torch.optim.Optimizer):
                 key="optimizer",
             )
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
+        self.momentum_warmup, self.momentum_start = momentum_warmup, momentum_start
+        if momentum_warmup:
+            for group in matrices:
+                group["steps"] = 0  # in the group, so that a checkpoint keeps it
         self.adjust_lr, self.unstack = adjust_lr, unstack
         self._adamw = torch.optim.AdamW(others, adamw_lr, betas, eps, fused=_can_fuse(others)) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw is not None else [])], {})
@@ -204,12 +214,13 @@ class Muon(torch.optim.Optimizer):
         """Momentum and decay matrix by matrix, Newton–Schulz once for all matrices of a shape."""
         weights = [p for p in group["params"] if p.grad is not None]
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # shape: (matrix, its direction)
+        momentum = self._momentum(group)
         for weight in weights:
             state = self.state[weight]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(weight)
-            buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - self.momentum)
-            direction = weight.grad.lerp(buffer, self.momentum) if self.nesterov else buffer
+            buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+            direction = weight.grad.lerp(buffer, momentum) if self.nesterov else buffer
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             rows = declared(weight, "stacked") if self.unstack else None
             for pair in zip(*(x.split(rows or len(weight)) for x in (weight, direction)), strict=True):
@@ -221,6 +232,14 @@ class Muon(torch.optim.Optimizer):
                 some = pairs[start : start + at_once]
                 steps = orthogonalize(torch.stack([direction for _, direction in some]), self.ns_steps)
                 torch._foreach_add_([matrix for matrix, _ in some], list(steps.unbind()), alpha=-rate)
+
+    def _momentum(self, group: dict[str, Any]) -> float:
+        """Of this step, which is counted where momentum is warmed up."""
+        if not self.momentum_warmup:
+            return self.momentum
+        share = min(1.0, group["steps"] / self.momentum_warmup)
+        group["steps"] += 1
+        return self.momentum_start + share * (self.momentum - self.momentum_start)
 
     def _spectral_rate(self, rows: int, columns: int) -> float:
         """What the rate of a matrix of this shape is multiplied by."""

@@ -26,6 +26,7 @@ from gptlab.inference.scoring import LossResult, TokenSizes, evaluate_loss
 from gptlab.model import build_model
 from gptlab.parallel import World
 from gptlab.record import runfolder
+from gptlab.record.facts import read_facts
 from gptlab.record.runfolder import read_config
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.systems.tensorfile import write_tensors
@@ -132,9 +133,10 @@ class Run:
 def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
     """A run from its folder: the final weights, or the newest whole checkpoint of an unfinished one.
 
-    `dtype`: precision of losses and evaluations; auto is that of the training. `checkpoint`: the name of a folder in
-    `checkpoints/` to load instead. Raises GptlabError where there is nothing to load or it is damaged. What others
-    have trained loads with `gptlab.interop.load`.
+    `dtype`: precision of losses and evaluations; auto is that of the training. `checkpoint`: what to load instead: the
+    name of a folder in `checkpoints/`, `last`, or `best` (by validation loss, of those that are there). Raises
+    GptlabError where there is nothing to load or it is damaged. What others have trained loads with
+    `gptlab.interop.load`.
     """
     folder = Path(folder)
     runfolder.require_run(folder)
@@ -145,7 +147,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
         step = _load_weights(folder, model, checkpoint)
         final = step is None
         if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
-            step = config.total_steps
+            step = read_facts(folder).steps if (folder / runfolder.FACTS).is_file() else config.total_steps
         run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
     run.final = final
     return run
@@ -248,18 +250,35 @@ def _load_weights(folder: Path, model: nn.Module, checkpoint: str | None) -> int
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])
         return None
+    chosen = _find_checkpoint(folder, checkpoint or "last")
+    load_tensors(chosen, model, None, World())
+    return checkpoint_step(chosen)
+
+
+def _find_checkpoint(folder: Path, name: str) -> Path:
+    """The checkpoint of a run by its name: a folder's, `last` (the newest whole one), or `best` (of those that are
+    there, the one with the lowest validation loss). Raises CheckpointError where there is none such."""
+    from gptlab.record.metrics import read_metrics
+
     checkpoints = Checkpoints(folder / "checkpoints", keep=1, world=World())
-    if checkpoint is not None:
-        names = [path.name for path in checkpoints.all()]
-        if checkpoint not in names:
-            raise CheckpointError(f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(names) or 'none'}")
-        newest = checkpoints.folder / checkpoint
-    else:
-        newest = checkpoints.newest_whole()
-    if newest is None:
-        raise CheckpointError(f"{folder} holds no weights yet; train it with `gptlab train {folder} --resume`")
-    load_tensors(newest, model, None, World())
-    return checkpoint_step(newest)
+    there = {checkpoint_step(path): path for path in checkpoints.all()}
+    names = [path.name for path in there.values()]
+    if name == "last":
+        if (newest := checkpoints.newest_whole()) is None:
+            raise CheckpointError(f"{folder} holds no weights yet; train it with `gptlab train {folder} --resume`")
+        return newest
+    if name == "best":
+        losses = {row["step"]: row["val/loss"] for row in read_metrics(folder / "metrics.jsonl") if "val/loss" in row}
+        validated = [step for step in there if losses.get(step) is not None]
+        if not validated:
+            raise CheckpointError(
+                f"{folder} has no checkpoint that was validated; it has {', '.join(names) or 'none'} "
+                "(checkpoint.best=true keeps the best of a run)"
+            )
+        return there[min(validated, key=losses.__getitem__)]
+    if name not in names:
+        raise CheckpointError(f"{folder} has no checkpoint {name!r}; it has {', '.join(names) or 'none'}")
+    return checkpoints.folder / name
 
 
 def _windows(ids: np.ndarray, length: int) -> Iterator[Batch]:

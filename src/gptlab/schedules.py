@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import bisect
 import math
+from typing import Literal
 
 from gptlab.config import require_range
 from gptlab.errors import ConfigError
@@ -28,24 +30,79 @@ class _Schedule(abc.ABC):
         """From 1 at progress 0 to 0 at progress 1."""
 
 
-class Cosine(_Schedule):
-    """Half a cosine from 1 to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts)."""
+class _Cyclic(_Schedule):
+    """After the warmup `cycles` times from 1 down to `final`, each cycle `growth` times as long as the one before."""
+
+    def __init__(
+        self, total_steps: int, *, warmup: float = 0.02, final: float = 0.1, cycles: int = 1, growth: float = 1.0
+    ) -> None:
+        super().__init__(total_steps, warmup=warmup, final=final)
+        require_range("schedule", "from 1 to 99", cycles=cycles)
+        require_range("schedule", "from 0.1 to 10", growth=growth)
+        lengths = [growth**index for index in range(cycles)]
+        self.ends = [sum(lengths[: index + 1]) / sum(lengths) for index in range(cycles)]  # as shares of the run
+
+    def shape(self, progress: float) -> float:
+        """The shape of one cycle, over how much of it has gone by."""
+        index = min(bisect.bisect_right(self.ends, progress), len(self.ends) - 1)
+        start = self.ends[index - 1] if index else 0.0
+        return self.cycle(min(1.0, (progress - start) / (self.ends[index] - start)))
+
+    @abc.abstractmethod
+    def cycle(self, progress: float) -> float:
+        """From 1 at progress 0 to 0 at progress 1."""
+
+
+class Cosine(_Cyclic):
+    """Half a cosine from 1 to `final`, once or with warm restarts (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5;
+    `growth` is their T_mult)."""
 
     slot = "schedule"
 
-    def shape(self, progress: float) -> float:
+    def cycle(self, progress: float) -> float:
         """½(1 + cos π·progress)"""
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-class Linear(_Schedule):
-    """A straight line from 1 to `final`."""
+class Linear(_Cyclic):
+    """A straight line from 1 to `final`, once or with restarts."""
 
     slot = "schedule"
 
-    def shape(self, progress: float) -> float:
+    def cycle(self, progress: float) -> float:
         """1 − progress"""
         return 1 - progress
+
+
+class OneCycle(_Schedule):
+    """Up from `initial` to 1 over the first `warmup` of the run, then down to `final`, by cosines or straight lines
+    (Smith and Topin 2018, arXiv:1708.07120, section 3). The multipliers are shares of the largest rate; the momentum
+    stays as it is."""
+
+    slot = "schedule"
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        warmup: float = 0.3,
+        initial: float = 0.04,
+        final: float = 4e-6,
+        anneal: Literal["cosine", "linear"] = "cosine",
+    ) -> None:
+        super().__init__(total_steps, warmup=warmup, final=final)
+        require_range("schedule", "from 0 to 1", initial=initial)
+        self.initial, self.anneal = initial, anneal
+
+    def __call__(self, step: int) -> float:
+        """The multiplier of the learning rate at `step`, counted from 0."""
+        if step >= self.warmup:
+            return super().__call__(step)
+        return self.initial + (1 - self.initial) * (1 - self.shape(step / self.warmup))
+
+    def shape(self, progress: float) -> float:
+        """½(1 + cos π·progress), or 1 − progress"""
+        return 1 - progress if self.anneal == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class WSD(_Schedule):

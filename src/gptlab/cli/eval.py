@@ -50,7 +50,7 @@ def _evaluate_runs(
     from gptlab.evals.benchmark import evaluate as run_benchmark
     from gptlab.interop import load
     from gptlab.parallel.world import find_world
-    from gptlab.record.runfolder import require_run
+    from gptlab.record.runfolder import log_line, require_run
 
     names = list(dict.fromkeys(task.strip() for task in tasks))
     check_benchmarks(names, options)
@@ -72,6 +72,8 @@ def _evaluate_runs(
             try:
                 found[-1].write(path)
                 say(f"wrote {path}")
+                if folder.suffix != ".pt":
+                    log_line(folder, _line(found[-1]))
             except GptlabError as error:
                 unwritten = unwritten or error  # the numbers are shown all the same: they took long to compute
         rows.append((folder, found))
@@ -112,7 +114,8 @@ def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: s
         parts += [options.data.resolve().name, data["data"]["fingerprint"][:8]]
     if "sequence_length" in found.settings and options.sequence_length is not None:
         parts.append(f"window{options.sequence_length}")
-    parts.append(checkpoint or "")
+    if checkpoint is not None:  # by its step: what is the best one changes
+        parts.append(f"step-{found.settings['step']:08}")
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 
@@ -122,6 +125,15 @@ def _row(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:
     step = evaluations[0].settings["step"]
     cells = [_cell(found, column) for found in evaluations for column in find_benchmark(found.task).columns]
     return [folder.name, "" if step is None else str(step), *cells]
+
+
+def _line(found: Evaluation) -> str:
+    """What a task found, for the run's log."""
+    from gptlab.evals.benchmark import find_benchmark
+
+    step = found.settings["step"]
+    shown = (f"{column.heading} {_cell(found, column)}" for column in find_benchmark(found.task).columns)
+    return f"{found.task}{'' if step is None else f' at step {step}'}: {', '.join(shown)}"
 
 
 def _cell(found: Evaluation, column: Column) -> str:

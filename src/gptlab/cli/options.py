@@ -50,7 +50,9 @@ Overrides = Annotated[
 OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of stages: which; by default the first")]
 ExperimentFolder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
-Checkpoint = Annotated[str | None, typer.Option(help="a folder of RUN/checkpoints; by default the final weights")]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="best, last or a folder of RUN/checkpoints; by default the final weights")
+]
 SpecialTokens = Annotated[
     list[str] | None,
     typer.Option(

@@ -27,7 +27,7 @@ def soup(
         bool, typer.Option("--greedy", help="from the best run to the worst, keep those that do not make it worse")
     ] = False,
     checkpoint: Annotated[
-        str | None, typer.Option(help="a folder of each RUN/checkpoints; by default the final weights")
+        str | None, typer.Option(help="best, last or a folder of each RUN/checkpoints; by default the final weights")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="data set to evaluate on; by default the runs' own")] = None,
     limit: Annotated[

@@ -27,6 +27,7 @@ UNHASHED = (
     "log",
     "eval.every",
     "eval.at_start",
+    "eval.also",
     "data.path",
     "data.sources",
     "data.tokenizer",
@@ -37,10 +38,17 @@ UNHASHED = (
 ADDED: dict[str, tuple[Any, ...]] = {
     "data.stream": (None, {"use": "BatchStream"}),
     "eval.sequence_length": (None,),
+    "eval.target": (None,),
 }
 """Keys that came after runs had been hashed, and what means the same as before they came: that is left out."""
 
-ADDED_ARGUMENTS: dict[str, dict[str, Any]] = {"Attention": {"without_rotation": []}, "RoPE": {"window_theta": None}}
+ADDED_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "Attention": {"without_rotation": []},
+    "RoPE": {"window_theta": None},
+    "Muon": {"momentum_warmup": 0, "momentum_start": 0.85},
+    "Cosine": {"cycles": 1, "growth": 1.0},
+    "Linear": {"cycles": 1, "growth": 1.0},
+}
 """The same of arguments of components, wherever a config has one: by component, the argument and that value."""
 
 

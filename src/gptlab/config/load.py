@@ -162,6 +162,8 @@ def absolute_paths(value: Any, folder: Path) -> Any:
     """Make the paths of component files (`./idea.py:Name`), relative to `folder`, absolute."""
     if isinstance(value, dict):
         return {key: absolute_paths(item, folder) for key, item in value.items()}
+    if isinstance(value, list):
+        return [absolute_paths(item, folder) for item in value]
     if isinstance(value, str) and _COMPONENT_FILE.fullmatch(value):
         file, _, name = value.rpartition(":")
         return f"{(folder / file).resolve()}:{name}"

@@ -55,6 +55,7 @@ _RANGES: dict[str, Callable[[float], bool]] = {
     "at least 0": lambda value: value >= 0,
     "at least 1": lambda value: value >= 1,
     "from 0 to 1": lambda value: 0 <= value <= 1,
+    "from 0.1 to 10": lambda value: 0.1 <= value <= 10,
     "from 1 to 99": lambda value: 1 <= value <= 99,
     "at least 0 and below 1": lambda value: 0 <= value < 1,
     "above 0 and at most 1": lambda value: 0 < value <= 1,

@@ -141,6 +141,12 @@ class Evaluate(Section):
     sequence_length: Length | None = Field(
         None, description="tokens of a window of validation, so that runs of other lengths compare; null: the run's"
     )
+    also: tuple[Literal["perplexity", "accuracy"], ...] = Field(
+        (), description="what to log beside the loss: perplexity, and the share of tokens that were the likeliest"
+    )
+    target: PositiveNumber | None = Field(
+        None, description="a validation loss, in nats a token: the run ends where it is reached; null: at its last step"
+    )
 
 
 class Checkpoint(Section):
@@ -167,10 +173,23 @@ class System(Section):
     )
 
 
+class Samples(Section):
+    """Texts that the model writes while it is trained, all of one seed: RUN/samples.jsonl, and on the screen."""
+
+    every: NonNegativeInteger = Field(0, description="steps between samples, and after the last one; 0: none")
+    prompts: tuple[Text, ...] = Field(("",), min_length=1, description="what to continue; empty: a document begins")
+    tokens: PositiveInteger = Field(64, description="tokens of each")
+    temperature: Annotated[Number, Field(ge=0)] = Field(0.8, description="of the draw; 0: the likeliest tokens")
+
+
 class Log(Section):
     """Loggers beside metrics.jsonl and metrics.csv."""
 
     every: PositiveInteger = Field(1, description="steps between rows of metrics.jsonl")
+    samples: Samples = Samples()
+    hooks: tuple[Text, ...] = Field(
+        (), description="your own loggers: ./file.py:Name or module:Name of a class or function given every row"
+    )
     tensorboard: Boolean = Field(False, description="write TensorBoard events to RUN/tensorboard")
     wandb: Literal["off", "offline", "online"] = Field("off", description="Weights & Biases")
     wandb_project: Text = Field("gptlab", description="project name at Weights & Biases")

@@ -25,13 +25,28 @@ class LossResult:
     """Sums over the predicted tokens of a text.
 
     `nats` and `tokens` count every predicted token. `text_nats` and `bytes` leave out predictions of special
-    tokens, which stand for no text.
+    tokens, which stand for no text. `hits`: predicted tokens that were the likeliest; None where that was not asked.
     """
 
     nats: float
     tokens: int
     text_nats: float
     bytes: int
+    hits: int | None = None
+
+    @classmethod
+    def sum(cls, results: Iterable[LossResult]) -> LossResult:
+        """Of several texts together. `text_nats` and `bytes` are of those whose bytes are known."""
+        every = list(results)
+        known = [result for result in every if result.bytes]
+        hits = [result.hits for result in every if result.hits is not None]
+        return cls(
+            math.fsum(result.nats for result in every),
+            sum(result.tokens for result in every),
+            math.fsum(result.text_nats for result in known),
+            sum(result.bytes for result in known),
+            sum(hits) if len(hits) == len(every) else None,
+        )
 
     @property
     def loss(self) -> float:
@@ -45,6 +60,11 @@ class LossResult:
     def perplexity(self) -> float:
         """exp(loss)"""
         return math.exp(min(self.loss, 700.0))
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of predicted tokens that were the likeliest."""
+        return None if self.hits is None else self.hits / max(1, self.tokens)
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -83,20 +103,21 @@ def token_sizes(tokenizer: Tokenizer, dataset: TokenDataset | None = None) -> To
     return TokenSizes(sizes)
 
 
-def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-    """−log p(target) at each position, (B, T) fp32; 0 where the target is IGNORE. Logits never exist whole."""
-    hidden = model(inputs_BT, documents_BT).flatten(0, -2)
-    return target_nats(model, hidden, targets_BT.flatten()).view_as(targets_BT)
-
-
 def target_nats(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """−log p(target) under the head alone: N hidden states and their targets → (N,) fp32; 0 where it is IGNORE."""
+    """−log p(target) under the head: N hidden states and their targets → (N,) fp32; 0 where it is IGNORE. Logits never
+    exist whole."""
+    return torch.cat([nats for nats, _ in _scores(model, hidden_ND, targets_N, hits=False)])
+
+
+def _scores(
+    model: nn.Module, hidden_ND: Tensor, targets_N: Tensor, *, hits: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """−log p(target), and whether the target is the likeliest where that is asked; (n,) of n positions at a time."""
     rows = max(64, _CHUNK_LOGITS // model.vocab_size)
-    pieces = [
-        F.cross_entropy(model.logits(h).float(), t, ignore_index=IGNORE, reduction="none")
-        for h, t in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-    ]
-    return torch.cat(pieces)
+    for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True):
+        logits = model.logits(hidden).float()
+        nats = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+        yield nats, logits.argmax(-1) == targets if hits else None
 
 
 def evaluate_loss(
@@ -107,19 +128,20 @@ def evaluate_loss(
     device: torch.device,
     dtype: torch.dtype,
     world: World | None = None,
+    accuracy: bool = False,
 ) -> LossResult:
     """Loss over `batches` (this process's share of them), summed over all processes of `world`.
 
-    `sizes`: the bytes of text that ids stand for; None leaves bits per byte unknown.
+    `sizes`: the bytes of text that ids stand for; None leaves bits per byte unknown. `accuracy`: whether to count hits.
     The model is left in the mode it was in.
     """
-    totals = torch.zeros(4, dtype=_sum_dtype(device), device=device)
-    for sums in window_sums(model, batches, sizes=sizes, device=device, dtype=dtype):
+    totals = torch.zeros(4 + accuracy, dtype=_sum_dtype(device), device=device)
+    for sums in window_sums(model, batches, sizes=sizes, device=device, dtype=dtype, accuracy=accuracy):
         totals += sums.sum(0)
     if world is not None:
         world.all_reduce(totals)
-    nats, tokens, text_nats, size = totals.tolist()
-    return LossResult(nats, round(tokens), text_nats, round(size))
+    nats, tokens, text_nats, size, *hits = totals.tolist()
+    return LossResult(nats, round(tokens), text_nats, round(size), round(hits[0]) if hits else None)
 
 
 @torch.no_grad()
@@ -130,8 +152,10 @@ def window_sums(
     sizes: TokenSizes | None,
     device: torch.device,
     dtype: torch.dtype,
+    accuracy: bool = False,
 ) -> Iterator[Tensor]:
-    """For each batch the sums of each of its rows, (B, 4): the fields of `LossResult`, in their order.
+    """For each batch the sums of each of its rows, (B, 4), with `accuracy` (B, 5): the fields of `LossResult`, in their
+    order.
 
     They stay on the device, so that nothing waits for them. Arguments as of `evaluate_loss`; the model is left in the
     mode it was in once all batches are taken.
@@ -144,13 +168,17 @@ def window_sums(
         for batch in batches:
             inputs, targets, documents = (_to(x, device) for x in (batch.inputs, batch.targets, batch.documents))
             with autocast(device, dtype):
-                nats = token_nats(model, inputs, targets, documents)
+                hidden = model(inputs, documents).flatten(0, -2)
+                scores = list(_scores(model, hidden, targets.flatten(), hits=accuracy))
+            nats = torch.cat([nats for nats, _ in scores]).view_as(targets)
             counted = targets != IGNORE
             size = torch.where(counted, lengths[targets.clamp(min=0)], 0) if lengths is not None else counted * 0
             text_nats = nats * (size > 0)
             if blank_after is not None:
                 size = size - ((inputs == blank_after) & (size > 0)).to(size.dtype)
-            sums = (nats, counted, text_nats, size)
+            sums = [nats, counted, text_nats, size]
+            if accuracy:
+                sums.append(torch.cat([hits for _, hits in scores if hits is not None]).view_as(targets))
             yield torch.stack([value.to(_sum_dtype(device)).sum(-1) for value in sums], dim=-1)
     finally:
         model.train(training)

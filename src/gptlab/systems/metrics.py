@@ -1,55 +1,64 @@
-"""Where the numbers of a run are written: metrics.jsonl, and what else was asked for. Reading is `record.metrics`."""
+"""Where the numbers of a run are written: metrics.jsonl, samples.jsonl, and the sinks. Reading is `record.metrics`."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from gptlab.config.jsonfile import parse_json
+from gptlab.console import say
 from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.record.metrics import Row, read_metrics
+from gptlab.systems.sinks import Sink
+
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+
+
+class Sample(TypedDict):
+    """A line of samples.jsonl."""
+
+    step: int
+    prompt: str
+    text: str
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl and to the optional sinks (`require_sinks` says whether they are installed)."""
+    """Appends rows to metrics.jsonl and samples to samples.jsonl, and gives both to `sinks`."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        resume_step: int | None = None,
-        tensorboard: bool = False,
-        wandb: str = "off",
-        project: str = "gptlab",
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.path = folder / "metrics.jsonl"
-        if resume_step is None:
-            write_atomic(self.path, "")
-        else:
-            # What was logged after the checkpoint will be computed again; keeping it would count it twice.
-            kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-            write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+    def __init__(self, folder: Path, *, resume_step: int | None = None, sinks: Sequence[Sink] = ()) -> None:
+        self.path, self._samples = folder / METRICS, folder / SAMPLES
+        # What was logged after the checkpoint will be computed again; keeping it would count it twice.
+        kept = [] if resume_step is None else [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._samples.is_file():
+            drawn = [] if resume_step is None else read_samples(folder)
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in drawn if row["step"] <= (resume_step or 0))
+            write_atomic(self._samples, "".join(lines))
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
-        self._tensorboard = _open_tensorboard(folder, resume_step) if tensorboard else None
-        self._wandb = _open_wandb(folder, wandb, project, config or {}) if wandb != "off" else None
+        self._sinks = sinks
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append rows; numbers that are not finite become null, which JSON can say."""
         for row in rows:
             clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
             self._file.write(json.dumps(clean) + "\n")
-            for key, value in clean.items():
-                if self._tensorboard is not None and isinstance(value, int | float) and key != "step":
-                    self._tensorboard.add_scalar(key, value, row["step"])
-            if self._wandb is not None:
-                self._wandb.log({k: v for k, v in clean.items() if k != "step"}, step=row["step"])
+            for sink in self._sinks:
+                sink.write(clean)
         self._file.flush()
+
+    def write_samples(self, step: int, texts: Mapping[str, str]) -> None:
+        """Append what the model wrote after `step` steps, by prompt."""
+        with open(self._samples, "a", encoding="utf-8") as file:
+            for prompt, text in texts.items():
+                file.write(json.dumps({"step": step, "prompt": prompt, "text": text}, ensure_ascii=False) + "\n")
+        for sink in self._sinks:
+            sink.samples(step, texts)
 
     def sync(self) -> None:
         """Make everything written so far durable."""
@@ -62,40 +71,24 @@ class MetricsLog:
             return
         self.sync()
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        for sink in self._sinks:
+            sink.close()
 
 
-def require_sinks(*, tensorboard: bool, wandb: str) -> None:
-    """Raise GptlabError where a sink that is asked for is not installed; to be called before anything is written."""
-    if tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise GptlabError("log.tensorboard is on but TensorBoard is missing; pip install 'gptlab[tensorboard]'")
-    if wandb != "off" and importlib.util.find_spec("wandb") is None:
-        raise GptlabError(f"log.wandb is {wandb} but wandb is missing; pip install 'gptlab[wandb]'")
-
-
-def _open_tensorboard(folder: Path, resume_step: int | None) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # What was written after the checkpoint comes again: TensorBoard is told to forget it.
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=None if resume_step is None else resume_step + 1)
-
-
-def _open_wandb(folder: Path, mode: str, project: str, config: Mapping[str, Any]) -> Any:
-    """The runs of one config and several seeds are a group: W&B then draws their mean."""
-    import wandb
-
-    name, _, seed = folder.name.rpartition("-seed")
-    return wandb.init(
-        project=project,
-        name=folder.name,
-        id=folder.name,
-        dir=str(folder),
-        mode=mode,
-        resume="allow",
-        config=dict(config),
-        group=name or folder.name,
-        tags=[f"seed{seed}"] if name else None,
-    )
+def read_samples(folder: Path) -> list[Sample]:
+    """The rows of a run's samples.jsonl: step, prompt, text; none without the file. Raises GptlabError where a line is
+    none; a torn last one (a crash while writing) is dropped and said."""
+    path = folder / SAMPLES
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows += [parse_json(line, Sample)] if line else []
+        except ValueError as problem:
+            if number < len(lines):
+                raise GptlabError(f"{path}:{number}: {problem}; delete the line") from None
+            say(f"{path}:{number}: the last line is torn (a crash while writing it); it is left out")
+    return rows

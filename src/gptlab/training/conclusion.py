@@ -28,15 +28,15 @@ def write_views(folder: Path) -> None:
 
 
 def gather_facts(
-    folder: Path, config: RunConfig, model: nn.Module, device: torch.device, dtype: torch.dtype, world: World
+    folder: Path, config: RunConfig, model: nn.Module, device: torch.device, dtype: torch.dtype, world: World, step: int
 ) -> Facts:
-    """The facts of a finished run, but for times and memory, which only its loop knows: they are zero."""
+    """The facts of a run that ends after `step` steps, but for times and memory, which only its loop knows: zero."""
     hardware = describe(device)
     return Facts(
         parameters=sum(p.numel() for p in model.parameters()),
         flops_per_token=training_flops(model, config.train.sequence_length),
-        tokens=config.total_steps * config.train.batch_tokens,
-        steps=config.total_steps,
+        tokens=step * config.train.batch_tokens,
+        steps=step,
         seconds=0.0,
         wall_seconds=0.0,
         sessions=len(read_sessions(folder)),

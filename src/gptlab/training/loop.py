@@ -11,6 +11,7 @@ import signal
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,18 @@ import torch
 from torch import Tensor
 
 from gptlab.config import RunConfig
-from gptlab.console import say, track, waiting
+from gptlab.console import track, waiting
 from gptlab.data import micro_batches, validation_batches
 from gptlab.data.permutation import hash64
 from gptlab.errors import BusyError, DivergedError, GptlabError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
-from gptlab.inference.scoring import evaluate_loss, token_sizes
+from gptlab.inference.scoring import LossResult, evaluate_loss, token_sizes
 from gptlab.model.component import after_step, before_step, training_flops
 from gptlab.optim import set_learning_rate
 from gptlab.parallel import destroy_distributed, find_world, init_distributed
+from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.record import runfolder
 from gptlab.record.facts import write_facts
 from gptlab.run import Run, load, save_weights
@@ -37,16 +39,20 @@ from gptlab.systems.display import TrainingDisplay
 from gptlab.systems.signals import stop_signals
 from gptlab.training.accumulation import accumulate, to_device
 from gptlab.training.conclusion import gather_facts, write_views
+from gptlab.training.samples import are_due, draw_samples
 from gptlab.training.setup import Job, announce, build_job
 
 _SPIKE_WINDOW = 50  # steps
 
 
-def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None = None) -> Run:
+def train(
+    config: RunConfig, *, resume: bool = False, folder: str | Path | None = None, hooks: Sequence[Any] = ()
+) -> Run:
     """Train what `config` describes and return the run, finished or cleanly interrupted.
 
     `folder`: the run's folder; by default runs/NAME-HASH-seedN. `resume` continues from the newest whole checkpoint
-    there, starts where there is none, and extends a finished run whose config asks for more tokens. Raises
+    there, starts where there is none, and extends a finished run whose config asks for more tokens. `hooks`: functions
+    that are given each row of metrics.jsonl, or objects with `write(row)`, `samples(step, texts)`, `close()`. Raises
     GptlabError for everything a user can mend: before any training where that can be known. Where `folder` is given
     and there, failed.json in it says what was raised, for a program that trains by a process of its own.
     """
@@ -58,7 +64,7 @@ def train(config: RunConfig, *, resume: bool = False, folder: str | Path | None 
         keep_freed_memory()
     try:
         with contextlib.ExitStack() as exit_stack:
-            job = build_job(config, world, device, resume=resume, folder=folder, exit_stack=exit_stack)
+            job = build_job(config, world, device, resume=resume, folder=folder, exit_stack=exit_stack, hooks=hooks)
             with stop_signals() as job.stop:
                 loop(job)
             with waiting("drawing the curve, writing facts", shown=world.is_main):
@@ -90,7 +96,7 @@ def loop(job: Job) -> None:
     clock = time.monotonic()
     with display if job.world.is_main else contextlib.nullcontext():
         while True:
-            done, stopping = job.step == total, bool(job.stop.reason)
+            done, stopping = job.step == total or job.reached, bool(job.stop.reason)
             evaluating = job.evaluated != job.step and (
                 done or _is_multiple(job.step, config.eval.every) or (job.step == 0 and config.is_validated_at_start)
             )
@@ -101,13 +107,21 @@ def loop(job: Job) -> None:
                 or job.save_due
                 or (evaluating and config.checkpoint.best)
             )
+            sampling = are_due(job, done=done)
             before_step(job.model, job.step / total)
-            if pending and (saving or evaluating):
+            if pending and (saving or evaluating or sampling):
                 _flush(job, pending, display, clock)
             if saving:
                 save(job)
             if evaluating:
                 evaluate(job, tokens=config.eval.tokens)
+            if job.reached and not done:  # this was the last step after all
+                done, sampling = True, are_due(job, done=True)
+                if not saving:
+                    save(job)
+                    saving = True
+            if sampling:
+                draw_samples(job)
             if saving:
                 job.checkpoints.prune(job.best[0] if config.checkpoint.best and job.best else None)
             if done or stopping:
@@ -271,7 +285,7 @@ def save(job: Job) -> None:
 def evaluate(job: Job, *, tokens: int | None) -> None:
     """Validate on the first `tokens` of each source (None: all), and log: per source where there are several, and over
     all of them."""
-    results = {}
+    results, also = {}, job.config.eval.also
     for name, dataset in job.validation.items():
         batches = validation_batches(
             dataset,
@@ -295,25 +309,41 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
             device=job.device,
             dtype=job.dtype,
             world=job.world,
+            accuracy="accuracy" in also,
         )
-    loss = sum(result.nats for result in results.values()) / sum(result.tokens for result in results.values())
-    row: dict[str, Any] = {"step": job.step, "tokens": job.step * job.config.train.batch_tokens, "val/loss": loss}
-    size = sum(result.bytes for result in results.values())
-    if size:
-        bits = [r.bits_per_byte * r.bytes for r in results.values() if r.bits_per_byte is not None]
-        row["val/bits_per_byte"] = sum(bits) / size
-    if len(results) > 1:
-        row |= {f"val/loss/{name}": result.loss for name, result in results.items()}
-    row["seconds"] = round(job.seconds, 4)
+    tokens = job.step * job.config.train.batch_tokens
+    row = {"step": job.step, "tokens": tokens, **_validation_row(results, also), "seconds": round(job.seconds, 4)}
     job.evaluated = job.step
-    job.keep_best(job.step, loss)
+    job.note_validation(job.step, row["val/loss"])
     if job.metrics is not None:
         job.metrics.write([row])
-        text = f"step {job.step}: validation loss {loss:.4f}"
-        if size:
-            text += f", {row['val/bits_per_byte']:.4f} bits per byte"
-        say(text)
-        runfolder.log_line(job.folder, text)
+        shown = [f"validation loss {row['val/loss']:.4f}"]
+        shown += [f"{row[key]:.4f} {words}" for key, words in _SHOWN.items() if key in row]
+        announce(job, f"step {job.step}: {', '.join(shown)}")
+        if job.reached:
+            announce(
+                job,
+                f"reached the target of {job.config.eval.target:g} after {format_seconds(job.seconds)} of training, "
+                f"{tokens:,} tokens",
+            )
+
+
+_SHOWN = {"val/bits_per_byte": "bits per byte", "val/perplexity": "perplexity", "val/accuracy": "accuracy"}
+
+
+def _validation_row(results: Mapping[str, LossResult], also: Sequence[str]) -> dict[str, Any]:
+    """What a validation found, over all sources and of each, by the names of metrics.jsonl."""
+    whole = LossResult.sum(results.values())
+    row: dict[str, Any] = {"val/loss": whole.loss}
+    if whole.bits_per_byte is not None:
+        row["val/bits_per_byte"] = whole.bits_per_byte
+    if "perplexity" in also:
+        row["val/perplexity"] = whole.perplexity
+    if "accuracy" in also:
+        row["val/accuracy"] = whole.accuracy
+    if len(results) > 1:
+        row |= {f"val/loss/{name}": result.loss for name, result in results.items()}
+    return row
 
 
 def _conclude(job: Job, seconds: float) -> None:
@@ -321,10 +351,11 @@ def _conclude(job: Job, seconds: float) -> None:
     memory = job.world.all_reduce_max(peak_memory(job.device))
     if job.world.is_main:
         write_views(job.folder)
-    if job.world.is_main and job.step == job.config.total_steps and not (job.folder / runfolder.FACTS).exists():
-        facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world)
+    if job.world.is_main and job.finished and not (job.folder / runfolder.FACTS).exists():
+        facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world, step=job.step)
         measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory)
         write_facts(job.folder, measured)
+        runfolder.log_line(job.folder, f"peak memory {format_bytes(memory)}, {format_seconds(job.seconds)} of training")
 
 
 def _is_multiple(step: int, every: int) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from gptlab.record.measurement import Identity, differences
 from gptlab.record.metrics import read_metrics
 from gptlab.run import load_initial_weights
 from gptlab.systems.checkpoint import Checkpoints, load_tensors, read_matching_state
-from gptlab.systems.metrics import MetricsLog, require_sinks
+from gptlab.systems.metrics import METRICS, MetricsLog, read_samples
 from gptlab.systems.signals import StopRequest
+from gptlab.systems.sinks import open_sinks, require_sinks
 from gptlab.tokenizer import Tokenizer
 from gptlab.training.accumulation import accumulate, to_device
 
@@ -67,14 +68,22 @@ class Job:
     best: tuple[int, float] | None = None  # step and validation loss
     recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
     evaluated: int = -1  # the last step that was validated
+    sampled: int = -1  # the last step after which samples were drawn
+    reached: bool = False  # a validation loss at most `eval.target`: the run ends
     saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written, or training began
     save_due: bool = False  # `checkpoint.minutes` have gone by, as all processes agree
     stop: StopRequest = field(default_factory=StopRequest)
 
-    def keep_best(self, step: int, loss: float) -> None:
-        """Note a validation. That of the weights a run starts from has no checkpoint to be kept."""
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to be trained."""
+        return self.reached or self.step == self.config.total_steps
+
+    def note_validation(self, step: int, loss: float) -> None:
+        """Note what a validation found. That of the weights a run starts from has no checkpoint to be kept."""
         if step > 0 and (self.best is None or loss < self.best[1]):
             self.best = (step, loss)
+        self.reached = step > 0 and self.config.eval.target is not None and loss <= self.config.eval.target
 
 
 def build_job(
@@ -85,14 +94,16 @@ def build_job(
     resume: bool = False,
     folder: str | Path | None = None,
     exit_stack: contextlib.ExitStack | None = None,
+    hooks: Sequence[Any] = (),
 ) -> Job:
-    """The job that `config` describes, in its folder. `exit_stack` holds the folder's lock from here on.
+    """The job that `config` describes, in its folder. `exit_stack` holds the folder's lock from here on. `hooks`: see
+    `train`.
 
     Raises GptlabError, before anything is written, for everything a user can mend that can be known by now.
     """
     if config.system.threads is not None:
         torch.set_num_threads(config.system.threads)
-    require_sinks(tensorboard=config.log.tensorboard, wandb=config.log.wandb)
+    require_sinks(config.log)
     with waiting("opening the data", shown=world.is_main):
         tokenizer, train_sets, validation = open_splits(config.data)
         for dataset in validation.values():  # that there is none must be known now, not after the last step
@@ -136,8 +147,8 @@ def build_job(
         job.step, job.seconds, job.recent = state["step"], state["seconds"], state["recent"]
         job.scaler.load_state_dict(state["scaler"])
     if world.is_main:
-        _open_folder(job, fingerprints, job.step if checkpoint is not None else None)
-    job.best, job.evaluated = world.broadcast((job.best, job.evaluated))
+        _open_folder(job, fingerprints, job.step if checkpoint is not None else None, hooks)
+    job.best, job.evaluated, job.reached = world.broadcast((job.best, job.evaluated, job.reached))
     return job
 
 
@@ -288,7 +299,7 @@ def _forward_backward(job: Job, sequences: int) -> None:
     job.model.zero_grad(set_to_none=True)
 
 
-def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | None) -> None:
+def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | None, hooks: Sequence[Any]) -> None:
     """Make the run folder (or go on in it), and read from it what was measured before."""
     job.folder.mkdir(parents=True, exist_ok=True)
     session = runfolder.session_record(
@@ -298,23 +309,18 @@ def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | N
         job.world.size,
         validation=job.measured_on,
     )
-    if job.step < job.config.total_steps or runfolder.state(job.folder) is not runfolder.State.FINISHED:
+    rows = [] if resume_step is None else read_metrics(job.folder / METRICS)
+    for row in rows:
+        if row["step"] <= job.step and (value := row.get("val/loss")) is not None:
+            job.evaluated = row["step"]
+            job.note_validation(row["step"], value)
+    if not job.finished or runfolder.state(job.folder) is not runfolder.State.FINISHED:
         runfolder.reopen(job.folder)
         runfolder.write_run_folder(job.folder, job.config, session)
     job.tokenizer.save(job.folder / "tokenizer")
-    log = job.config.log
-    job.metrics = MetricsLog(
-        job.folder,
-        resume_step=resume_step,
-        tensorboard=log.tensorboard,
-        wandb=log.wandb,
-        project=log.wandb_project,
-        config=job.config.plain(),
-    )
-    for row in read_metrics(job.metrics.path):
-        if (value := row.get("val/loss")) is not None:
-            job.evaluated = row["step"]
-            job.keep_best(row["step"], value)
+    sinks = open_sinks(job.config, job.folder, resume_step, hooks)
+    job.metrics = MetricsLog(job.folder, resume_step=resume_step, sinks=sinks)
+    job.sampled = max((row["step"] for row in read_samples(job.folder)), default=-1)
     count = sum(p.numel() for p in job.model.parameters())
     announce(
         job,

@@ -13,7 +13,8 @@ from gptlab.lab.runs.store import RunSpec
 def comparison_run(experiment: Experiment, arm: Arm, seed: int) -> RunSpec:
     """The run of an arm with a seed."""
     accuracy = experiment.statement.metric.accuracy
-    return RunSpec(arm.seeded(seed), arm.hash, f"{arm.name} seed {seed}", (accuracy,) if accuracy else (), arm.name)
+    tasks = (accuracy,) if accuracy else ()
+    return RunSpec(arm.seeded(seed), arm.hash, f"{arm.name} seed {seed}", tasks, arm.name, experiment.name)
 
 
 def tuning_runs(experiment: Experiment) -> Iterator[tuple[str, int, RunSpec]]:

@@ -356,12 +356,17 @@ def _arm(
         start = tuple(prefix.split(".", 1))
         places = {where[len(start) :]: origin for where, origin in origins.items() if where[: len(start)] == start}
         layers.append((path, absolute_paths(dict(diff), path.parent), places))
-    layers[-1][1]["name"] = own if baseline is None else f"{path.resolve().parent.name}-{name}"
+    layers[-1][1]["name"] = own if baseline is None else _run_name(path.resolve().parent.name, name)
     config, written = resolve(layers)
     require_optimizer(config, {place[0] for place in written if place}, f"{path}: {name}")
     changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())
     digest, identity = _identify(config)
     return Arm(name, config, digest, [d for d in changed if d[0] != "name"], repeat, identity)
+
+
+def _run_name(experiment: str, arm: str) -> str:
+    """What an arm's runs are called, without saying a name twice."""
+    return arm if arm.startswith(experiment) else f"{experiment}-{arm}"
 
 
 def _place(origins: Mapping[KeyPath, Origin], path: Path, prefix: str, key: str) -> str:

@@ -143,6 +143,12 @@ def _terminate(running: Sequence[_TrainingProcess], error: type[BaseException] |
     return False
 
 
+def _group(run: RunSpec) -> dict[str, str]:
+    """What Weights & Biases is told of the experiment that a run is of, in its own environment variables."""
+    named = {"WANDB_RUN_GROUP": run.experiment, "WANDB_JOB_TYPE": run.arm}
+    return {variable: name for variable, name in named.items() if name}
+
+
 class _TrainingProcess:
     """A process that trains one run, followed by one that evaluates its tasks."""
 
@@ -184,7 +190,7 @@ class _TrainingProcess:
             stderr=self.errors,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **self.device.environment},
+            env={**os.environ, **self.device.environment, **_group(self.run)},
             # Out of the terminal's reach: an interrupt is passed on once, by us.
             start_new_session=True,
         )

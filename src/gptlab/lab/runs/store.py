@@ -19,7 +19,7 @@ class RunSpec:
     Attributes:
         label: what it is called in messages, such as "swiglu seed 3".
         tasks: of `gptlab eval`, to be evaluated after training.
-        arm: of an experiment.
+        arm, experiment: what it belongs to, where it does.
     """
 
     config: RunConfig
@@ -27,6 +27,7 @@ class RunSpec:
     label: str
     tasks: tuple[str, ...] = ()
     arm: str = ""
+    experiment: str = ""
 
     @property
     def suffix(self) -> str:
