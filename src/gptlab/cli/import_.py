@@ -11,13 +11,18 @@ from gptlab.console import say
 
 def import_(
     source: Annotated[
-        str, typer.Argument(help="a Hugging Face folder, a model of the hub (owner/name), or a nanoGPT ckpt.pt")
+        str,
+        typer.Argument(
+            help="a Hugging Face folder, a model of the hub (owner/name), a ckpt.pt of nanoGPT or llama2.c, "
+            "a .bin of llama2.c, a .gguf, or templateGPT's trained/NAME"
+        ),
     ],
     name: Annotated[str, typer.Option(help="the run's name: runs/NAME-HASH")],
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="name or folder of the tokenizer, or nanoGPT's meta.pkl; by default what is beside the weights"
+            help="name or folder of the tokenizer, nanoGPT's meta.pkl, llama2.c's tokenizer.bin or templateGPT's "
+            ".model; by default what is beside the weights"
         ),
     ] = None,
     end_of_text: Annotated[
@@ -30,7 +35,10 @@ def import_(
         list[str] | None, typer.Option(help="one more token that ends a generated text; may be given several times")
     ] = None,
 ) -> None:
-    """Make a run folder of weights from elsewhere: GPT-2, Llama and its kin, Gemma, nanoGPT."""
+    """Make a run folder of weights from elsewhere.
+
+    GPT-2, Llama and its kin and Gemma of transformers; models of nanoGPT, llama2.c and templateGPT; GGUF.
+    """
     from gptlab.interop import import_run
 
     roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop or ()}

@@ -3,7 +3,7 @@ takes a run folder or a file of others as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ def import_run(
     """Make the run folder `runs`/NAME-HASH of weights from elsewhere, and return it.
 
     Args:
-        source: a Hugging Face folder or model of the hub (see `gptlab.interop.huggingface`), or a nanoGPT `ckpt.pt`.
+        source: a Hugging Face folder or model of the hub (see `gptlab.interop.huggingface`), a `ckpt.pt` of nanoGPT or
+            llama2.c, a `.bin` of llama2.c, a `.gguf`, or a folder trained/NAME of templateGPT.
         name: of the run.
         tokenizer: name or folder of its tokenizer; None: the one beside the weights.
         end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
@@ -53,19 +54,42 @@ def import_run(
     Raises GptlabError where anything is missing, damaged, unknown or does not fit; then nothing is written.
     """
     roles: dict[str, Any] = {"end_of_text": end_of_text, "document_end": document_end, "stop": stop}
-    if str(source).endswith(".pt"):
+    importer = _importer(Path(source))
+    with waiting(f"importing {source}"):
+        if importer is None:
+            from gptlab.interop.huggingface import import_huggingface
+
+            return import_huggingface(source, name=name, tokenizer=tokenizer, runs=runs, **roles)
         if given := next((role for role, value in roles.items() if value), None):
             raise CheckpointError(
                 f"{option(given)} is for a Hugging Face tokenizer; name a tokenizer with {option('tokenizer')}"
             )
+        return importer(Path(source), name=name, tokenizer=tokenizer, runs=runs)
+
+
+def _importer(source: Path) -> Callable[..., Path] | None:
+    """Whose file or folder `source` is, where it is not Hugging Face's."""
+    if source.suffix == ".pt":
+        from gptlab.interop.llama2c import import_llama2c
         from gptlab.interop.nanogpt import import_nanogpt
+        from gptlab.interop.tensors import read_pickle
 
-        with waiting(f"importing {source}"):
-            return import_nanogpt(Path(source), name=name, tokenizer=tokenizer, runs=runs)
-    from gptlab.interop.huggingface import import_huggingface
+        content = read_pickle(source)
+        sizes = content.get("model_args") if isinstance(content, Mapping) else None
+        return import_llama2c if isinstance(sizes, Mapping) and "n_layers" in sizes else import_nanogpt
+    if source.suffix == ".bin":
+        from gptlab.interop.llama2c import import_llama2c
 
-    with waiting(f"importing {source}"):
-        return import_huggingface(source, name=name, tokenizer=tokenizer, runs=runs, **roles)
+        return import_llama2c
+    if source.suffix == ".gguf":
+        from gptlab.interop.gguf import import_gguf
+
+        return import_gguf
+    if (source / "model_config.json").is_file() and (source / "model.pth").is_file():
+        from gptlab.interop.templategpt import import_templategpt
+
+        return import_templategpt
+    return None
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:

@@ -1,10 +1,12 @@
-"""GGUF, the file that llama.cpp reads: hyperparameters, tokenizer and weights in one, out only.
+"""GGUF, the file that llama.cpp reads: hyperparameters, tokenizer and weights in one.
 
-The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the `gguf` package writes it.
+The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the `gguf` package writes it, and
+transformers reads it, quantized weights included.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping
@@ -17,7 +19,7 @@ from torch import Tensor
 from gptlab.console import say
 from gptlab.errors import CheckpointError, option
 from gptlab.interop.gpt2 import nanogpt_layout
-from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors, token_ids
+from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors, import_huggingface, token_ids
 from gptlab.interop.llama import LLAMA, OLMO, OLMO2, QWEN2, QWEN3
 from gptlab.interop.runs import new_folder
 from gptlab.interop.table import Values
@@ -83,6 +85,30 @@ def export_gguf(run: Run, folder: Path) -> Path:
         writer.write_tensors_to_file()
         writer.close()
     return folder / f"{run.folder.name}.gguf"
+
+
+def import_gguf(path: Path, *, name: str, tokenizer: str | None = None, runs: Path = Path("runs")) -> Path:
+    """Make a run folder `runs`/NAME-HASH of a `.gguf`, and return it; quantized weights become float32.
+
+    `tokenizer`: name or folder of another than the file's own. Raises CheckpointError where the file is missing,
+    damaged, of an architecture that transformers or gptlab does not have, or transformers is not installed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}; check the path")
+    if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("gguf") is None:
+        raise CheckpointError("GGUF is read by transformers and gguf: pip install 'gptlab[gguf]'")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            given = {"pretrained_model_name_or_path": str(path.parent.resolve()), "gguf_file": path.name}
+            AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32).save_pretrained(folder)
+            if tokenizer is None:
+                AutoTokenizer.from_pretrained(**given).save_pretrained(folder)
+        except Exception as error:  # a reader fed with junk raises whatever the junk asks for
+            reason = " ".join(str(error).split())[:160]
+            raise CheckpointError(f"{path} cannot be read as GGUF ({type(error).__name__}: {reason})") from None
+        return import_huggingface(folder, name=name, tokenizer=tokenizer, runs=runs, origin=path)
 
 
 _KNOWN = (LLAMA, QWEN2, QWEN3, OLMO, OLMO2, nanogpt_layout())

@@ -55,6 +55,7 @@ def import_huggingface(
     document_end: str | None = None,
     stop: Sequence[str] = (),
     runs: Path = Path("runs"),
+    origin: Path | None = None,
 ) -> Path:
     """Make a run folder `runs`/NAME-HASH of the weights in `source`, and return it.
 
@@ -65,6 +66,7 @@ def import_huggingface(
         end_of_text, document_end: the tokens before and after every document; None: as the tokenizer's files say.
         stop: more tokens that end what is generated, besides these and what the files say.
         runs: the folder for the run's folder.
+        origin: the file that `source` was made of, where it was.
 
     Raises GptlabError where anything is missing, damaged, unknown, or does not fit; then nothing is written.
     """
@@ -85,10 +87,10 @@ def import_huggingface(
     tensors = NamedTensors(architecture, files, files.shapes, tied=section["tied"])
     check_tensors(architecture, model, section, tensors.shapes, str(folder))
     revision = folder.name if folder != Path(source) else None  # the hub's snapshots are folders named by their commit
-    used = [folder / "config.json", *files.files]
-    origin = import_record(source, used, architecture=architecture.name, revision=revision)
+    used = [folder / "config.json", *files.files] if origin is None else [origin]
+    record = import_record(origin or source, used, architecture=architecture.name, revision=revision)
     beside = {GENERATION: (folder / GENERATION).read_bytes()} if (folder / GENERATION).is_file() else {}
-    return write_run(name, config, convert_tensors(architecture, section, tensors), found, origin, runs, beside)
+    return write_run(name, config, convert_tensors(architecture, section, tensors), found, record, runs, beside)
 
 
 def _folder(source: str | Path) -> Path:

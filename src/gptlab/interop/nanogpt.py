@@ -153,7 +153,7 @@ def read_meta(path: Path, name: str) -> Tokenizer:
     """
     try:
         with path.open("rb") as file:
-            meta = _PlainUnpickler(file).load()
+            meta = PlainUnpickler(file).load()
         itos = meta["itos"]
         characters = [itos[index] for index in range(len(itos))]
         separator = "\n" if "\n" in characters else characters[0]
@@ -167,7 +167,7 @@ def read_meta(path: Path, name: str) -> Tokenizer:
         raise CheckpointError(f"{path} is no meta.pkl of nanoGPT ({type(error).__name__}: {reason})") from None
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
     """Reads tables, lists, texts and numbers; whatever would have to be looked up, and could be run, is refused."""
 
     def find_class(self, module: str, name: str) -> NoReturn:

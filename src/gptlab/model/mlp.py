@@ -63,6 +63,14 @@ class _Plain(nn.Module):
         return x_BTF
 
 
+class Linear(_Plain):
+    """down(up(x)): nothing between the matrices, so that the MLP is a product of low rank at most. A control for what
+    the nonlinearity is worth; and what templateGPT computes where it does not gate."""
+
+    slot = "mlp"
+    sharding = _PLAIN_SHARDING
+
+
 class GELU(_Plain):
     """down(gelu(up(x))) (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 

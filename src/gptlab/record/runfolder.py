@@ -4,7 +4,7 @@ config.yaml        the config, every default written out
 env.json           a record of each session: hardware, versions, git commit and uncommitted diff
 code/              the source that ran, user components included
 tokenizer/         the tokenizer, so that the run can be used alone
-metrics.jsonl, metrics.csv, log.txt, loss.png
+metrics.jsonl, metrics.csv, samples.jsonl, log.txt, loss.png
 facts.json         what a finished run was and cost
 failed.json        why the last attempt failed, where it did
 checkpoints/, model.safetensors (and model.sha256, its digest with its size and time), evals/
@@ -47,7 +47,7 @@ DIVERGED = "diverged"
 WEIGHTS, FACTS, FAILED = "model.safetensors", "facts.json", "failed.json"
 DIGEST = "model.sha256"
 _OWN = {"config.yaml", "code", "log.txt", "plan.json", "tokenizer", "checkpoints", "evals", "loss.png", "metrics.csv"}
-_OWN |= {"metrics.jsonl", WEIGHTS, DIGEST, FACTS, FAILED}
+_OWN |= {"metrics.jsonl", "samples.jsonl", WEIGHTS, DIGEST, FACTS, FAILED}
 _PLACE = {"  path", "  sources", "  tokenizer", "system", "log", "checkpoint"}
 """What of a config changes with the place where a run is used: no number of it follows from these alone."""
 _NAMED = re.compile(r"-([0-9a-f]{8})(?:-seed([0-9-]+))?$")
