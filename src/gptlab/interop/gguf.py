@@ -21,7 +21,7 @@ from gptlab.errors import CheckpointError, option
 from gptlab.interop.gpt2 import nanogpt_layout
 from gptlab.interop.huggingface import fitting_architecture, huggingface_tensors, import_huggingface, token_ids
 from gptlab.interop.llama import LLAMA, OLMO, OLMO2, QWEN2, QWEN3
-from gptlab.interop.runs import new_folder
+from gptlab.interop.runs import new_folder, save_tensors
 from gptlab.interop.table import Values
 from gptlab.tokenizer import Tokenizer
 from gptlab.tokenizer.byte_level import to_text
@@ -97,18 +97,36 @@ def import_gguf(path: Path, *, name: str, tokenizer: str | None = None, runs: Pa
         raise CheckpointError(f"no file {path}; check the path")
     if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("gguf") is None:
         raise CheckpointError("GGUF is read by transformers and gguf: pip install 'gptlab[gguf]'")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     with tempfile.TemporaryDirectory() as folder:
         try:
-            given = {"pretrained_model_name_or_path": str(path.parent.resolve()), "gguf_file": path.name}
-            AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32).save_pretrained(folder)
-            if tokenizer is None:
-                AutoTokenizer.from_pretrained(**given).save_pretrained(folder)
+            _unpack(path, Path(folder), with_tokenizer=tokenizer is None)
         except Exception as error:  # a reader fed with junk raises whatever the junk asks for
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{path} cannot be read as GGUF ({type(error).__name__}: {reason})") from None
         return import_huggingface(folder, name=name, tokenizer=tokenizer, runs=runs, origin=path)
+
+
+def _unpack(path: Path, folder: Path, *, with_tokenizer: bool) -> None:
+    """Write what is in a `.gguf` as a folder of transformers, without its progress bars and advice."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    verbosity, given = logging.get_verbosity(), {"gguf_file": path.name}
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent.resolve()), **given, dtype=torch.float32)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config  # it was: these are float32
+        model.config.save_pretrained(folder)
+        left_out = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in left_out}
+        save_tensors(tensors, folder / "model.safetensors")
+        if with_tokenizer:
+            AutoTokenizer.from_pretrained(str(path.parent.resolve()), **given).save_pretrained(folder)
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 _KNOWN = (LLAMA, QWEN2, QWEN3, OLMO, OLMO2, nanogpt_layout())
