@@ -54,6 +54,14 @@ def gptlab(*arguments: str, cwd: Path, check: bool = True, **environment: str) -
     return done
 
 
+def plain_json(path: Path) -> Any:
+    """A JSON file of ours, as who means an edit leaves it: without its seal."""
+    content = json.loads(path.read_text())
+    for item in content if isinstance(content, list) else [content]:
+        item.pop("seal", None)
+    return content
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics, without what depends on the clock."""
     clock = {"seconds", "tokens_per_second"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, gptlab, make_data, only_run, rows
+from helpers import TINY, gptlab, make_data, only_run, plain_json, rows
 
 from gptlab.cli import main
 
@@ -132,7 +132,7 @@ def rewrite_manifest(place: Path, path: Path) -> None:
     """Make dataset.json agree with a shard that was tampered with, so that only its content is wrong."""
     import hashlib
 
-    manifest = json.loads((place / "data/dataset.json").read_text())
+    manifest = plain_json(place / "data/dataset.json")
     manifest["splits"]["train"]["shards"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (place / "data/dataset.json").write_text(json.dumps(manifest))
 

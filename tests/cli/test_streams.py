@@ -76,3 +76,51 @@ def test_where_nobody_answers_the_error_says_how_to_go_on(place: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: nobody answers at standard input; add --yes")
     assert "Traceback" not in done.stderr
+
+
+def test_text_comes_from_files_and_standard_input_too(place: Path) -> None:
+    run = gptlab_run(place)
+    (place / "prompt.txt").write_text("the cat\nsat")
+    draw = ("--max-new-tokens", "3", "--seed", "1", "--temperature", "0")
+    plain = gptlab("sample", run, "the cat\nsat", *draw, cwd=place).stdout
+    assert plain.startswith("the cat\nsat")
+    assert gptlab("sample", run, "--file", "prompt.txt", *draw, cwd=place).stdout == plain
+    piped = subprocess.run(
+        [sys.executable, "-m", "gptlab", "sample", run, "-", *draw],
+        cwd=place,
+        input=b"the cat\nsat",
+        capture_output=True,
+        check=True,
+    )
+    assert piped.stdout.decode() == plain
+    several = gptlab("sample", run, "the", "--samples", "3", *draw, cwd=place).stdout
+    assert several.count("the") >= 3
+    told = gptlab("sample", run, "prompt.txt", *draw, cwd=place)
+    assert told.stdout.startswith("prompt.txt")
+    assert "'prompt.txt' is taken as the text itself; --file prompt.txt reads the file" in told.stderr
+    shown = gptlab("tokenizer", "show", "byte", "--file", "prompt.txt", cwd=place)
+    assert "11 tokens" in shown.stderr
+
+
+def gptlab_run(place: Path) -> str:
+    """The folder of a run, trained where it is not there yet."""
+    if not (found := sorted(place.glob("runs/*"))):
+        gptlab("train", "config.yaml", cwd=place)
+        found = sorted(place.glob("runs/*"))
+    return str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["sample", "RUN", "--file", "none.txt"], "--file none.txt cannot be read: No such file or directory"),
+        (["sample", "RUN", "--file", "bad.txt"], "bad.txt is not UTF-8: byte 1; convert it first"),
+        (["tokenizer", "show", "byte"], "no text to cut; give it, - for standard input, or --file FILE"),
+    ],
+)
+def test_text_that_is_not_there_is_one_line(place: Path, command: list[str], message: str) -> None:
+    (place / "bad.txt").write_bytes(b"a\xff")
+    words = [gptlab_run(place) if word == "RUN" else word for word in command]
+    done = gptlab(*words, cwd=place, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {message}")

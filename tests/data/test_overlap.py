@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import plain_json
 
 from gptlab.data import Manifest, TokenDataset, prepare
 from gptlab.data.preparation import overlap
@@ -58,7 +59,7 @@ def test_a_data_set_of_which_it_is_not_known_is_read(gptlab, tmp_path: Path) -> 
     (tmp_path / "t.jsonl").write_text(lines([f"text {number}" for number in range(20)]))
     prepare([str(tmp_path / "t.jsonl")], tmp_path / "out", tokenizer="byte", validation_fraction=0.1, workers=1)
     assert "in both splits: 0 validation and 0 training documents" in gptlab("data", "info", "out").stdout
-    described = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    described = plain_json(tmp_path / "out" / "dataset.json")
     fingerprint = TokenDataset.open(tmp_path / "out", "train").fingerprint
     del described["shared_documents"]
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(described))

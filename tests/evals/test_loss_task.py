@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from foreign import foreign_tokenizer
-from helpers import make_data
+from helpers import make_data, plain_json
 
 from gptlab.data import TokenDataset, prepare
 from gptlab.errors import DataError, GptlabError
@@ -82,7 +82,7 @@ def test_another_data_set_and_one_of_another_tokenizer(run: Run, tmp_path: Path)
     found = evaluate(run, "loss", Options(data=other))
     assert found.settings["data"]["data"]["path"] == str(other)
     assert found.results["loss"] != evaluate(run, "loss").results["loss"]
-    manifest = json.loads((other / "dataset.json").read_text())
+    manifest = plain_json(other / "dataset.json")
     manifest["tokenizer"]["hash"] = "0" * 16
     (other / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="made with tokenizer"):

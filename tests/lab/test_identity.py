@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import TINY, make_data
+from helpers import TINY, make_data, plain_json
 
 import gptlab
 from gptlab.config import load_config
@@ -149,7 +149,7 @@ def test_bits_per_byte_of_the_same_text_compare_whatever_the_tokenizer(place: Pa
     e = experiment("bits_per_byte", "common: {eval: {tokens: null}}\n")
     assert pairs(e, lambda identity: identity.update(other)).refusal is None
     for folder in Path("runs").iterdir():
-        text = (folder / "env.json").read_text()
+        text = json.dumps(plain_json(folder / "env.json"))
         if '"0123456789ab"' in text:
             (folder / "env.json").write_text(text.replace(" bytes", "1 bytes"))
     (found,) = evaluate_experiment(Ledger.read(e, Store())).arms
@@ -190,7 +190,7 @@ def test_what_is_not_known_of_an_older_run_is_said(place: Path) -> None:
     assert found.refusal is None
     e = experiment("loss")
     for folder in Path("runs").iterdir():
-        session = json.loads((folder / "env.json").read_text())[0]
+        session = plain_json(folder / "env.json")[0]
         session.pop("validation")
         (folder / "env.json").write_text(json.dumps([session]))
     evidence = evaluate_experiment(Ledger.read(e, Store()))
@@ -272,7 +272,7 @@ def test_a_real_run_says_what_it_was_validated_on_and_its_digests(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = gptlab.train(load_config("base.yaml", ["train.tokens=1280", "checkpoint.every=3"]))
-    session = json.loads((run.folder / "env.json").read_text())[0]
+    session = plain_json(run.folder / "env.json")[0]
     assert session["validation"] == experiment("loss").baseline.measured_on
     weights = run.folder / "model.safetensors"
     assert read_facts(run.folder).weights == run.weights
@@ -289,7 +289,7 @@ def test_a_run_is_not_resumed_on_another_validation_text(place: Path) -> None:
     run = gptlab.train(load_config("base.yaml", settings))
     (run.folder / "model.safetensors").unlink()
     (run.folder / "facts.json").unlink()
-    session = json.loads((run.folder / "env.json").read_text())
+    session = plain_json(run.folder / "env.json")
     session[0]["validation"]["validation data"] = "0123456789ab"
     (run.folder / "env.json").write_text(json.dumps(session))
     with pytest.raises(
@@ -326,7 +326,7 @@ def test_validation_text_that_was_trained_on_is_said_beside_the_verdict(place: P
     pairs(e)
     evidence = evaluate_experiment(Ledger.read(e, Store()))
     assert not any("training text" in note for note in verdict_notes(evidence, evidence.arms[0]))
-    described = json.loads(Path("data/dataset.json").read_text())
+    described = plain_json(Path("data/dataset.json"))
     described["shared_documents"] = {"train": 3, "validation": 2}
     Path("data/dataset.json").write_text(json.dumps(described))
     notes = verdict_notes(evidence, evidence.arms[0])

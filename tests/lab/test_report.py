@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import rows
+from helpers import plain_json, rows
 
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.spec import load_experiment
@@ -117,7 +117,7 @@ def test_lost_or_damaged_runs_leave_the_last_report(lab: Path) -> None:
     with pytest.raises(GptlabError, match="'gated_1 seed 2' lost its source"):
         report(lab)
     log.write_text(content)
-    facts = json.loads((run / "facts.json").read_text())
+    facts = plain_json(run / "facts.json")
     (run / "facts.json").write_text(json.dumps({**facts, "schema": 0}))
     with pytest.raises(GptlabError, match="of schema 0, this gptlab reads 1"):
         report(lab)

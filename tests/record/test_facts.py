@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import TINY, gptlab, make_data, only_run
+from helpers import TINY, gptlab, make_data, only_run, plain_json
 
 import gptlab as package
 from gptlab.errors import GptlabError
@@ -57,7 +57,7 @@ def test_other_facts_are_refused(run: Path, tmp_path: Path, content: str | None,
 
 
 def test_an_unknown_fact_is_refused(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "facts.json").write_text(json.dumps(json.loads((run / "facts.json").read_text()) | {"mood": "good"}))
+    (tmp_path / "facts.json").write_text(json.dumps(plain_json(run / "facts.json") | {"mood": "good"}))
     with pytest.raises(GptlabError, match="'mood' is unknown"):
         read_facts(tmp_path)
 

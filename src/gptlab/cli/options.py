@@ -10,7 +10,7 @@ from click import Context
 from typer.core import TyperCommand
 
 from gptlab.console import say
-from gptlab.errors import ConfigError, GptlabError, did_you_mean
+from gptlab.errors import ConfigError, DataError, GptlabError, did_you_mean
 from gptlab.files import check_place
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ SpecialTokens = Annotated[
         show_default="none",
     ),
 ]
+TextFile = Annotated[
+    list[Path] | None, typer.Option("--file", help="a file of text, UTF-8; repeatable", show_default=False)
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and train nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")]
@@ -85,6 +88,35 @@ class NothingEmpty(TyperCommand):
                 name = parameter.opts[-1] if parameter.param_type_name == "option" else str(parameter.name).upper()
                 raise GptlabError(f"{name} is empty; give it a value, or leave it out")
         return super().parse_args(ctx, args)
+
+
+def read_texts(words: Sequence[str], files: Sequence[Path] | None) -> list[str]:
+    """Texts as they were typed, `-` for what is on standard input, then those of `files`.
+
+    A text that is the name of a file is taken as it is, which is said. Raises DataError for a file that is missing or
+    not UTF-8, and for standard input that is closed.
+    """
+    texts = [_read_text(Path("-")) if word == "-" else word for word in words]
+    for word in words:
+        if word != "-" and len(word) < 256 and "\0" not in word and Path(word).is_file():
+            say(f"{word!r} is taken as the text itself; --file {word} reads the file")
+    return [*texts, *(_read_text(file) for file in files or ())]
+
+
+def _read_text(file: Path) -> str:
+    import sys
+
+    where = "standard input" if str(file) == "-" else str(file)
+    try:
+        if str(file) != "-":
+            return file.read_bytes().decode("utf-8")
+        if sys.stdin is None:
+            raise DataError("standard input is closed, and - reads it; give the text itself")
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8: byte {error.start:,}; convert it first") from None
+    except OSError as error:
+        raise DataError(f"--file {where} cannot be read: {error.strerror or error}; check the path") from None
 
 
 def load_one(source: str, overrides: Sequence[str], stage: str | None) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.marks import mark_tokens
-from gptlab.cli.options import Checkpoint, Device, SpecialTokens
+from gptlab.cli.options import Checkpoint, Device, SpecialTokens, TextFile, read_texts
 from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 def sample(
     run: Annotated[Path, typer.Argument(help="a run folder (or a nanoGPT ckpt.pt)")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="one or more prompts; none: from nothing")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="one or more prompts; - reads standard input; none: from nothing")
+    ] = None,
+    file: TextFile = None,
+    samples: Annotated[int, typer.Option(min=1, max=256, help="texts for each prompt")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate for each prompt")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest tokens")] = None,
@@ -51,11 +55,13 @@ def sample(
     )
     from gptlab.interop import load
 
+    given = read_texts(prompts or [], file)
     loaded = load(run, device=device, checkpoint=checkpoint)
-    if prompts and "" in prompts and not chat:
+    if "" in given and not chat:
         say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
     policy = special_tokens or special
-    _show_samples(loaded, prompts or [""], sampling, show_tokens=show_tokens, special=policy, chat=chat)
+    texts = [prompt for prompt in given or [""] for _ in range(samples)]
+    _show_samples(loaded, texts, sampling, show_tokens=show_tokens, special=policy, chat=chat)
 
 
 def _show_samples(

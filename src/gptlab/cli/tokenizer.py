@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptlab.cli.marks import CUT, SPECIAL_STYLE, STYLES, is_coloured
-from gptlab.cli.options import SpecialTokens, check_errors, parse_count
+from gptlab.cli.options import SpecialTokens, TextFile, check_errors, parse_count, read_texts
 from gptlab.console import output, progress, say, waiting
 from gptlab.errors import ConfigError, DataError, did_you_mean
 from gptlab.files import check_place, settle
@@ -209,26 +209,22 @@ def show(
         str,
         typer.Argument(help="NAME under tokenizers/, byte, gpt2, cl100k_base, …, owner/name of the hub, or a folder."),
     ],
-    text: Annotated[str, typer.Argument(help="Text to cut into tokens; - reads standard input.")],
+    text: Annotated[str | None, typer.Argument(help="Text to cut into tokens; - reads standard input.")] = None,
+    file: TextFile = None,
     allow_special: Annotated[bool, typer.Option("--allow-special", help="The same as --special-tokens all.")] = False,
     special_tokens: SpecialTokens = None,
     ids: Annotated[bool, typer.Option("--ids", help="A table with the ids.")] = False,
 ) -> None:
     """Colour the pieces that a text is cut into."""
-    import sys
-
     from rich.table import Table
     from rich.text import Text
 
     from gptlab.tokenizer import load_tokenizer
 
-    if text == "-":
-        if sys.stdin is None:
-            raise DataError("standard input is closed, and - reads it; give the text itself")
-        try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"standard input is not UTF-8: byte {error.start:,}; convert it first") from None
+    texts = read_texts([] if text is None else [text], file)
+    if not texts:
+        raise DataError("no text to cut; give it, - for standard input, or --file FILE")
+    text = "".join(texts)
     tokenizer = load_tokenizer(name, root=ROOT)
     encoded = tokenizer.encode(text, allow_special=special_tokens or allow_special)
     table = tokenizer.token_bytes()
@@ -437,10 +433,7 @@ def _texts(source: _Source, then: str) -> Iterator[Iterator[str]]:
 
 
 def _say_next(name: str, inputs: Sequence[str] | None) -> None:
-    from gptlab.data.preset import preset_names
+    from gptlab.cli.advice import preparation
 
-    source = " ".join(f"--input '{each}'" for each in inputs or ["FILES"])
-    if inputs and inputs[0] in preset_names() and not Path(inputs[0]).exists():
-        source = inputs[0]
     say(f'look at it:    gptlab tokenizer show {name} "Some text of yours"')
-    say(f"prepare data:  gptlab data prepare {source} --tokenizer {name} --out data/{name}")
+    say(f"prepare data:  {preparation(name, inputs or ['FILES'])}")
