@@ -12,6 +12,7 @@ from gptlab.hardware.gpus import find_gpu, gpu_of_driver, read_gpus
 
 def test_the_shipped_table_is_sane_and_dated() -> None:
     cards = read_gpus()
+    assert {"RTX 3070", "RTX 4060 Ti", "A40", "RTX 6000 Ada", "L4", "H200"} <= set(cards)  # of the five systems' tables
     assert {"RTX 3060", "RTX 4090", "A100 80GB", "H100 SXM", "T4", "MI300X"} <= set(cards)
     for card in cards.values():
         assert 1e13 < card.peak < 1e16, card
@@ -40,6 +41,11 @@ def test_an_unknown_card_names_near_ones() -> None:
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
         ("NVIDIA H100 PCIe", "H100 PCIe"),
         ("NVIDIA A10G", "A10G"),
+        ("NVIDIA A40", "A40"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti"),
+        ("NVIDIA GeForce RTX 4060", "RTX 4060"),
+        ("NVIDIA L40", "L40"),
         ("NVIDIA L40S", "L40S"),
         ("NVIDIA RTX A6000", "RTX A6000"),
         ("Tesla V100-SXM2-16GB", "V100"),
