@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import TINY, gptlab, make_data
+from helpers import TINY, gptlab, make_data, plain_json
 
 ROOT = Path(__file__).parents[2]
 STATEMENT = """\
@@ -121,7 +121,7 @@ def test_other_code_is_said_and_can_be_refused(finished: tuple[Path, str], tmp_p
     place = tmp_path / "place"
     shutil.copytree(finished[0], place)
     for path in place.glob("runs/base-*/facts.json"):
-        path.write_text(path.read_text().replace('"torch": "', '"torch": "1.'))
+        path.write_text(json.dumps(plain_json(path)).replace('"torch": "', '"torch": "1.'))
     assert "careful: paired runs differ in more than the arm, seed 1: torch" in run(place).stderr
     refused = run(place, "--strict", check=False)
     assert refused.returncode == 2
