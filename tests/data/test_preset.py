@@ -103,3 +103,19 @@ def test_every_config_names_data_that_can_be_had_or_says_how() -> None:
         ]
         for path in paths:
             assert Path(path).name in preset_names() or "gptlab data prepare" in head, name
+
+
+def test_a_preset_with_a_tokenizer_of_its_own_does_not_take_that_of_the_one_it_stands_on() -> None:
+    """tinystories-2k stands on tinystories-v2, whose tokens are GPT-2's."""
+    for name, size in {"tinystories-2k": 2048, "tinystories-32k": 32_000, "fineweb-edu-32k": 32_000}.items():
+        known = load_preset(name)
+        assert (known.tokenizer, known.vocab_size) == (None, size)
+    for name in preset_names():
+        known = load_preset(name)
+        assert sum(way is not None for way in (known.tokenizer, known.vocab_size, known.train_tokenizer)) == 1, name
+
+
+def test_two_tokenizers_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("inputs: [a.txt]\ntokenizer: gpt2\nvocab_size: 512\n")
+    with pytest.raises(DataError, match="at most one of tokenizer, train_tokenizer, vocab_size"):
+        load_preset(str(tmp_path / "mine.yaml"))

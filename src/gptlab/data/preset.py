@@ -43,6 +43,10 @@ def _inputs(value: Any) -> Any:
     return found
 
 
+_VALIDATIONS = ("validation", "validation_fraction", "validation_tokens")
+_TOKENIZERS = ("tokenizer", "train_tokenizer", "vocab_size")
+
+
 class Preset(BaseModel):
     """A data set that `gptlab data prepare NAME` knows how to get. Fields as the arguments of `prepare`.
 
@@ -71,10 +75,10 @@ class Preset(BaseModel):
     tokens: Annotated[int | None, BeforeValidator(_count)] = None
 
     @model_validator(mode="after")
-    def _one_validation(self) -> Self:
-        given = (self.validation, self.validation_fraction, self.validation_tokens)
-        if sum(value is not None for value in given) > 1:
-            raise ValueError("a preset has at most one of validation, validation_fraction, validation_tokens")
+    def _one_way(self) -> Self:
+        for ways in (_VALIDATIONS, _TOKENIZERS):
+            if sum(getattr(self, way) is not None for way in ways) > 1:
+                raise ValueError(f"a preset has at most one of {', '.join(ways)}")
         return self
 
     def reading(self, errors: Literal["strict", "replace"] = "strict") -> Reading:
@@ -114,7 +118,11 @@ def load_preset(name: str) -> Preset:
         if isinstance(content, dict) and (base := content.pop("base", None)) is not None:
             if base not in _files():
                 raise DataError(f"{files[name]}: no preset {base!r} to stand on; {did_you_mean(str(base), _files())}")
-            content = {**yaml.safe_load(_files()[base].read_text(encoding="utf-8")), **content}
+            below = yaml.safe_load(_files()[base].read_text(encoding="utf-8"))
+            for ways in (_TOKENIZERS, _VALIDATIONS):  # one way takes the place of another
+                if not content.keys().isdisjoint(ways):
+                    below = {key: value for key, value in below.items() if key not in ways}
+            content = {**below, **content}
         return Preset.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise DataError(f"{files[name]}: is no preset ({' '.join(str(error).split())})") from None
