@@ -366,7 +366,7 @@ def _arm(
 
 def _run_name(experiment: str, arm: str) -> str:
     """What an arm's runs are called, without saying a name twice."""
-    return arm if arm.startswith(experiment) else f"{experiment}-{arm}"
+    return arm if f"{arm}-".startswith(f"{experiment}-") else f"{experiment}-{arm}"
 
 
 def _place(origins: Mapping[KeyPath, Origin], path: Path, prefix: str, key: str) -> str:
