@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROPE_31 = {
     "rope_type": "llama3",
@@ -186,4 +189,86 @@ def smollm2_tokenizer(folder: Path) -> Path:
     pytest.importorskip("gguf")
     file = smollm2_gguf()
     transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- templateGPT
+
+MERGES = [
+    (ord("t"), ord("h")),
+    (256, ord("e")),
+    (ord(" "), 257),
+    (ord("c"), ord("a")),
+    (259, ord("t")),
+    (258, 32),
+]
+ROWS = 256 + len(MERGES) + 3
+TEMPLATE = {
+    "dim": 32,
+    "device": "mps",
+    "linear_bias": False,
+    "out_weight_share": True,
+    "pos_enc_type": "RoPE",
+    "theta": 10000,
+    "tokenizer": "bpe_tiny",
+    "vocab_len": ROWS,
+    "num_layers": 2,
+    "second_resid_norm": False,
+    "mlp_hidden_mult": 4,
+    "mlp_nonlinearity": "SiLU",
+    "mlp_gated": True,
+    "num_q_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "max_seq_len": 48,
+    "scale_first_resid": True,
+    "norm_type": "RMSNorm",
+    "norm_affine": True,
+    "norm_bias": True,
+    "eps": 1e-06,
+}
+
+
+def templategpt_tensors(c: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Random tensors under templateGPT's names."""
+    torch.manual_seed(0)
+    d, width = c["dim"], c["head_dim"]
+    hidden = int(d * (c["mlp_hidden_mult"] * 2 / 3 if c["mlp_gated"] else c["mlp_hidden_mult"]))
+    found = {"output.weight": torch.randn(c["vocab_len"], d) * 0.2}
+    found["token_embedder.weight"] = found["output.weight"] if c["out_weight_share"] else torch.randn(c["vocab_len"], d)
+    if c["pos_enc_type"] == "learnable":
+        found["pos_embedder.weight"] = torch.randn(c["max_seq_len"], d)
+    linear = {
+        "attn.Wq": (c["num_q_heads"] * width, d),
+        "attn.Wk": (c["num_kv_heads"] * width, d),
+        "attn.Wv": (c["num_kv_heads"] * width, d),
+        "attn.Wo": (d, c["num_q_heads"] * width),
+        "mlp.Wup": (hidden, d),
+        "mlp.Wdown": (d, hidden),
+    }
+    if c["mlp_gated"]:
+        linear["mlp.Wgate"] = (hidden, d)
+    norms = ["pre_attn_norm", "pre_mlp_norm", *(["post_attn_norm", "post_mlp_norm"] if c["second_resid_norm"] else [])]
+    for layer in range(c["num_layers"]):
+        for name, shape in linear.items():
+            found[f"layers.{layer}.{name}.weight"] = torch.randn(shape) * 0.3
+            if c["linear_bias"]:
+                found[f"layers.{layer}.{name}.bias"] = torch.randn(shape[0]) * 0.3
+    for name in [*(f"layers.{i}.{norm}" for i in range(c["num_layers"]) for norm in norms), "final_norm"]:
+        if c["norm_affine"]:
+            found[f"{name}.w"] = 1 + torch.randn(d) * 0.2
+            if c["norm_bias"]:
+                found[f"{name}.b"] = torch.randn(d) * 0.2
+    return found
+
+
+def templategpt_clone(place: Path, c: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
+    folder = place / "clone/trained/tiny"
+    models = place / "clone/tokenizers/bpe_tiny/models"
+    for each in (folder, models):
+        each.mkdir(parents=True)
+    (folder / "model_config.json").write_text(json.dumps(c))
+    torch.save(tensors, folder / "model.pth")
+    merges = {pair: 256 + index for index, pair in enumerate(MERGES)}
+    (models / f"{ROWS - 3}.model").write_bytes(pickle.dumps({"merges": merges}))
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,30 @@ def gptlab(*arguments: str, cwd: Path, check: bool = True, **environment: str) -
     if check and done.returncode != 0:
         raise AssertionError(f"gptlab {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
     return done
+
+
+def cut_down(source: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """Overrides that cut a config's widths, depth and lengths, and leave all else: parts, rates, decay, schedule."""
+    from gptlab.config import load_config
+    from gptlab.interop.table import get
+
+    config = load_config(source, list(overrides))
+    model = config.model.plain()
+    changes = ["model.dim=32", "model.layers=4", "model.heads=4", "model.context_length=32"]
+    if get(model, "head_dim") is not None:
+        changes.append("model.head_dim=16")
+    if (get(model, "block.attention.kv_heads") or 1) > 1:
+        changes.append("model.block.attention.kv_heads=2")
+    if get(model, "block.mlp.hidden") is not None:
+        changes.append("model.block.mlp.hidden=80")
+    if get(model, "block.attention.window") is not None:
+        changes += [f"model.block.attention.window{part}" for part in ("=16", "_start=4", "_step=4")]
+    if get(model, "block.without_attention"):
+        changes.append("model.block.without_attention=[3]")
+    if model["pad_vocab"] > 1:
+        changes.append("model.pad_vocab=8")
+    changes += ["train.tokens=768", "train.batch_tokens=256", "train.sequence_length=32"]
+    return [*changes, "eval.every=1", "eval.tokens=512", "system.device=cpu", "system.threads=1"]
 
 
 def plain_json(path: Path) -> Any:

@@ -12,40 +12,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign import MERGES, ROWS, TEMPLATE, templategpt_clone, templategpt_tensors
 from torch import Tensor
 
 import gptlab
 from gptlab.interop import import_run
 from gptlab.interop.templategpt import read_merges
 
-MERGES = [(ord("t"), ord("h")), (256, ord("e")), (ord(" "), 257), (ord("c"), ord("a")), (259, ord("t")), (258, 32)]
-ROWS = 256 + len(MERGES) + 3
-LLAMA = {
-    "dim": 32,
-    "device": "mps",
-    "linear_bias": False,
-    "out_weight_share": True,
-    "pos_enc_type": "RoPE",
-    "theta": 10000,
-    "tokenizer": "bpe_tiny",
-    "vocab_len": ROWS,
-    "num_layers": 2,
-    "second_resid_norm": False,
-    "mlp_hidden_mult": 4,
-    "mlp_nonlinearity": "SiLU",
-    "mlp_gated": True,
-    "num_q_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "max_seq_len": 48,
-    "scale_first_resid": True,
-    "norm_type": "RMSNorm",
-    "norm_affine": True,
-    "norm_bias": True,
-    "eps": 1e-06,
-}
 GPT2 = {
-    **LLAMA,
+    **TEMPLATE,
     "linear_bias": True,
     "pos_enc_type": "learnable",
     "mlp_gated": False,
@@ -54,46 +29,19 @@ GPT2 = {
     "scale_first_resid": False,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": LLAMA,
+    "llama": TEMPLATE,
     "gpt2": GPT2,
     "gpt2-scaled": {**GPT2, "scale_first_resid": True, "out_weight_share": False},
-    "waves": {**LLAMA, "pos_enc_type": "Sinusoidal", "mlp_nonlinearity": "GeLU", "second_resid_norm": True},
-    "cosine": {**LLAMA, "norm_type": "CosineNorm", "norm_bias": False, "mlp_nonlinearity": "ReLU", "num_kv_heads": 4},
-    "plain norms": {**LLAMA, "norm_affine": False, "norm_bias": False, "head_dim": 16},
+    "waves": {**TEMPLATE, "pos_enc_type": "Sinusoidal", "mlp_nonlinearity": "GeLU", "second_resid_norm": True},
+    "cosine": {
+        **TEMPLATE,
+        "norm_type": "CosineNorm",
+        "norm_bias": False,
+        "mlp_nonlinearity": "ReLU",
+        "num_kv_heads": 4,
+    },
+    "plain norms": {**TEMPLATE, "norm_affine": False, "norm_bias": False, "head_dim": 16},
 }
-
-
-def tensors_of(c: dict[str, Any]) -> dict[str, Tensor]:
-    """Random tensors under templateGPT's names."""
-    torch.manual_seed(0)
-    d, width = c["dim"], c["head_dim"]
-    hidden = int(d * (c["mlp_hidden_mult"] * 2 / 3 if c["mlp_gated"] else c["mlp_hidden_mult"]))
-    found = {"output.weight": torch.randn(c["vocab_len"], d) * 0.2}
-    found["token_embedder.weight"] = found["output.weight"] if c["out_weight_share"] else torch.randn(c["vocab_len"], d)
-    if c["pos_enc_type"] == "learnable":
-        found["pos_embedder.weight"] = torch.randn(c["max_seq_len"], d)
-    linear = {
-        "attn.Wq": (c["num_q_heads"] * width, d),
-        "attn.Wk": (c["num_kv_heads"] * width, d),
-        "attn.Wv": (c["num_kv_heads"] * width, d),
-        "attn.Wo": (d, c["num_q_heads"] * width),
-        "mlp.Wup": (hidden, d),
-        "mlp.Wdown": (d, hidden),
-    }
-    if c["mlp_gated"]:
-        linear["mlp.Wgate"] = (hidden, d)
-    norms = ["pre_attn_norm", "pre_mlp_norm", *(["post_attn_norm", "post_mlp_norm"] if c["second_resid_norm"] else [])]
-    for layer in range(c["num_layers"]):
-        for name, shape in linear.items():
-            found[f"layers.{layer}.{name}.weight"] = torch.randn(shape) * 0.3
-            if c["linear_bias"]:
-                found[f"layers.{layer}.{name}.bias"] = torch.randn(shape[0]) * 0.3
-    for name in [*(f"layers.{i}.{norm}" for i in range(c["num_layers"]) for norm in norms), "final_norm"]:
-        if c["norm_affine"]:
-            found[f"{name}.w"] = 1 + torch.randn(d) * 0.2
-            if c["norm_bias"]:
-                found[f"{name}.b"] = torch.randn(d) * 0.2
-    return found
 
 
 def logits_of(c: dict[str, Any], t: dict[str, Tensor], ids: Tensor) -> Tensor:
@@ -145,23 +93,11 @@ def logits_of(c: dict[str, Any], t: dict[str, Tensor], ids: Tensor) -> Tensor:
     return F.linear(norm("final_norm", x), t["output.weight"])
 
 
-def write_clone(place: Path, c: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    folder = place / "clone/trained/tiny"
-    models = place / "clone/tokenizers/bpe_tiny/models"
-    for each in (folder, models):
-        each.mkdir(parents=True)
-    (folder / "model_config.json").write_text(json.dumps(c))
-    torch.save(tensors, folder / "model.pth")
-    merges = {pair: 256 + index for index, pair in enumerate(MERGES)}
-    (models / f"{ROWS - 3}.model").write_bytes(pickle.dumps({"merges": merges}))
-    return folder
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_equal(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     c = CONFIGS[name]
-    tensors = tensors_of(c)
-    run = gptlab.load(import_run(write_clone(place, c, tensors), name="tiny"), device="cpu", dtype="float32")
+    tensors = templategpt_tensors(c)
+    run = gptlab.load(import_run(templategpt_clone(place, c, tensors), name="tiny"), device="cpu", dtype="float32")
     ids = torch.randint(ROWS, (40,), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         ours, theirs = run.model(ids[None], return_logits=True)[0], logits_of(c, tensors, ids)
@@ -172,12 +108,14 @@ def test_logits_are_equal(name: str, place: Path, capsys: pytest.CaptureFixture[
 
 def test_norms_that_its_file_lacks_are_ones_and_zeros(place: Path) -> None:
     """On a GPU or a Mac its norms are no parameters, and are not saved."""
-    tensors = {key: value for key, value in tensors_of(LLAMA).items() if not key.endswith((".w", ".b"))}
-    run = gptlab.load(import_run(write_clone(place, LLAMA, tensors), name="tiny"), device="cpu", dtype="float32")
+    tensors = {key: value for key, value in templategpt_tensors(TEMPLATE).items() if not key.endswith((".w", ".b"))}
+    run = gptlab.load(
+        import_run(templategpt_clone(place, TEMPLATE, tensors), name="tiny"), device="cpu", dtype="float32"
+    )
     ids = torch.arange(40)
     with torch.no_grad():
         assert torch.allclose(
-            run.model(ids[None], return_logits=True)[0], logits_of(LLAMA, tensors, ids), rtol=1e-4, atol=1e-4
+            run.model(ids[None], return_logits=True)[0], logits_of(TEMPLATE, tensors, ids), rtol=1e-4, atol=1e-4
         )
 
 
@@ -195,12 +133,16 @@ def encode_as_templategpt(text: str) -> list[int]:
 
 
 def test_ids_are_those_of_its_own_encoder(place: Path) -> None:
-    folder = write_clone(place, LLAMA, tensors_of(LLAMA))
+    folder = templategpt_clone(place, TEMPLATE, templategpt_tensors(TEMPLATE))
     tokenizer = read_merges(folder.parents[1] / f"tokenizers/bpe_tiny/models/{ROWS - 3}.model", "tiny")
     for text in ["the cat the cats", " the the  the\n", "é 日本 the", "thethe", "cacatat"]:
         assert tokenizer.encode(text) == encode_as_templategpt(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert (tokenizer.end_of_text, tokenizer.document_end, tokenizer.vocab_size) == (ROWS - 3, ROWS - 2, ROWS)
+    assert (tokenizer.end_of_text, tokenizer.document_end, tokenizer.vocab_size) == (
+        ROWS - 3,
+        ROWS - 2,
+        ROWS,
+    )
 
 
 class Evil:
@@ -211,7 +153,7 @@ class Evil:
 def test_what_does_not_fit_is_one_line(
     place: Path, mistake: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_clone(place, LLAMA, tensors_of(LLAMA))
+    folder = templategpt_clone(place, TEMPLATE, templategpt_tensors(TEMPLATE))
     config, weights = folder / "model_config.json", folder / "model.pth"
     merges = folder.parents[1] / f"tokenizers/bpe_tiny/models/{ROWS - 3}.model"
 
@@ -227,9 +169,9 @@ def test_what_does_not_fit_is_one_line(
         ({"num_layers": 1}, "gptlab has no place for tensor layers.1."),
         ({"tokenizer": "bpe_none"}, "no merges of the tokenizer 'bpe_none'"),
     ]:
-        config.write_text(json.dumps({**LLAMA, **change}))
+        config.write_text(json.dumps({**TEMPLATE, **change}))
         assert words in said()
-    config.write_text(json.dumps(LLAMA))
+    config.write_text(json.dumps(TEMPLATE))
     merges.write_bytes(pickle.dumps({"merges": {(1, 2): 300}}))
     assert "is no tokenizer of templateGPT" in said()
     merges.write_bytes(pickle.dumps({"merges": Evil()}))

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_data, rows
+from helpers import cut_down, make_data, rows
 
 from gptlab.config import RunConfig, load_config
 from gptlab.config.numbers import format_count
 from gptlab.interop import export_run
-from gptlab.interop.table import get
 from gptlab.model import build_model
 from gptlab.model.trace import trace_model
 from gptlab.run import load
@@ -158,26 +157,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(path: Path, data: Path) -> RunConfig:
-    """The preset with widths, depth and lengths cut, and all else as it is: parts, rates, decay, clipping, schedule."""
-    config = load_config(path)
-    model = config.model.plain()
-    changes = ["model.dim=32", "model.layers=4", "model.heads=4", "model.context_length=32"]
-    if get(model, "head_dim") is not None:
-        changes.append("model.head_dim=16")
-    if (get(model, "block.attention.kv_heads") or 1) > 1:
-        changes.append("model.block.attention.kv_heads=2")
-    if get(model, "block.mlp.hidden") is not None:
-        changes.append("model.block.mlp.hidden=80")
-    if get(model, "block.attention.window") is not None:
-        changes += [f"model.block.attention.window{part}" for part in ("=16", "_start=4", "_step=4")]
-    if get(model, "block.without_attention"):
-        changes.append("model.block.without_attention=[3]")
-    if model["pad_vocab"] > 1:
-        changes.append("model.pad_vocab=8")
-    if config.data.sources:
-        changes += ["data.sources=null", "data.mix=null"]
-    changes += [f"data.path={data}", "train.tokens=768", "train.batch_tokens=256", "train.sequence_length=32"]
-    return load_config(path, [*changes, "eval.every=1", "eval.tokens=512", "system.device=cpu", "system.threads=1"])
+    """The preset cut down, on the test's own data."""
+    sources = ["data.sources=null", "data.mix=null"] if load_config(path).data.sources else []
+    return load_config(path, [*cut_down(path), *sources, f"data.path={data}"])
 
 
 SCRATCH = [path for path in PRESETS if path.stem != "finetune-shakespeare"]  # tests/interop/test_init_from.py has it
