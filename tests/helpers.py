@@ -98,3 +98,17 @@ def only_run(folder: Path) -> Path:
     """The one run folder in `folder`/runs."""
     (run,) = (path.parent for path in (folder / "runs").glob("[!.]*/config.yaml"))
     return run
+
+
+def chinchilla_table(path: Path) -> Path:
+    """245 runs about Besiroglu et al.'s law, in the form of the table that they published."""
+    from gptlab.lab.stats.chinchilla import CHINCHILLA
+
+    rng = np.random.default_rng(1)
+    n = np.exp(rng.uniform(np.log(4e7), np.log(1.6e10), 245))
+    flops = np.exp(rng.uniform(np.log(6e18), np.log(3e21), 245))
+    loss = CHINCHILLA.loss(n, flops / (6 * n)) * np.exp(rng.normal(0, 0.002, 245))
+    rows = zip(n, flops, loss, strict=True)
+    head = "x,y,color,Model Size,Training FLOP,hex_color,loss\n"
+    path.write_text(head + "".join(f"1.5,2.5,#ffffff,{a},{b},#ffffff,{c}\n" for a, b, c in rows))
+    return path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -238,3 +240,58 @@ class TestTerminal:
             assert console._start is not None
             console._start.join()  # over, or called off
         assert ("gptlab train: starting" in "".join(shown)) == silent
+
+    def test_below_a_cell_it_is_one_line_written_anew(self) -> None:
+        """What `!` of a notebook begins has a terminal that knows carriage returns and no way up."""
+        script = (
+            "import time\nfrom gptlab import console\nconsole.SIGN_SECONDS = 0.0\n"
+            "with console.progress(unit='steps') as bar:\n    task = bar.add_task('training', total=3)\n"
+            "    for _ in range(3):\n        time.sleep(0.6)\n        bar.advance(task)\n"
+            "        with console.waiting('saving'):\n            console.say('saved')\n"
+        )
+        master, slave = os.openpty()
+        environment = {**os.environ, "JPY_PARENT_PID": "1", "FORCE_COLOR": "1"}
+        subprocess.run([sys.executable, "-c", script], stderr=slave, env=environment, check=True)
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):
+            while content := os.read(master, 4096):
+                shown += content
+        os.close(master)
+        text = shown.decode()
+        assert "\x1b" not in text
+        assert "training: 1 of 3 steps (33%)" in text
+        lines = [line.split("\r") for line in text.replace("\r\n", "\n").split("\n")]
+        assert [line[-1] for line in lines] == ["saved", "saved", "saved", ""]
+        for line in lines:  # each piece covers the one before it
+            assert all(len(after) >= len(before.rstrip()) for before, after in itertools.pairwise(line[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "Place.TERMINAL"),
+        ({"JPY_PARENT_PID": "1"}, "Place.CELL"),
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, "Place.CELL"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such terminals")
+def test_where_one_speaks(environment: dict[str, str], expected: str) -> None:
+    clean = {k: v for k, v in os.environ.items() if k not in ("JPY_PARENT_PID", "MPLBACKEND")} | environment
+    command = [sys.executable, "-c", "from gptlab.console import place; print(place())"]
+    master, slave = os.openpty()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=slave, env=clean, text=True, check=True)
+    assert done.stdout.strip() == expected
+    os.close(slave), os.close(master)
+    piped = {**clean, "FORCE_COLOR": "1"}  # of a kernel as well: colours are one thing, a line that moves another
+    done = subprocess.run(command, capture_output=True, env=piped, text=True, check=True)
+    assert done.stdout.strip() == "Place.PLAIN"
+
+
+def test_nobody_answers_below_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptlab.cli import confirm
+    from gptlab.errors import GptlabError
+
+    monkeypatch.setattr(confirm, "place", lambda: console.Place.CELL)
+    with pytest.raises(GptlabError, match="add --yes"):
+        confirm.ask_before_training()

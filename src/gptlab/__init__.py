@@ -14,7 +14,11 @@ from gptlab.version import __version__ as __version__
 if TYPE_CHECKING:
     from gptlab.config import load_config as load_config
     from gptlab.config import load_stages as load_stages
+    from gptlab.evals.benchmark import evaluate as evaluate
+    from gptlab.evals.words import compare_words as compare_words
     from gptlab.interop import load as load
+    from gptlab.lab.experiment.evidence import read_verdicts as read_verdicts
+    from gptlab.lab.report.comparison import compare as compare
     from gptlab.run import Run as Run
     from gptlab.training.loop import train as train
     from gptlab.training.soup import soup as soup
@@ -22,9 +26,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Run": "gptlab.run",
+    "compare": "gptlab.lab.report.comparison",
+    "compare_words": "gptlab.evals.words",
+    "evaluate": "gptlab.evals.benchmark",
     "load": "gptlab.interop",
     "load_config": "gptlab.config",
     "load_stages": "gptlab.config",
+    "read_verdicts": "gptlab.lab.experiment.evidence",
     "soup": "gptlab.training.soup",
     "train": "gptlab.training.loop",
     "train_stages": "gptlab.training.stages",

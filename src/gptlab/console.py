@@ -2,14 +2,18 @@
 
 Messages and progress go to standard error, so that standard output carries results only (`gptlab config show X >
 resolved.yaml` works). Nobody waits without a sign: what takes more than `SIGN_SECONDS` stands under `progress`, or
-under `waiting` where nothing can be counted. In a terminal that is a line that moves; elsewhere what takes more than
-`LINE_SECONDS` says a line every so often, one for the whole process, so that logs stay short.
+under `waiting` where nothing can be counted. In a terminal that is a line that moves, in a notebook a bar or a line
+that is written anew (`Place`); elsewhere what takes more than `LINE_SECONDS` says a line every so often, one for the
+whole process, so that logs stay short.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
+import html
+import os
 import sys
 import threading
 import time
@@ -27,17 +31,43 @@ LINE_SECONDS = 10.0  # where there is no terminal: before a job's first line, an
 Item = TypeVar("Item")
 
 _said_at = float("-inf")  # when this process last printed a line of progress
-_open: list[Progress] = []  # displays; the innermost is what is being waited for
+_open: list[Any] = []  # displays; the innermost is what is being waited for
 _start: threading.Timer | None = None  # a command that has not said anything yet
+
+
+class Place(enum.Enum):
+    """Where messages and progress appear, which says how they are drawn."""
+
+    TERMINAL = "a terminal: lines that move"
+    KERNEL = "a notebook whose kernel this is: one bar a job, drawn anew in its place"
+    CELL = "a command that a notebook's cell began with `!`: one line, written anew after a carriage return"
+    PLAIN = "a file or a pipe: a line now and then"
+
+
+# Kernels set these for what they start. Read at once, because the command line sets MPLBACKEND itself.
+_BEGUN_BY_KERNEL = "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
+
+
+def place() -> Place:
+    """Where this process speaks. Not what rich takes it for: kernels set FORCE_COLOR, and `!` has a terminal of its own
+    that knows colours and carriage returns, but no way back to an earlier line."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if getattr(shell, "kernel", None) is not None:
+        return Place.KERNEL
+    if sys.stderr is None or not sys.stderr.isatty():
+        return Place.PLAIN
+    return Place.CELL if _BEGUN_BY_KERNEL else Place.TERMINAL
 
 
 @functools.cache
 def console() -> Console:
-    """Where people are spoken to: standard error."""
+    """Where people are spoken to: standard error, or standard output in a notebook, which shows the other in red."""
     from rich.console import Console
 
     _has_started()
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    if (here := place()) is Place.KERNEL:
+        return Console(force_jupyter=False, force_terminal=False, highlight=False, soft_wrap=True)
+    return Console(stderr=True, force_terminal=False if here is Place.CELL else None, highlight=False, soft_wrap=True)
 
 
 @functools.cache
@@ -46,12 +76,14 @@ def output() -> Console:
     from rich.console import Console
 
     _has_started()
-    return Console(highlight=False, soft_wrap=True)
+    return Console(force_jupyter=False, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
     """One line for the person watching, printed as it is (no markup is read from it)."""
-    console().print(message, markup=False)
+    with _canvas.lock:
+        _canvas.clear_line()
+        console().print(message, markup=False)
 
 
 @contextlib.contextmanager
@@ -127,7 +159,7 @@ def progress(
         at_once=columns is not None,
         console=console(),
         transient=transient,
-        disable=not console().is_terminal,
+        disable=place() is not Place.TERMINAL,
         redirect_stdout=output().is_terminal,  # a pipe gets results, and none of what is shown around them
     )
     return display
@@ -172,6 +204,11 @@ def _display_class() -> Any:
             self.watch: threading.Thread | None = None
             super().__init__(*columns, get_time=lambda: time.monotonic(), **options)
 
+        @property
+        def is_due(self) -> bool:
+            """Whether it has gone on for long enough to be shown."""
+            return self.at_once or time.monotonic() - self.begun >= SIGN_SECONDS
+
         def start(self) -> None:
             super().start()
             self.begun = time.monotonic()
@@ -188,9 +225,10 @@ def _display_class() -> Any:
                 _open.remove(self)
             if self.watch is not None:
                 self.watch.join()
+                _canvas.draw(at_once=True)
 
         def get_renderables(self) -> Any:
-            if self.at_once or time.monotonic() - self.begun >= SIGN_SECONDS:
+            if self.is_due:
                 yield from super().get_renderables()
 
         def add_task(self, *arguments: Any, **fields: Any) -> TaskID:
@@ -209,16 +247,91 @@ def _display_class() -> Any:
         def _watch(self) -> None:
             """A job whose next count is long in coming says so all the same."""
             with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: the job itself will say so
-                while not self.ended.wait(1.0):
+                while not self.ended.wait(0.5):
                     self._tell()
 
         def _tell(self) -> None:
             global _said_at
+            if self.disable and place() is not Place.PLAIN:
+                _canvas.draw()
+                return
             now = time.monotonic()
             if not self.disable or now - max(self.begun, _said_at) < LINE_SECONDS or _open[-1:] != [self]:
                 return
-            if tasks := [task for task in self.tasks if not task.finished] or self.tasks:
+            if tasks := self.unfinished():
                 _said_at = now
                 say("; ".join(map(self.line, tasks)))
 
+        def unfinished(self) -> list[Task]:
+            """What is being done; all tasks where all are done."""
+            return [task for task in self.tasks if not task.finished] or list(self.tasks)
+
     return Display
+
+
+class _Canvas:
+    """Progress that is drawn anew in its place where rich cannot: below a notebook's cell (see `Place`)."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # jobs are drawn by the thread that watches them, too
+        self.drawn_at = float("-inf")
+        self.content = ""  # what stands there
+        self.cell, self.handle = -1, None  # of a kernel: which cell, and its display
+
+    def draw(self, *, at_once: bool = False) -> None:
+        """Show what is open by now, no more than twice a second unless `at_once`."""
+        with self.lock:
+            now, where = time.monotonic(), place()
+            if not at_once and now - self.drawn_at < 0.5:
+                return
+            self.drawn_at = now
+            due = [display for display in _open if display.is_due]
+            if where is Place.KERNEL:
+                self._draw_bars([(display.line(task), task) for display in due for task in display.unfinished()])
+            elif where is Place.CELL:
+                tasks = due[-1].unfinished() if due else []
+                self._write_line("; ".join(_with_time_left(due[-1].line(task), task) for task in tasks))
+
+    def clear_line(self) -> None:
+        """Make room for a message."""
+        if self.content and place() is Place.CELL:
+            self._write_line("")
+
+    def _write_line(self, text: str) -> None:
+        if text != self.content:  # a cell keeps every byte
+            end = "" if text else "\r"
+            sys.stderr.write(f"\r{text.ljust(len(self.content))}{end}")
+            sys.stderr.flush()
+            self.content = text
+
+    def _draw_bars(self, lines: list[tuple[str, Task]]) -> None:
+        """A row each, in the one place that a cell has for them: the first time below what it has printed so far."""
+        from IPython import display
+
+        content = "".join(_bar(_with_time_left(line, task), task) for line, task in lines)
+        number = sys.modules["IPython"].get_ipython().execution_count
+        if self.cell != number:
+            self.cell, self.handle, self.content = number, None, ""
+        if content == self.content:
+            return
+        self.content = content
+        shown = {"text/html": content, "text/plain": "\n".join(line for line, _ in lines)}
+        if self.handle is None:
+            self.handle = display.display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+        else:
+            self.handle.update(shown, raw=True)
+
+
+_canvas = _Canvas()
+
+
+def _with_time_left(line: str, task: Task) -> str:
+    left = None if task.finished else task.time_remaining
+    return line if left is None else f"{line}, {left:.0f} s left"
+
+
+def _bar(line: str, task: Task) -> str:
+    """A row of HTML in the colours of the page, light or dark: how far a task is."""
+    value = "" if not task.total else f' value="{task.completed:g}" max="{task.total:g}"'
+    bar = f'<progress{value} style="width: 16em; vertical-align: middle"></progress>'
+    return f'<div style="font-family: monospace; white-space: pre-wrap">{bar} {html.escape(line)}</div>'

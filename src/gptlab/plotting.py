@@ -42,6 +42,16 @@ _LIGHT = {"text": "#222222", "grid": "#e4e4e4", "background": "#ffffff", "band":
 _DARK = {"text": "#dddddd", "grid": "#3a3f44", "background": "#16191c", "band": "#2a2f26"}
 
 
+class Png(bytes):
+    """A picture, which a notebook shows."""
+
+    def __repr__(self) -> str:
+        return f"a PNG of {len(self):,} bytes; write it with Path(…).write_bytes"
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+
 def image(
     draw: Callable[[Figure, dict[str, str]], None], kind: str, *, dark: bool = False, dots_per_inch: int = 100
 ) -> bytes:

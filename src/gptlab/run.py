@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,25 +17,27 @@ from torch import nn
 from gptlab.config import RunConfig, weights_digest
 from gptlab.console import say, waiting
 from gptlab.data import IGNORE, Batch
-from gptlab.errors import CheckpointError, ConfigError, DataError, option
+from gptlab.errors import CheckpointError, ConfigError, DataError, GptlabError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import pick_device
 from gptlab.hardware.precision import pick_dtype
 from gptlab.inference.chat import render_chat
 from gptlab.inference.generate import Sampling, decoding_copy, generate
+from gptlab.inference.inspection import Tensors, TokenLosses, read_attention, read_losses, read_tensors
 from gptlab.inference.scoring import LossResult, TokenSizes, evaluate_loss
 from gptlab.model import build_model
 from gptlab.parallel import World
 from gptlab.record import runfolder
 from gptlab.record.facts import read_facts
 from gptlab.record.runfolder import read_config
+from gptlab.shown import Sheet, Shown
 from gptlab.systems.checkpoint import Checkpoints, checkpoint_step, load_tensors
 from gptlab.systems.tensorfile import write_tensors
 from gptlab.tokenizer import SpecialPolicy, Tokenizer, load_tokenizer
 
 
 @dataclass(repr=False)
-class Run:
+class Run(Shown):
     """A model with its tokenizer and config, and what was measured of it."""
 
     folder: Path
@@ -46,9 +49,32 @@ class Run:
     step: int | None = None  # the training step of the weights; None where it is not known
     final: bool = False  # whether these are the weights in model.safetensors
 
-    def __repr__(self) -> str:
+    def sheet(self) -> Sheet:
+        """What it is, how far it was trained and to what loss: a line each."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
-        return f"Run({str(self.folder)!r}, {size:,} parameters, step {self.step}, on {self.device})"
+        steps = f"{self.config.total_steps:,} steps of {self.config.train.batch_tokens:,} tokens"
+        where = f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
+        rows = [
+            (
+                "model",
+                f"{type(self.model).__name__}, {size:,} parameters, {self.model.context_length:,} tokens of context",
+            ),
+            ("tokenizer", f"{self.tokenizer.name}, {self.tokenizer.vocab_size:,} ids"),
+            ("trained", "elsewhere" if self.step is None else f"{self.step:,} of {steps}"),
+            *self._validation(),
+            ("on", where),
+        ]
+        return Sheet(f"run {self.folder}", rows)
+
+    def _validation(self) -> list[tuple[str, str]]:
+        """The last validation in the log; none where it has none, or cannot be read."""
+        with contextlib.suppress(GptlabError):
+            row = next((row for row in reversed(self.metrics) if "val/loss" in row), None)
+            if row is not None:
+                bits = row.get("val/bits_per_byte")
+                by_byte = "" if bits is None else f", {bits:.4f} bits per byte"
+                return [("validation", f"loss {row['val/loss']:.4f} nats a token at step {row['step']:,}{by_byte}")]
+        return []
 
     @property
     def weights(self) -> str | None:
@@ -114,6 +140,18 @@ class Run:
         ids = self.tokenizer.encode(text, allow_special=special)
         start = self.tokenizer.end_of_text
         return ids if special and ids[:1] == [start] else [start, *ids]
+
+    def tensors(self, text: str) -> Tensors:
+        """Every tensor of a forward pass over `text`: shape, mean, standard deviation, largest magnitude."""
+        return read_tensors(self.model, self.encode_prompt(text))
+
+    def attention(self, text: str) -> torch.Tensor:
+        """Who attends to whom in `text`, whose first token is the separator before it: (L, H, T, T), rows sum to 1."""
+        return read_attention(self.model, self.encode_prompt(text))
+
+    def token_losses(self, text: str) -> TokenLosses:
+        """What each token of `text`, one document, costs: −log p given those before it, nats."""
+        return read_losses(self.model, self.tokenizer, self.encode_prompt(text))
 
     def loss(self, text: str) -> LossResult:
         """Loss on `text` as one document: `.loss` in nats a token, `.perplexity`, `.bits_per_byte`."""

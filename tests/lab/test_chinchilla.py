@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import chinchilla_table
 from lab.samples import noisy
 from scipy import optimize
 
-from gptlab.errors import GptlabError
-from gptlab.lab.stats.chinchilla import CHINCHILLA, HOFFMANN, ParametricLaw, fit_parametric
+from gptlab.errors import DataError, GptlabError
+from gptlab.lab.stats.chinchilla import CHINCHILLA, HOFFMANN, ParametricLaw, fit_parametric, published_runs
 
 SIZES, TOKENS = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 3e7, 4), np.geomspace(1e7, 1e9, 4)))
 
@@ -62,3 +64,25 @@ def test_surfaces_that_cannot_be_fitted() -> None:
         fit_parametric(SIZES, TOKENS, 2 + 100 * SIZES**-0.3)
     with pytest.raises(GptlabError, match="budget of 0"):
         CHINCHILLA.optimal(0)
+
+
+def test_the_published_points_are_read_in_the_form_in_which_they_are_published(tmp_path: Path) -> None:
+    """A table of the form of Besiroglu et al.'s, of points that lie about their own law: the fit finds the law."""
+    table = chinchilla_table(tmp_path / "points.csv")
+    n, d, loss = published_runs(table)
+    assert len(n) == len(d) == len(loss) == 245
+    assert (np.diff(loss) >= 0).all()
+    fit = fit_parametric(n[:-5], d[:-5], loss[:-5], resamples=20)
+    for name in ("E", "alpha", "beta"):
+        assert getattr(fit.law, name) == pytest.approx(getattr(CHINCHILLA, name), rel=0.02)
+    for name in ("A", "B"):  # which move together with the slopes
+        assert getattr(fit.law, name) == pytest.approx(getattr(CHINCHILLA, name), rel=0.2)
+    assert "through 240 runs" in repr(fit)
+
+
+def test_another_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("n,loss\n1,2\n")
+    with pytest.raises(DataError, match=r"other\.csv is not the table of Besiroglu et al\.: it lacks 'Model Size'"):
+        published_runs(tmp_path / "other.csv")
+    with pytest.raises(DataError, match=r"none\.csv cannot be read"):
+        published_runs(tmp_path / "none.csv")

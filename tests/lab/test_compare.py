@@ -189,3 +189,19 @@ def test_validations_of_different_text_are_not_shown_as_if_they_could_be_compare
     assert not list(unlike_lines(runs[1:]))  # of a run before 0.4 it is not known
     write_comparison(runs, Path("out"))
     assert "do not compare" in Path("out/comparison.html").read_text()
+
+
+def test_as_an_object() -> None:
+    from gptlab.lab.report.comparison import compare
+
+    runs = [make_run("a", steps=5), make_run("b", steps=2, lr=0.2)]
+    found = compare(runs)
+    lines = repr(found).splitlines()
+    assert lines[0] == "2 runs"
+    assert [line.split()[1] for line in lines[2:4]] == ["a", "b"]
+    assert lines[-2:] == ["configs differ in", "  optimizer.lr: 0.1 (1), 0.2 (2)"]
+    assert found.curves().startswith(b"\x89PNG")
+    assert found.curves()._repr_png_() == bytes(found.curves())
+    assert "bytes" in repr(found.curves())  # not the picture itself
+    with pytest.raises(GptlabError, match="two runs or more"):
+        compare(runs[:1])

@@ -15,7 +15,7 @@ from helpers import TINY, gptlab, make_data
 
 from gptlab.errors import GptlabError
 from gptlab.lab.experiment.design import comparison_run, curve_runs, tuning_runs
-from gptlab.lab.experiment.evidence import Evidence, evaluate_experiment
+from gptlab.lab.experiment.evidence import Evidence, evaluate_experiment, read_verdicts
 from gptlab.lab.experiment.ledger import Ledger
 from gptlab.lab.experiment.matching import provenance_differences
 from gptlab.lab.experiment.metric import Metric
@@ -142,6 +142,16 @@ def test_a_verdict_in_words(place: Path) -> None:
     assert said.startswith("gated: inconclusive after 4 seeds, validation loss (nats a token) -0.002")
     assert "more seed" in said
     assert "$0." in said
+
+
+def test_a_verdict_as_a_table(place: Path) -> None:
+    e, store = experiment(), Store()
+    assert "gated" in repr(read_verdicts("experiments/e"))  # with nothing finished yet
+    finish_seeds(e, store, range(1, 5), gated=-0.002, relu=-0.1)
+    rows = {line.split()[0]: line for line in repr(read_verdicts("experiments/e")).splitlines()[2:]}
+    assert "inconclusive" in rows["gated"]
+    assert "-0.0020" in rows["gated"]
+    assert "-0.1000" in rows["relu"]
 
 
 def test_eight_percent_more_parameters_get_no_verdict(place: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from gptlab.console import say
+from gptlab.console import Place, place, say
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def confirm_training(
 def ask_before_training() -> None:
     """Ask. Exits 1 where the answer is no; raises GptlabError where nobody is there to give one."""
     nobody = GptlabError("nobody answers at standard input; add --yes to train without being asked")
-    if sys.stdin is None:
+    if sys.stdin is None or place() is Place.CELL:  # a cell's `!` has a terminal, and nobody can type into it
         raise nobody
     try:
         agreed = typer.confirm("Train these?", default=True, err=True)

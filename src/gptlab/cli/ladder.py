@@ -39,6 +39,7 @@ def ladder(
     from gptlab.lab.runs.execution import find_devices, train_missing
     from gptlab.lab.runs.store import Store
     from gptlab.lab.studies.ladder import (
+        HEADER,
         arm_configs,
         fit_ladder,
         lines,
@@ -70,7 +71,7 @@ def ladder(
     train_missing(runs, store, devices=find_devices(jobs))
     with waiting("fitting the law"):
         result = fit_ladder(loaded.name, read_points(found, store), target=target, hold_out=hold_out)
-    show_rows(("arm", "size", "N", "tokens", "loss", "law"), table(result))
+    show_rows(HEADER, table(result))
     for line in lines(result):
         output().print(line, markup=False)
     with waiting("drawing"):

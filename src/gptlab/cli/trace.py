@@ -14,7 +14,6 @@ from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
     from gptlab.config import RunConfig
-    from gptlab.model.trace import TracedModule
 
 
 def trace(
@@ -32,7 +31,7 @@ def _show_trace(source: str, config: RunConfig, *, vocab_size: int | None, depth
     """A table of modules; blocks that are alike are shown once."""
     from gptlab.config import format_count
     from gptlab.config.numbers import require_count
-    from gptlab.model.trace import trace_model
+    from gptlab.model.trace import trace_model, without_repeats
 
     for option, given in (("--vocab-size", vocab_size), ("--depth", depth)):
         if given is not None and given < 1:
@@ -41,7 +40,7 @@ def _show_trace(source: str, config: RunConfig, *, vocab_size: int | None, depth
     vocabulary = vocab_size or vocabulary_of(source, config)
     with waiting("building the model"):
         traced = trace_model(config, vocabulary)
-    rows, alike = _without_repeats([m for m in traced.modules if m.path.count(".") < depth])
+    rows, alike = without_repeats([m for m in traced.modules if m.path.count(".") < depth])
     table = new_table(("module", "class", "in", "out", "parameters", "FLOPs/token"), left=4)
     shown = {row.path for row in rows}
     for row in rows:
@@ -65,23 +64,3 @@ def _show_trace(source: str, config: RunConfig, *, vocab_size: int | None, depth
         f"{traced.parameters:,} parameters; a forward pass is {format_count(forward)}FLOPs a token "
         f"(times 3 to train), attention counted in full over T"
     )
-
-
-def _without_repeats(modules: list[TracedModule]) -> tuple[list[TracedModule], dict[str, str]]:
-    """Drop blocks whose parts equal those of the block before; tell how far each shown block stands for others."""
-    parts: dict[str, list[tuple[str, ...]]] = {}
-    for module in modules:
-        if (found := re.match(r"blocks\.(\d+)", module.path)) is not None:
-            rest = module.path[found.end() :]
-            parts.setdefault(found[1], []).append((rest, module.kind, module.inputs, module.output, str(module.flops)))
-    hidden: set[str] = set()
-    alike: dict[str, str] = {}
-    shown = ""
-    for index in parts:
-        if shown and parts[index] == parts[shown]:
-            hidden.add(index)
-            alike[f"blocks.{shown}"] = index
-        else:
-            shown = index
-    rows = [m for m in modules if not ((f := re.match(r"blocks\.(\d+)", m.path)) and f[1] in hidden)]
-    return rows, alike

@@ -10,7 +10,7 @@ import typer
 
 from gptlab.cli.options import Overrides, complete_config
 from gptlab.cli.soup import show_soup
-from gptlab.console import console, say
+from gptlab.console import Place, place, say
 from gptlab.errors import STOPPED, ConfigError
 from gptlab.files import check_place
 
@@ -74,7 +74,7 @@ def _bring_data(configs: Sequence[RunConfig], prepare: bool) -> None:
     from gptlab.cli.data import prepare_missing
     from gptlab.parallel.world import find_world
 
-    in_terminal = sys.stdin is not None and sys.stdin.isatty() and console().is_terminal
+    in_terminal = sys.stdin is not None and sys.stdin.isatty() and place() is Place.TERMINAL
     if (prepare or in_terminal) and find_world().size == 1:
         for config in configs:
             prepare_missing(config, ask=not prepare)

@@ -15,13 +15,14 @@ from gptlab.data import Batch, TokenDataset
 from gptlab.hardware.precision import autocast
 from gptlab.loss import IGNORE
 from gptlab.parallel import World
+from gptlab.shown import Sheet, Shown, cells
 from gptlab.tokenizer import Tokenizer
 
 _CHUNK_LOGITS = 2**25
 
 
-@dataclass(frozen=True)
-class LossResult:
+@dataclass(frozen=True, repr=False)
+class LossResult(Shown):
     """Sums over the predicted tokens of a text.
 
     `nats` and `tokens` count every predicted token. `text_nats` and `bytes` leave out predictions of special
@@ -52,6 +53,16 @@ class LossResult:
     def loss(self) -> float:
         """Mean cross-entropy, nats a token."""
         return self.nats / max(1, self.tokens)
+
+    def sheet(self) -> Sheet:
+        """Loss, perplexity, bits per byte, and what they are means over."""
+        rows = [
+            ("loss", f"{self.loss:.4f} nats a token"),
+            ("perplexity", f"{self.perplexity:.4g}"),
+            ("bits per byte", *cells([self.bits_per_byte])),
+            ("of", f"{self.tokens:,} tokens, {self.bytes:,} bytes"),
+        ]
+        return Sheet("", rows)
 
     def __float__(self) -> float:
         return self.loss

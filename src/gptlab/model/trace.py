@@ -6,6 +6,8 @@ moment. The last size of a tensor is named by its dimension letter, or as a prod
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gptlab.config import RunConfig
 from gptlab.model.build import build_model
 from gptlab.model.smoke_test import explained
+from gptlab.shown import Sheet, Shown
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,47 @@ class TracedModule:
     flops: float
 
 
-@dataclass(frozen=True)
-class Trace:
+@dataclass(frozen=True, repr=False)
+class Trace(Shown):
     """All module calls in order, and what the letters stand for."""
 
     modules: list[TracedModule]
     letters: dict[str, int]
     parameters: int
     flops_per_token: float
+
+    def sheet(self) -> Sheet:
+        """A row a module; blocks that are alike once."""
+        modules, alike = without_repeats(self.modules)
+        rows = [
+            [m.path or "(model)", m.kind, m.inputs, m.output, f"{m.parameters:,}", f"{m.flops:,.0f}"] for m in modules
+        ]
+        for row in rows:
+            if row[0] in alike and alike[row[0]] != row[0].rpartition(".")[2]:
+                row[0] += f" to {alike[row[0]]}"
+        letters = "  ".join(f"{letter}={size}" for letter, size in self.letters.items())
+        header = ("module", "class", "in", "out", "parameters", "FLOPs/token")
+        return Sheet(f"{self.parameters:,} parameters", rows, header, [letters], left=4)
+
+
+def without_repeats(modules: Sequence[TracedModule]) -> tuple[list[TracedModule], dict[str, str]]:
+    """Drop blocks whose parts equal those of the block before; tell how far each shown block stands for others."""
+    parts: dict[str, list[tuple[str, ...]]] = {}
+    for module in modules:
+        if (found := re.match(r"blocks\.(\d+)", module.path)) is not None:
+            rest = module.path[found.end() :]
+            parts.setdefault(found[1], []).append((rest, module.kind, module.inputs, module.output, str(module.flops)))
+    hidden: set[str] = set()
+    alike: dict[str, str] = {}
+    shown = ""
+    for index in parts:
+        if shown and parts[index] == parts[shown]:
+            hidden.add(index)
+            alike[f"blocks.{shown}"] = index
+        else:
+            shown = index
+    rows = [m for m in modules if not ((f := re.match(r"blocks\.(\d+)", m.path)) and f[1] in hidden)]
+    return rows, alike
 
 
 def trace_model(config: RunConfig, vocab_size: int) -> Trace:

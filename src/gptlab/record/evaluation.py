@@ -12,10 +12,11 @@ from gptlab.errors import GptlabError
 from gptlab.files import write_atomic
 from gptlab.record.measurement import ALL, Identity, data_identity
 from gptlab.seal import SEAL, seal_of
+from gptlab.shown import Sheet, Shown, cells
 
 
-@dataclass
-class Evaluation:
+@dataclass(repr=False)
+class Evaluation(Shown):
     """What a task found about a run.
 
     Attributes:
@@ -31,6 +32,20 @@ class Evaluation:
     standard_errors: dict[str, float | None] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+
+    def sheet(self) -> Sheet:
+        """A row a number, with its standard error."""
+        plain = {name: value for name, value in self.results.items() if isinstance(value, int | float) or value is None}
+        rows = [
+            [
+                name,
+                f"{value:,}" if isinstance(value, int) else cells([value])[0],
+                *cells([self.standard_errors.get(name)]),
+            ]
+            for name, value in plain.items()
+        ]
+        of = ", ".join(str(self.settings[key]) for key in ("run", "split") if self.settings.get(key) is not None)
+        return Sheet(f"{self.task} of {of}" if of else self.task, rows, ("", "value", "standard error"))
 
     def write(self, path: Path) -> None:
         """Keep it as JSON, a record a line. Raises GptlabError where the disk refuses."""

@@ -32,9 +32,11 @@ NO_RESULT = (
     "hardware.gpus",
     "inference.cache",
     "inference.generate",
+    "inference.inspection",
     "planning",  # it refuses a run, and computes none
     "plotting",
     "record",
+    "shown",
     "systems.display",
     "systems.metrics",
     "systems.plot",

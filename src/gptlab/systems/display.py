@@ -9,7 +9,7 @@ from typing import Self
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gptlab.config import format_count
-from gptlab.console import LINE_SECONDS, console, progress, say
+from gptlab.console import LINE_SECONDS, Place, place, progress, say
 
 
 class TrainingDisplay:
@@ -41,7 +41,7 @@ class TrainingDisplay:
         """Show the state after `step`."""
         numbers = f"loss {loss:.4f}  {format_count(round(tokens_per_second))} tok/s  {self.speed(tokens_per_second)}"
         self._now = f"step {step}/{self.total}  {numbers}"
-        if step == self.total and not console().is_terminal:
+        if step == self.total and place() is not Place.TERMINAL:
             say(self._now)
         self._progress.update(self._task, completed=step, numbers=numbers)
 

@@ -40,6 +40,7 @@ from gptlab.hardware.device import describe
 from gptlab.interop.runs import new_folder, save_tensors
 from gptlab.record import runfolder
 from gptlab.run import load, save_weights
+from gptlab.shown import Sheet, Shown, cells
 from gptlab.tokenizer import Tokenizer, load_tokenizer
 
 RECORD = "soup.yaml"
@@ -66,8 +67,8 @@ class Ingredient:
     standard_error: float | None
 
 
-@dataclass(frozen=True)
-class Soup:
+@dataclass(frozen=True, repr=False)
+class Soup(Shown):
     """What came of it: a run folder, and the losses of all on the same tokens (nats a token)."""
 
     folder: Path
@@ -75,6 +76,15 @@ class Soup:
     ingredients: tuple[Ingredient, ...]
     loss: float
     standard_error: float | None
+
+    def sheet(self) -> Sheet:
+        """Each run with its share and loss, their mean, and the soup."""
+        rows = [
+            [str(one.folder), f"{one.weight:.4g}", *cells([one.loss, one.standard_error])] for one in self.ingredients
+        ]
+        rows.append(["mean of the runs", "", f"{self.mean_loss:.4f}", ""])
+        rows.append([str(self.folder), "", *cells([self.loss, self.standard_error])])
+        return Sheet(f"{self.method} soup", rows, ("run", "weight", "loss", "standard error"))
 
     @property
     def mean_loss(self) -> float:

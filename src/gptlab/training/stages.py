@@ -21,14 +21,15 @@ from gptlab.hardware.device import pick_device
 from gptlab.model import build_model
 from gptlab.parallel import destroy_distributed, find_world, init_distributed
 from gptlab.record import runfolder
+from gptlab.shown import Sheet, Shown
 from gptlab.training.loop import train
 from gptlab.training.soup import Soup, soup
 
 _RUNS = Path("runs")
 
 
-@dataclass(frozen=True)
-class StageResult:
+@dataclass(frozen=True, repr=False)
+class StageResult(Shown):
     """What came of a stage.
 
     Attributes:
@@ -42,6 +43,12 @@ class StageResult:
     runs: tuple[Path, ...]
     soup: Soup | None
     finished: bool
+
+    def sheet(self) -> Sheet:
+        """Its runs, and what it ends with."""
+        rows = [("run", str(run)) for run in self.runs]
+        rows += [("soup", f"{self.soup.folder}, loss {self.soup.loss:.4f}")] if self.soup is not None else []
+        return Sheet(f"stage {self.name}{'' if self.finished else ', not finished'}", rows)
 
     @property
     def folder(self) -> Path:

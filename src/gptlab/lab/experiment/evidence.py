@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from gptlab.errors import GptlabError, option
 from gptlab.lab.experiment.ledger import Ledger, RunRecord
 from gptlab.lab.experiment.matching import Mismatch, mismatches, provenance_differences
-from gptlab.lab.experiment.spec import BASELINE, Arm, Experiment
+from gptlab.lab.experiment.spec import BASELINE, Arm, Experiment, load_experiment
+from gptlab.lab.runs.store import Store
 from gptlab.lab.stats.decision import Decision, Rule, Verdict, decide, seeds_to_verdict
 from gptlab.lab.stats.paired import EffectSize, PairedSummary, effect_size, paired_summary
 from gptlab.record.facts import Facts
 from gptlab.record.measurement import Identity
 from gptlab.record.measurement import differences as identity_differences
+from gptlab.shown import Sheet, Shown, cells
 
 UNLIKE_MEND = "move the runs of one kind out of runs/ to train them anew, or evaluate both again"
 
@@ -92,8 +94,8 @@ class ArmEvidence:
         return self.refusal is not None or self.decision.verdict is not Verdict.INCONCLUSIVE
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(Shown):
     """What all runs of an experiment show. `arms` are in the order of the experiment."""
 
     ledger: Ledger
@@ -104,6 +106,20 @@ class Evidence:
     def experiment(self) -> Experiment:
         """The experiment."""
         return self.ledger.experiment
+
+    def sheet(self) -> Sheet:
+        """A row an arm: the verdict, and the difference from the baseline that it rests on."""
+        rows, notes = [], []
+        for found in self.arms:
+            low, high = found.decision.interval
+            interval = f"{low:+.4f} to {high:+.4f}" if low > float("-inf") else "–"
+            raw, percent = (None, None) if found.effect is None else (found.effect.raw, found.effect.percent)
+            effect = [*cells([raw], "+.4f"), interval, *cells([percent], "+.2f")]
+            rows.append([found.arm.name, found.verdict, str(len(found.pairs)), *effect, f"{found.decision.p:.3g}"])
+            notes += [f"{found.arm.name}: {found.refusal}"] if found.refusal else []
+        label = self.experiment.statement.metric.label
+        header = ("arm", "verdict", "seeds", "difference", "interval", "%", "p")
+        return Sheet(f"{self.experiment.name}: {label}, arm − baseline", rows, header, notes, left=2)
 
     def dollars(self, arm: str) -> float | None:
         """What a run of an arm has cost on average; None where no price is known."""
@@ -135,6 +151,14 @@ def evaluate_experiment(ledger: Ledger, *, strict: bool = False) -> Evidence:
             )
         arms.append(found)
     return Evidence(ledger, rule, arms)
+
+
+def read_verdicts(folder: str | Path, *, runs: str | Path = "runs") -> Evidence:
+    """What the runs in `runs` show by now of the experiment in `folder`: nothing is trained.
+
+    Raises ConfigError for a statement that is wrong, GptlabError for runs that are damaged.
+    """
+    return evaluate_experiment(Ledger.read(load_experiment(folder), Store(runs)))
 
 
 def decision_rule(experiment: Experiment, *, resolution: float = 0.0) -> Rule:

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gptlab.errors import GptlabError
+from gptlab.errors import DataError, GptlabError
 from gptlab.lab.stats.loss_fit import (
     HUBER,
     Array,
@@ -24,6 +26,7 @@ from gptlab.lab.stats.loss_fit import (
     positive,
     prediction_interval,
 )
+from gptlab.shown import Sheet, Shown
 
 FLOPS_PER_TOKEN = 6.0
 """Training FLOPs a parameter and token in C = 6 N D (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
@@ -86,8 +89,38 @@ HOFFMANN = ParametricLaw(
 parameter, and the paper's other approaches for 20."""
 
 
-@dataclass(frozen=True)
-class ParametricFit:
+PUBLISHED = "https://raw.githubusercontent.com/epoch-research/analyzing-chinchilla/main/data/svg_extracted_data.csv"
+
+
+def published_runs(source: Path | str = PUBLISHED) -> tuple[Array, Array, Array]:
+    """Parameters N, tokens D and loss (nats a token) of 245 runs of Hoffmann et al. 2022, the lowest losses first.
+
+    They were read off the paper's figure 4 by Besiroglu et al. 2024 (arXiv:2404.10102, section 3), who found N and the
+    FLOPs C of each dot from its place and the loss from its colour; D = C / 6N. Their fit (`CHINCHILLA`) leaves out the
+    five of highest loss: here the last five.
+
+    `source`: their table, a file or a URL, which is downloaded once. Raises DataError where it is not to be had, or is
+    another table.
+    """
+    from gptlab.data.sources.download import download
+
+    path = download(source) if isinstance(source, str) and "://" in source else Path(source)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [[float(row[column]) for column in _COLUMNS] for row in csv.DictReader(file)]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{source} is not the table of Besiroglu et al.: it lacks {error}") from None
+    n, flops, loss = np.array(sorted(rows, key=lambda row: row[2])).reshape(-1, 3).T
+    return n, flops / (FLOPS_PER_TOKEN * n), loss
+
+
+_COLUMNS = ("Model Size", "Training FLOP", "loss")
+
+
+@dataclass(frozen=True, repr=False)
+class ParametricFit(Shown):
     """A parametric law through runs, and how sure it is; the attributes are those of PowerLawFit.
 
     `parameters` and `tokens` are the smallest and largest that were fitted.
@@ -100,6 +133,16 @@ class ParametricFit:
     tokens: tuple[float, float]
     resampled: Resampled
     degrees_of_freedom: int
+
+    def sheet(self) -> Sheet:
+        """The law's numbers with their intervals."""
+        names: tuple[Literal["E", "A", "B", "alpha", "beta"], ...] = ("E", "A", "alpha", "B", "beta")
+        rows = [
+            [name, *(f"{x:.4g}" for x in (found.value, found.low, found.high))]
+            for name, found in ((name, self.interval(name)) for name in names)
+        ]
+        of = f"{len(self.residuals)} runs"
+        return Sheet(f"L = E + A N^-alpha + B D^-beta through {of}", rows, ("", "value", "from", "to"))
 
     def predict(self, parameters: float, tokens: float, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
         """The loss of one new run, with the uncertainty of the surface and the noise of a run."""

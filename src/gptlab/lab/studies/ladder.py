@@ -29,12 +29,16 @@ from gptlab.lab.stats.chinchilla import ParametricFit, fit_parametric
 from gptlab.lab.stats.loss_fit import Estimate
 from gptlab.lab.stats.rank import RankCorrelation, rank_correlation
 from gptlab.planning.subprocesses import plan_in_subprocess
-from gptlab.plotting import COLOURS, image
+from gptlab.plotting import COLOURS, Png, image
+from gptlab.shown import Sheet, Shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
+
+HEADER = ("arm", "size", "N", "tokens", "loss", "law")
+"""Of `table`."""
 
 _NUMBERS: tuple[Literal["E", "A", "B", "alpha", "beta"], ...] = ("E", "A", "alpha", "B", "beta")
 
@@ -179,8 +183,8 @@ class HeldOut:
     measured: float
 
 
-@dataclass(frozen=True)
-class Ladder:
+@dataclass(frozen=True, repr=False)
+class Ladder(Shown):
     """A ladder and its fit; `rank_correlations` of arms are between each size and the largest, by size."""
 
     name: str
@@ -190,6 +194,14 @@ class Ladder:
     target: tuple[float, float]
     predicted: Estimate
     rank_correlations: dict[str, RankCorrelation]
+
+    def sheet(self) -> Sheet:
+        """A row a run, and what the law says."""
+        return Sheet(f"ladder of {self.name}", table(self), HEADER, lines(self), left=2)
+
+    def picture(self) -> Png:
+        """The runs, the law through them, and the prediction."""
+        return Png(image(lambda figure, paint: _draw(self, figure), "png"))
 
 
 def read_points(found: Sequence[Rung], store: Store) -> list[Point]:
@@ -204,36 +216,43 @@ def read_points(found: Sequence[Rung], store: Store) -> list[Point]:
 
 
 def fit_ladder(
-    name: str, points: Sequence[Point], *, target: tuple[float, float] | None = None, hold_out: bool = True
+    name: str,
+    points: Sequence[Point],
+    *,
+    target: tuple[float, float] | None = None,
+    hold_out: bool = True,
+    resamples: int = 200,
 ) -> Ladder:
     """Fit the law to the first arm's points, predict `target` (N, D), and correlate the ranks of arms between sizes.
 
     `target` is by default a rung further: N and D grow as they did from the second largest to the largest.
+    `resamples`: of the bootstrap that the intervals are from.
     Raises GptlabError where the points show no law.
     """
     own = [point for point in points if point.arm == points[0].arm]
-    fit = _fit(own)
+    fit = _fit(own, resamples)
     sizes = sorted({point.size.parameters for point in own})
     lengths = sorted({point.tokens for point in own})
     if target is None:
         target = (sizes[-1] ** 2 / sizes[-2], lengths[-1] ** 2 / lengths[-2])
-    held_out = _predict_held_out(own) if hold_out else None
+    held_out = _predict_held_out(own, resamples) if hold_out else None
     return Ladder(name, list(points), fit, held_out, target, fit.predict(*target), _rank_correlations(points))
 
 
-def _fit(points: Sequence[Point]) -> ParametricFit:
+def _fit(points: Sequence[Point], resamples: int) -> ParametricFit:
     return fit_parametric(
         [point.size.parameters for point in points],
         [point.tokens for point in points],
         [point.loss for point in points],
+        resamples=resamples,
     )
 
 
-def _predict_held_out(points: Sequence[Point]) -> HeldOut:
+def _predict_held_out(points: Sequence[Point], resamples: int) -> HeldOut:
     size = max((point.size for point in points), key=lambda size: size.parameters)
     tokens = max(point.tokens for point in points)
     out = [point for point in points if (point.size, point.tokens) == (size, tokens)]
-    fit = _fit([point for point in points if point not in out])
+    fit = _fit([point for point in points if point not in out], resamples)
     return HeldOut(size, tokens, fit.predict(size.parameters, tokens), float(np.mean([point.loss for point in out])))
 
 
@@ -323,7 +342,7 @@ def write_ladder(ladder: Ladder, folder: Path) -> list[Path]:
     contents: dict[str, str | bytes] = {
         "ladder.json": json.dumps(plain, indent=1) + "\n",
         "ladder.md": text,
-        "ladder.png": image(lambda figure, paint: _draw(ladder, figure), "png"),
+        "ladder.png": ladder.picture(),
     }
     for name, content in contents.items():
         write_atomic(folder / name, content)

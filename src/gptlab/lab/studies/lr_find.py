@@ -21,6 +21,7 @@ from gptlab.lab.runs.execution import Device, train_all
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.plotting import COLOURS, GREY, image
 from gptlab.record.metrics import read_columns
+from gptlab.shown import Sheet, Shown, cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +36,8 @@ _MEDIAN = 20  # a running median over a twentieth of the steps
 _LINE = 7  # a straight line over a seventh of them
 
 
-@dataclass(frozen=True)
-class RangeTest:
+@dataclass(frozen=True, repr=False)
+class RangeTest(Shown):
     """The result of a range test; learning rates are multiples of the config's.
 
     Attributes:
@@ -53,6 +54,13 @@ class RangeTest:
     steepest: float | None
     diverged: float | None
     divergence_loss: float
+
+    def sheet(self) -> Sheet:
+        """Where the loss falls fastest and where it diverges, in multiples of the config's rate."""
+        found = {"falls fastest at": self.steepest, "diverges at": self.diverged, "a tenth of that": self.cautious}
+        return Sheet(
+            f"learning rates, {len(self.losses)} steps", [[name, *cells([x], ".3g")] for name, x in found.items()]
+        )
 
     @property
     def cautious(self) -> float | None:

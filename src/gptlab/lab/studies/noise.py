@@ -35,6 +35,7 @@ from gptlab.lab.experiment.spec import hash_of, with_seed
 from gptlab.lab.runs.store import RunSpec, Store
 from gptlab.plotting import COLOURS, GREY, image
 from gptlab.seal import sealed_json
+from gptlab.shown import Sheet, Shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +71,8 @@ class VarianceComponent:
         return math.sqrt(self.low), math.sqrt(self.high)
 
 
-@dataclass(frozen=True)
-class NoiseEstimate:
+@dataclass(frozen=True, repr=False)
+class NoiseEstimate(Shown):
     """The seed noise of a config.
 
     Attributes:
@@ -86,6 +87,13 @@ class NoiseEstimate:
     metric: str
     groups: dict[str, list[float]]
     components: dict[str, VarianceComponent]
+
+    def sheet(self) -> Sheet:
+        """The standard deviation that each source of luck brings, with its interval."""
+        rows = [
+            [name, *(f"{value:.4g}" for value in (one.sd, *one.sd_interval))] for name, one in self.components.items()
+        ]
+        return Sheet(f"seed noise of {self.name}: {self.metric}", rows, ("source", "sd", "from", "to"))
 
     @property
     def total(self) -> VarianceComponent:
