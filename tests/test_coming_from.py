@@ -42,11 +42,12 @@ def rows_of(page: str) -> list[Row]:
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if len(cells) == 4 and "---" not in cells[0] and cells[2] != "here":
             command = re.match(r"`gptlab ([^`]*)`", cells[2])
-            found.append(Row(cells[0], command[1] if command else "", re.split(r"[:;,]", cells[3])[0]))
+            words = command[1].replace("\\|", "|") if command else ""
+            found.append(Row(cells[0], words, re.split(r"[:;,]", cells[3])[0]))
     return found
 
 
-@pytest.mark.parametrize(("number", "page"), enumerate(SYSTEMS, start=1))
+@pytest.mark.parametrize(("number", "page"), list(enumerate(SYSTEMS, start=1)))
 def test_every_item_has_its_line(number: int, page: str) -> None:
     items = [row for row in rows_of(page) if row.item]
     assert [row.item for row in items] == [f"S{number}-{index:02}" for index in range(1, SYSTEMS[page] + 1)]
@@ -73,11 +74,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_data: Path) -> P
     monkeypatch.chdir(tmp_path)
     text = (test_data / "tinyshakespeare/input.txt").read_text()[:60_000]
     (tmp_path / "input.txt").write_text(text)
+    (tmp_path / "books").mkdir()
+    for number in range(20):
+        (tmp_path / f"books/{number}.txt").write_text(text[3000 * number : 3000 * (number + 1)])
     known = preset.load_preset
 
     def load_preset(name: str) -> preset.Preset:
         own = {"inputs": ["input.txt"], "separator": "\n\n", "document_start": None, "text_column": "text"}
-        held_out = {"validation": None, "validation_tokens": None, "validation_fraction": 0.1}
+        held_out = {"validation": None, "validation_tokens": 3000, "validation_fraction": None}
         return known(name).model_copy(update={**own, **held_out})
 
     monkeypatch.setattr(preset, "load_preset", load_preset)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import plain_json
 
 from gptlab.data import prepare
 
@@ -58,7 +59,7 @@ def test_presets_are_listed(gptlab) -> None:
 def test_numbers_fit_into_a_narrow_terminal(gptlab, made: Path) -> None:
     """A data set of trillions of tokens, as far as its description says, in 60 columns: no number is cut."""
     path = made / "dataset.json"
-    described = json.loads(path.read_text())
+    described = plain_json(path)
     counts = {"train": (123_456_789_012, 98_765_432_109_876), "validation": (1_234_567, 9_876_543_210)}
     for name, (documents, size) in counts.items():
         described["splits"][name] |= {"documents": documents, "bytes": size}

@@ -114,6 +114,12 @@ def token_sizes(tokenizer: Tokenizer, dataset: TokenDataset | None = None) -> To
     return TokenSizes(sizes)
 
 
+def token_nats(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+    """−log p(target) at each position, (B, T) fp32; 0 where the target is IGNORE."""
+    hidden = model(inputs_BT, documents_BT).flatten(0, -2)
+    return target_nats(model, hidden, targets_BT.flatten()).view_as(targets_BT)
+
+
 def target_nats(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     """−log p(target) under the head: N hidden states and their targets → (N,) fp32; 0 where it is IGNORE. Logits never
     exist whole."""
