@@ -53,6 +53,8 @@ OTHERS: list[Any] = [
         "gptlab.data.batches:BatchStream",
         "auto",
     ),
+    ["accuracy"],
+    ["mine.py:Mine"],
 ]
 
 
@@ -128,6 +130,7 @@ def test_what_stays_outside_is_what_was_agreed() -> None:
         "name",
         "eval.every",
         "eval.at_start",
+        "eval.also",
         "data.path",
         "data.sources.a",
         "data.sources.b",

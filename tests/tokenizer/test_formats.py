@@ -10,6 +10,7 @@ import pytest
 import tiktoken
 import tokenizers
 from foreign import foreign_tokenizer
+from helpers import plain_json
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from gptlab.errors import DataError
@@ -136,7 +137,11 @@ def test_damaged_folders_are_refused(folder: Path) -> None:
         shutil.copytree(whole, folder)
         return folder
 
-    meta = json.loads((whole / "meta.json").read_text(encoding="utf-8"))
+    edit(broken() / "meta.json", '"pattern"', '"patern"')
+    with pytest.raises(DataError, match="it was edited since gptlab wrote it"):
+        load_tokenizer(folder)
+    meta = plain_json(whole / "meta.json")  # and where there is no seal, as before 0.4
+    (whole / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
     edit(broken() / "tokenizer.json", '"a"', '"b"')
     with pytest.raises(DataError, match="checksum"):
         load_tokenizer(folder)

@@ -36,13 +36,16 @@ NO_RESULT = (
     "planning",  # it refuses a run, and computes none
     "plotting",
     "record",
+    "seal",
     "shown",
     "systems.display",
     "systems.metrics",
     "systems.plot",
     "systems.signals",
+    "systems.sinks",
     "tokenizer",  # as preparation
     "training.conclusion",
+    "training.samples",
     "version",
 )
 """What training imports and no loss depends on: to read, speak, draw, keep records. A name stands for all below it."""

@@ -11,7 +11,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ import torch
 from torch import Tensor
 
 from gptlab.config import RunConfig
-from gptlab.console import track, waiting
-from gptlab.data import micro_batches, validation_batches
+from gptlab.console import waiting
+from gptlab.data import micro_batches
 from gptlab.data.permutation import hash64
 from gptlab.errors import BusyError, DivergedError, GptlabError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
-from gptlab.inference.scoring import LossResult, evaluate_loss, token_sizes
 from gptlab.model.component import after_step, before_step, training_flops
 from gptlab.optim import set_learning_rate
 from gptlab.parallel import destroy_distributed, find_world, init_distributed
@@ -41,6 +40,7 @@ from gptlab.training.accumulation import accumulate, to_device
 from gptlab.training.conclusion import gather_facts, write_views
 from gptlab.training.samples import are_due, draw_samples
 from gptlab.training.setup import Job, announce, build_job
+from gptlab.training.validation import evaluate
 
 _SPIKE_WINDOW = 50  # steps
 
@@ -280,70 +280,6 @@ def save(job: Job) -> None:
     job.saved_at, job.save_due = time.monotonic(), False
     if job.world.is_main:
         runfolder.log_line(job.folder, f"saved {path.name}")
-
-
-def evaluate(job: Job, *, tokens: int | None) -> None:
-    """Validate on the first `tokens` of each source (None: all), and log: per source where there are several, and over
-    all of them."""
-    results, also = {}, job.config.eval.also
-    for name, dataset in job.validation.items():
-        batches = validation_batches(
-            dataset,
-            job.config.validation_length,
-            min(job.config.sequences_per_step, job.micro_batch * job.world.size),
-            tokens,
-            job.world.rank,
-            job.world.size,
-        )
-        results[name] = evaluate_loss(
-            job.model,
-            track(
-                batches,
-                "validation" if len(job.validation) == 1 else f"validation on {name}",
-                total=dataset.targets(tokens),
-                unit="tokens",
-                size=lambda batch: batch.global_targets,
-                shown=job.world.is_main,
-            ),
-            sizes=token_sizes(job.tokenizer, dataset),
-            device=job.device,
-            dtype=job.dtype,
-            world=job.world,
-            accuracy="accuracy" in also,
-        )
-    tokens = job.step * job.config.train.batch_tokens
-    row = {"step": job.step, "tokens": tokens, **_validation_row(results, also), "seconds": round(job.seconds, 4)}
-    job.evaluated = job.step
-    job.note_validation(job.step, row["val/loss"])
-    if job.metrics is not None:
-        job.metrics.write([row])
-        shown = [f"validation loss {row['val/loss']:.4f}"]
-        shown += [f"{row[key]:.4f} {words}" for key, words in _SHOWN.items() if key in row]
-        announce(job, f"step {job.step}: {', '.join(shown)}")
-        if job.reached:
-            announce(
-                job,
-                f"reached the target of {job.config.eval.target:g} after {format_seconds(job.seconds)} of training, "
-                f"{tokens:,} tokens",
-            )
-
-
-_SHOWN = {"val/bits_per_byte": "bits per byte", "val/perplexity": "perplexity", "val/accuracy": "accuracy"}
-
-
-def _validation_row(results: Mapping[str, LossResult], also: Sequence[str]) -> dict[str, Any]:
-    """What a validation found, over all sources and of each, by the names of metrics.jsonl."""
-    whole = LossResult.sum(results.values())
-    row: dict[str, Any] = {"val/loss": whole.loss}
-    if whole.bits_per_byte is not None:
-        row["val/bits_per_byte"] = whole.bits_per_byte
-    if "perplexity" in also:
-        row["val/perplexity"] = whole.perplexity
-    if "accuracy" in also:
-        row["val/accuracy"] = whole.accuracy
-    if len(results) > 1:
-        row |= {f"val/loss/{name}": result.loss for name, result in results.items()}
-    return row
 
 
 def _conclude(job: Job, seconds: float) -> None:

@@ -440,10 +440,9 @@ def write_comparison(runs: Sequence[RunSummary], folder: Path, metric: str = "lo
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["number", *shown.header[1:]])
     writer.writerows(["" if cell == NONE else cell for cell in row] for row in shown.rows)
+    html = page.render(blocks, "comparison of runs", lambda _, dark: curves(runs, "svg", metric, dark=dark))
     contents: dict[str, str | bytes] = {
-        "comparison.html": page.render(
-            blocks, "comparison of runs", lambda _, dark: curves(runs, "svg", metric, dark=dark)
-        ),
+        "comparison.html": html,
         "comparison.csv": text.getvalue(),
         "curves.png": curves(runs, "png", metric),
     }
