@@ -24,7 +24,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +199,7 @@ def schema() -> str:
     for name, field in RunConfig.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, Section):
-            rows = [_field(section, key, value, f"{name}.") for key, value in section.model_fields.items()]
-            table = _table(("key", "type", "default", "meaning"), rows)
+            table = _table(("key", "type", "default", "meaning"), list(_fields(section, f"{name}.")))
             parts.append(f"### {name}\n\n{_docstring(section)}\n\n{table}")
         elif name in SLOTS:
             top.append(
@@ -271,6 +270,15 @@ def protocol() -> str:
     return _table(("name", "of a", "type", "default", "read by", "meaning"), rows)
 
 
+def _fields(section: type[Section], prefix: str) -> Iterator[tuple[str, ...]]:
+    """A row a field, and of a section within it its own."""
+    for key, field in section.model_fields.items():
+        if isinstance(field.default, Section):
+            yield from _fields(type(field.default), f"{prefix}{key}.")
+        else:
+            yield _field(section, key, field, prefix)
+
+
 def _field(section: type[Section], key: str, field: Any, prefix: str) -> tuple[str, ...]:
     default = "required" if field.default is pydantic_core.PydanticUndefined else _value(field.default)
     return f"`{prefix}{key}`", _type(str(section.__annotations__[key])), default, str(field.description or "")
@@ -286,6 +294,8 @@ def _type(annotation: str) -> str:
         annotation = inner + (" | None" if rest.endswith("] | None") else "")
     if annotation.startswith("dict["):
         return "mapping of names to text, or null"
+    if listed := re.fullmatch(r"tuple\[(.*), \.\.\.\]", annotation):
+        return f"list of {_type(listed[1])}"
     words = []
     for part in annotation.split(" | "):
         literal = re.fullmatch(r"Literal\[(.*)\]", part)

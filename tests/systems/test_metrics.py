@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
+from gptlab.config import config_from
+from gptlab.config.schema import Log
 from gptlab.errors import GptlabError
 from gptlab.record.metrics import read_metrics, write_csv
-from gptlab.systems.metrics import MetricsLog, require_sinks
+from gptlab.systems.metrics import MetricsLog
 from gptlab.systems.plot import plot_loss
+from gptlab.systems.sinks import open_sinks, require_sinks
 
 ROWS = [
     {"step": 1, "tokens": 10, "train/loss": 5.5},
@@ -24,8 +27,8 @@ ROWS = [
 
 
 def open_log(folder: Path, resume_step: int | None = None, **options: Any) -> MetricsLog:
-    sinks = {"tensorboard": False, "wandb": "off", "project": "p"} | options
-    return MetricsLog(folder, resume_step=resume_step, **sinks)
+    config = config_from({"log": options})
+    return MetricsLog(folder, resume_step=resume_step, sinks=open_sinks(config, folder, resume_step))
 
 
 def test_rows_come_back_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -123,9 +126,9 @@ def test_a_sink_that_is_not_installed_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(GptlabError) as caught:
-        require_sinks(**options)
+        require_sinks(Log(**options))
     assert complaint in str(caught.value)
-    require_sinks(tensorboard=False, wandb="off")
+    require_sinks(Log())
 
 
 # ---------------------------------------------------------------- plot
