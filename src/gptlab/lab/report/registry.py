@@ -60,7 +60,7 @@ def list_experiments(root: Path, store: Store) -> list[ExperimentEntry]:
     if not root.is_dir():
         what = not_a_folder(root, "a folder of experiments")
         raise GptlabError(
-            f"{what}; name the one that holds yours, begin one with `gptlab new`, or take one of `gptlab experiment list`"
+            f"{what}; name the one that holds yours; `gptlab new` begins one, `gptlab experiment list` names some"
         )
     found = [_entry(path.parent, store) for path in sorted(root.glob("*/experiment.yaml"))]
     return sorted(found, key=lambda entry: (entry.last_run, entry.name))
