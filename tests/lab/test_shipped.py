@@ -94,7 +94,7 @@ def test_list_says_what_each_asks_of_what_and_what_came(elsewhere: Path) -> None
     assert (
         about[1]
         .strip()
-        .startswith("gptlab:books-mini against swiglu; data/books2k; at most 16 runs of 300K tokens (it took 16, ")
+        .startswith("gptlab:books-mini against swiglu; data/books2k; at most 16 runs of 300K tokens (it took 16 runs, ")
     )
     assert about[2].strip().startswith("→ swiglu: worse after 8 seeds")
 
@@ -113,7 +113,7 @@ def test_copy_goes_to_experiments_and_says_what_is_missing(elsewhere: Path) -> N
     done = gptlab("experiment", "copy", "weight-decay", "other", cwd=elsewhere)
     assert done.stderr.splitlines()[1:] == ["next: gptlab run other"]
     done = gptlab("run", "other", "--dry-run", "--no-probe", cwd=elsewhere)
-    assert "at most 12 runs to train (6 of baseline, 6 of no-decay)" in done.stderr
+    assert "at most 10 runs to train (5 of baseline, 5 of no-decay)" in done.stderr
     done = gptlab("experiment", "copy", "a-a", cwd=elsewhere)
     assert "next: gptlab data prepare --input FILES --tokenizer NAME --out data/books2k" in done.stderr
 

@@ -33,8 +33,9 @@ def list_() -> None:
     with waiting("reading the experiments"):
         found = list_shipped()
     for one in found:
+        output().print(one.name, markup=False, style="bold")
         for line in _lines(one):
-            output().print(line, markup=False)
+            output().print(f"  {line}", markup=False)
     say("`gptlab experiment copy NAME` brings one to experiments/NAME; an arrow is what came of it where it was made")
 
 
@@ -47,12 +48,11 @@ def _lines(one: ShippedExperiment) -> Iterator[str]:
     arms = ", ".join(statement.arms)
     size = f"at most {statement.max_runs} runs of {format_count(train.tokens)} tokens"
     if one.reported is not None and one.reported.seconds is not None:
-        size += f" (it took {one.reported.runs}, {format_seconds(one.reported.seconds)})"
-    yield one.name
-    yield f"  {statement.hypothesis}"
-    yield f"  {statement.baseline} against {arms}; {one.baseline.data.path or 'data to name'}; {size}"
+        size += f" (it took {one.reported.runs} runs, {format_seconds(one.reported.seconds)})"
+    yield statement.hypothesis
+    yield f"{statement.baseline} against {arms}; {one.baseline.data.path or 'data to name'}; {size}"
     for line in one.reported.arms if one.reported is not None else ():
-        yield f"  → {line}"
+        yield f"→ {line}"
 
 
 @app.command()
