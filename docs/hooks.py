@@ -7,6 +7,7 @@ A line of its own in a page is replaced:
 {{ command NAME … }}       a command of `gptlab`: usage, arguments, options
 {{ schema }}               the fields of a config, section by section
 {{ experiment }}           the fields of an experiment.yaml
+{{ verdicts NAME … }}      what came of experiments that come with gptlab, by their reports
 {{ rooms }}                the rooms of the package: lines, and who imports them
 {{ protocol }}             what parts of a model may read of each other
 {{ configs }}              the configs that come with the project
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -38,7 +40,9 @@ from gptlab.config.schema import Section
 from gptlab.config.signatures import signature
 from gptlab.config.yamlfile import dump_yaml
 from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.preset import shipped
 from gptlab.lab.experiment.spec import ComputeCurve, DecisionRule, Statement
+from gptlab.planning.formatting import format_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 _DIRECTIVE = re.compile(r"^\{\{ (\w+)((?: [^\s}]+)*) \}\}$", re.M)
@@ -225,6 +229,19 @@ def experiment() -> str:
     return _table(("key", "default", "meaning"), rows)
 
 
+def verdicts(*names: str) -> str:
+    """What came of experiments that come with gptlab, a row an arm, by their reports."""
+    rows = []
+    for name in names:
+        report = json.loads((shipped()[name] / "report.json").read_text(encoding="utf-8"))
+        for arm in report["arms"]:
+            low, high = (f"{bound:+.3f}" if bound is not None else "?" for bound in arm["interval"])
+            effect = f"{arm['difference']:+.3f} [{low}, {high}]"
+            took = f"{report['runs']} runs, {format_seconds(report['seconds'])}"
+            rows.append((f"`{name}`", f"`{arm['name']}`", f"*{arm['verdict']}*", effect, str(arm["seeds"]), took))
+    return _table(("experiment", "arm", "verdict", "difference, in nats", "seeds", "it took"), rows)
+
+
 def rooms() -> str:
     """The rooms of the package: lines, files, and which rooms import them, for types included."""
     package = ROOT / "src" / "gptlab"
@@ -343,6 +360,7 @@ DIRECTIVES: dict[str, Callable[..., str]] = {
     "component": component,
     "command": command,
     "experiment": experiment,
+    "verdicts": verdicts,
     "protocol": protocol,
     "rooms": rooms,
     "schema": schema,

@@ -51,7 +51,7 @@ run gptlab report experiments/adamw
 cat <<END
 
 That took $((SECONDS - started)) seconds. The loss curve is demo/$trained/loss.png, every number is in metrics.jsonl beside it.
-The verdict is demo/experiments/adamw/report.html. Neither rate was tuned: experiments/muon-adamw does it properly.
+The verdict is demo/experiments/adamw/report.html. Neither rate was tuned: \`gptlab experiment copy muon-adamw\` does it properly.
 
 What to try next (in demo/, with .venv/bin on your PATH):
   gptlab sample $trained                                   more samples; --show-tokens colours the tokens

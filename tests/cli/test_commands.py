@@ -17,7 +17,7 @@ from helpers import TINY, make_data, only_run
 
 import gptlab
 from gptlab.cli import app, main
-from gptlab.cli.options import complete_config, complete_setting
+from gptlab.cli.options import complete_config, complete_experiment, complete_setting
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "src/gptlab/config/presets"
@@ -268,8 +268,12 @@ def test_a_shell_completes_configs_runs_and_keys(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     Path("runs/tiny-0123abcd-seed1").mkdir(parents=True)
     Path("tiny.yaml").touch()
-    assert complete_config("gpt2") == ["gpt2", "gpt2-large", "gpt2-medium", "gpt2-xl"]
+    assert complete_config("gpt2") == ["gpt2", "gpt2-large", "gpt2-medium", "gpt2-mini", "gpt2-xl"]
     assert complete_config("ti") == ["tinyllama-1.1b", "tiny.yaml"]
     assert complete_config("runs/t") == ["runs/tiny-0123abcd-seed1"]
+    Path("experiments/mine").mkdir(parents=True)
+    assert complete_experiment("exp") == []  # a folder is one where it says what is asked
+    Path("experiments/mine/experiment.yaml").touch()
+    assert complete_experiment("exp") == ["experiments/mine"]
     assert complete_setting("optimizer.l") == ["optimizer.lr="]
     assert "model.block.mlp.use=" in complete_setting("model.block")

@@ -21,6 +21,7 @@ from gptlab.cli.compare import compare
 from gptlab.cli.config import app as config_app
 from gptlab.cli.data import app as data_app
 from gptlab.cli.eval import evaluate
+from gptlab.cli.experiment import app as experiment_app
 from gptlab.cli.export import export
 from gptlab.cli.import_ import import_
 from gptlab.cli.ladder import ladder
@@ -51,7 +52,14 @@ COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Build": {"new": new_app, "check": check, "trace": trace},
     "Train": {"plan": plan, "train": train, "sample": sample, "soup": soup},
     "Tune": {"lr-find": lr_find, "sweep": sweep, "mup": mup_app, "ladder": ladder},
-    "Judge": {"noise": noise, "run": run, "eval": evaluate, "compare": compare, "list": list_},
+    "Judge": {
+        "experiment": experiment_app,
+        "noise": noise,
+        "run": run,
+        "eval": evaluate,
+        "compare": compare,
+        "list": list_,
+    },
     "Share": {"report": report, "paper": paper, "import": import_, "export": export},
 }
 """Every command, in the order of the work that they are for: the panels of `gptlab --help`."""
@@ -79,7 +87,7 @@ Your own text           gptlab tokenizer train --input 'text/*.txt' --vocab-size
                         gptlab data prepare --input 'text/*.txt' --validation-fraction 0.1 \\
                             --tokenizer mine --out data/mine
                         gptlab train books-xs --set data.path=data/mine
-What there is           gptlab config list, gptlab data presets
+What there is           gptlab config list, gptlab data presets, gptlab experiment list
 What it will cost       gptlab plan gpt2 --gpu "RTX 4090"
 Change one part         gptlab new component attention my-idea
 Is it better?           gptlab new my-idea --baseline books-mini

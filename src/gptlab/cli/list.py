@@ -31,7 +31,7 @@ def list_(
     with waiting("reading experiments"):
         found = list_experiments(folder, store)
     if not found:
-        say(f"no experiments in {folder}; `gptlab new NAME --baseline CONFIG` begins one")
+        say(f"no experiments in {folder}; `gptlab new` begins one, `gptlab experiment list` names some")
     for entry in found:
         _show_entry(entry)
 

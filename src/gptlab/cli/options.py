@@ -28,6 +28,12 @@ def complete_config(incomplete: str) -> list[str]:
     return [name for name in [*presets(), *map(str, files)] if name.startswith(incomplete)]
 
 
+def complete_experiment(incomplete: str) -> list[str]:
+    """What a shell proposes for an experiment's folder: those in experiments/, and those here."""
+    statements = [*Path("experiments").glob("*/experiment.yaml"), *Path().glob("*/experiment.yaml")]
+    return sorted(folder for path in statements if (folder := str(path.parent)).startswith(incomplete))
+
+
 def complete_setting(incomplete: str) -> list[str]:
     """What a shell proposes for `--set`: the keys of a config, as far as its next dot."""
     from gptlab.config import config_from
@@ -48,7 +54,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="change a value; repeatable", autocompletion=complete_setting),
 ]
 OneStage = Annotated[str | None, typer.Option("--stage", help="of a config of stages: which; by default the first")]
-ExperimentFolder = Annotated[Path, typer.Argument(help="an experiment's folder, which holds experiment.yaml")]
+ExperimentFolder = Annotated[
+    Path,
+    typer.Argument(help="an experiment's folder, which holds experiment.yaml", autocompletion=complete_experiment),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
 Checkpoint = Annotated[
     str | None, typer.Option(help="best, last or a folder of RUN/checkpoints; by default the final weights")

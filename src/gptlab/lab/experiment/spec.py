@@ -38,6 +38,7 @@ from gptlab.data.dataset import load_manifest
 from gptlab.errors import ConfigError, did_you_mean, option
 from gptlab.files import not_a_folder
 from gptlab.lab.experiment.metric import Metric
+from gptlab.lab.experiment.preset import how_to_begin
 from gptlab.record.measurement import Identity, differences
 
 BASELINE = "baseline"
@@ -167,6 +168,14 @@ class Statement(Section):
         return self.decision.maximum_seeds or len(self.seeds)
 
     @property
+    def max_runs(self) -> int:
+        """How many runs it takes where no arm has a verdict early and none is there already."""
+        conditions, points = len(self.arms) + 1, math.prod(len(values) for values in self.tune.values())
+        tuning = points * len(self.tune_seeds) if self.tune else 0
+        curve = len(self.compute_curve.tokens) * len(self.compute_curve.seeds) if self.compute_curve else 0
+        return conditions * (self.max_seeds + tuning) + curve
+
+    @property
     def all_seeds(self) -> list[int]:
         """The seeds in the order in which they are used; after those that are listed, the next free numbers."""
         taken = {*self.seeds, *self.tune_seeds}
@@ -235,26 +244,20 @@ def with_seed(config: RunConfig, *, init: int, data: int, dropout: int) -> RunCo
     )
 
 
+def read_statement(folder: str | Path) -> tuple[Statement, RunConfig]:
+    """The statement in `folder` and the config of its baseline; data are not asked for.
+
+    Raises ConfigError for what is wrong in either.
+    """
+    path, statement, origins, target = _read(folder)
+    return statement, _resolve(BASELINE, path, target, [("common", statement.common)], origins)
+
+
 def load_experiment(folder: str | Path) -> Experiment:
     """The experiment in `folder` (which holds experiment.yaml). Raises ConfigError, with file and line, for whatever
     is wrong in it or in a config that it leads to, so that nothing is found out after the first run.
     """
-    folder = Path(folder)
-    path = folder if folder.suffix == ".yaml" else folder / "experiment.yaml"
-    if not path.is_file():
-        what = not_a_folder(folder, "an experiment's folder", "experiment.yaml")
-        raise ConfigError(f"{what}; `gptlab new NAME --baseline CONFIG` writes one")
-    values, origins = read_yaml(path)
-    statement = _validate(values, origins, path)
-    try:
-        target = find_config(statement.baseline, path.parent)
-    except ConfigError as error:
-        raise ConfigError(f"{origins[('baseline',)]}: {error}") from None
-    if not target.exists():
-        raise ConfigError(
-            f"{origins[('baseline',)]}: no baseline config at {target}; the path is relative to this file, and "
-            f"{PREFIX}NAME is one that comes with gptlab"
-        )
+    path, statement, origins, target = _read(folder)
     baseline = _arm(BASELINE, path, target, [("common", statement.common)], origins, None)
     arms: list[Arm] = []
     for name, diff in statement.arms.items():
@@ -281,6 +284,27 @@ def load_experiment(folder: str | Path) -> Experiment:
             tuned = apply_tuning(arm, point)  # a key that an arm has not is found out now
             _check_measured_alike(statement.metric, tuned, baseline, f"{path}: tune")
     return experiment
+
+
+def _read(folder: str | Path) -> tuple[Path, Statement, Mapping[KeyPath, Origin], Path]:
+    """The file of the statement in `folder`, what it says and on which line, and the file of its baseline."""
+    folder = Path(folder)
+    path = folder if folder.suffix == ".yaml" else folder / "experiment.yaml"
+    if not path.is_file():
+        what = not_a_folder(folder, "an experiment's folder", "experiment.yaml")
+        raise ConfigError(f"{what}; {how_to_begin(folder)}")
+    values, origins = read_yaml(path)
+    statement = _validate(values, origins, path)
+    try:
+        target = find_config(statement.baseline, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{origins[('baseline',)]}: {error}") from None
+    if not target.exists():
+        raise ConfigError(
+            f"{origins[('baseline',)]}: no baseline config at {target}; the path is relative to this file, and "
+            f"{PREFIX}NAME is one that comes with gptlab"
+        )
+    return path, statement, origins, target
 
 
 def _check_measured_alike(metric: Metric, arm: Arm, baseline: Arm, place: object) -> None:
@@ -341,6 +365,16 @@ def _arm(
     *,
     repeat: bool = False,
 ) -> Arm:
+    config = _resolve(name, path, target, parts, origins)
+    changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())
+    digest, identity = _identify(config)
+    return Arm(name, config, digest, [d for d in changed if d[0] != "name"], repeat, identity)
+
+
+def _resolve(
+    name: str, path: Path, target: Path, parts: list[tuple[str, dict[str, Any]]], origins: Mapping[KeyPath, Origin]
+) -> RunConfig:
+    """The config of the arm `name`: the file `target`, and over it the diffs `parts` of the statement at `path`."""
     layers = read_layers(target)
     if any("stages" in layer for _, layer, _ in layers):
         raise ConfigError(
@@ -356,12 +390,10 @@ def _arm(
         start = tuple(prefix.split(".", 1))
         places = {where[len(start) :]: origin for where, origin in origins.items() if where[: len(start)] == start}
         layers.append((path, absolute_paths(dict(diff), path.parent), places))
-    layers[-1][1]["name"] = own if baseline is None else _run_name(path.resolve().parent.name, name)
+    layers[-1][1]["name"] = own if name == BASELINE else _run_name(path.resolve().parent.name, name)
     config, written = resolve(layers)
     require_optimizer(config, {place[0] for place in written if place}, f"{path}: {name}")
-    changed = [] if baseline is None else difference(baseline.config.plain(), config.plain())
-    digest, identity = _identify(config)
-    return Arm(name, config, digest, [d for d in changed if d[0] != "name"], repeat, identity)
+    return config
 
 
 def _run_name(experiment: str, arm: str) -> str:

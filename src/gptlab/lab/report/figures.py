@@ -147,7 +147,7 @@ def draw_differences(findings: Findings, figure: Figure, paint: dict[str, str]) 
 def draw_forest(findings: Findings, figure: Figure, paint: dict[str, str]) -> None:
     """A row an arm: mean difference and anytime interval, beside what is too small to matter."""
     found = findings.evidence.arms
-    figure.set_size_inches(7.6, 1.25 + 0.42 * len(found))
+    figure.set_size_inches(7.6, 1.4 + 0.42 * len(found))
     ax: Axes = figure.subplots()
     palette = colours(findings)
     statement = findings.experiment.statement
@@ -175,7 +175,7 @@ def draw_forest(findings: Findings, figure: Figure, paint: dict[str, str]) -> No
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", visible=False)
     side = "left" if statement.metric.lower_is_better else "right"
-    ax.set_xlabel(f"difference in {statement.metric.label}; {side} of zero is better; shaded: too small to matter")
+    ax.set_xlabel(f"difference in {statement.metric.label}\n{side} of zero is better; shaded: too small to matter")
 
 
 FIGURES: dict[str, Callable[[Findings, Figure, dict[str, str]], None]] = {

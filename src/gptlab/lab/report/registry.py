@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptlab.config import RunConfig
 from gptlab.config.jsonfile import read_json
 from gptlab.config.yamlfile import read_yaml
 from gptlab.errors import GptlabError
 from gptlab.files import not_a_folder
-from gptlab.lab.experiment.spec import Experiment, load_experiment
+from gptlab.lab.experiment.preset import shipped
+from gptlab.lab.experiment.spec import Experiment, Statement, load_experiment, read_statement
 from gptlab.lab.report.compare import read_plain_config
 from gptlab.lab.report.tables import SCHEMA
 from gptlab.lab.runs.store import Store
@@ -32,6 +34,7 @@ class ExperimentEntry:
         name: the folder's.
         hypothesis: empty where the statement cannot be read.
         state: "12 runs", "no runs yet", "12 runs, by its report", or "cannot be read".
+        runs: how many there are, or were by its report.
         arms: a line an arm: the verdict, or that there is none yet.
         seconds, dollars: what its runs took; None where that is not known.
         last_run: the day of the youngest run, ISO 8601; empty where there is none.
@@ -41,6 +44,7 @@ class ExperimentEntry:
     name: str
     hypothesis: str
     state: str
+    runs: int
     arms: list[str]
     seconds: float | None
     dollars: float | None
@@ -55,9 +59,33 @@ def list_experiments(root: Path, store: Store) -> list[ExperimentEntry]:
     """
     if not root.is_dir():
         what = not_a_folder(root, "a folder of experiments")
-        raise GptlabError(f"{what}; name the one that holds yours, or begin one with `gptlab new`")
+        raise GptlabError(
+            f"{what}; name the one that holds yours; `gptlab new` begins one, `gptlab experiment list` names some"
+        )
     found = [_entry(path.parent, store) for path in sorted(root.glob("*/experiment.yaml"))]
     return sorted(found, key=lambda entry: (entry.last_run, entry.name))
+
+
+@dataclass(frozen=True)
+class ShippedExperiment:
+    """An experiment that comes with gptlab.
+
+    Attributes:
+        baseline: the config that its arms are compared with, seed and data as they are written there.
+        reported: what came of it where it was run; None where no report lies beside it.
+    """
+
+    name: str
+    statement: Statement
+    baseline: RunConfig
+    reported: ExperimentEntry | None
+
+
+def list_shipped() -> list[ShippedExperiment]:
+    """Every experiment that comes with gptlab, by name."""
+    return [
+        ShippedExperiment(name, *read_statement(folder), _from_report(folder)) for name, folder in shipped().items()
+    ]
 
 
 def _entry(folder: Path, store: Store) -> ExperimentEntry:
@@ -69,7 +97,7 @@ def _entry(folder: Path, store: Store) -> ExperimentEntry:
     except GptlabError as error:
         # The data or the runs may simply not be on this machine; then what was reported still stands.
         return _from_report(folder) or ExperimentEntry(
-            folder.name, _hypothesis(folder), "cannot be read", [], None, None, "", str(error)
+            folder.name, _hypothesis(folder), "cannot be read", 0, [], None, None, "", str(error)
         )
 
 
@@ -83,6 +111,7 @@ def _from_runs(experiment: Experiment, store: Store) -> ExperimentEntry:
         name=experiment.name,
         hypothesis=experiment.statement.hypothesis,
         state=f"{count} run{'' if count == 1 else 's'}" if count else "no runs yet",
+        runs=count,
         arms=[verdict_line(findings.evidence, found) for found in findings.evidence.arms] if count else [],
         seconds=findings.seconds if count else None,
         dollars=findings.dollars,
@@ -102,6 +131,7 @@ def _from_report(folder: Path) -> ExperimentEntry | None:
             name=folder.name,
             hypothesis=str(content["hypothesis"]),
             state=f"{content['runs']} runs, by its report",
+            runs=int(content["runs"]),
             arms=[str(arm["line"]) for arm in content["arms"]],
             seconds=float(content["seconds"]),
             dollars=content["dollars"],
