@@ -144,7 +144,7 @@ def _from_report(folder: Path) -> ExperimentEntry | None:
         problem = str(error)
     except (ValueError, KeyError, TypeError):
         problem = f"{path}: damaged (a field is missing or of another type); {mend}"
-    return ExperimentEntry(folder.name, _hypothesis(folder), "report cannot be read", [], None, None, "", problem)
+    return ExperimentEntry(folder.name, _hypothesis(folder), "report cannot be read", 0, [], None, None, "", problem)
 
 
 def _hypothesis(folder: Path) -> str:
