@@ -73,6 +73,10 @@ SpecialTokens = Annotated[
 TextFile = Annotated[
     list[Path] | None, typer.Option("--file", help="a file of text, UTF-8; repeatable", show_default=False)
 ]
+Scale = Annotated[
+    float | None,
+    typer.Option(help="a small trial: this share of the tokens; batch and sequence shrink too", show_default=False),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and train nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")]
@@ -126,6 +130,20 @@ def _read_text(file: Path) -> str:
         raise DataError(f"{where} is not UTF-8: byte {error.start:,}; convert it first") from None
     except OSError as error:
         raise DataError(f"--file {where} cannot be read: {error.strerror or error}; check the path") from None
+
+
+def apply_scale(source: str, overrides: list[str], scale: float | None) -> list[str]:
+    """`overrides`, after what `--scale` changes in the config."""
+    from gptlab.config import has_stages, load_config
+    from gptlab.config.scale import scale_overrides
+
+    if scale is None:
+        return overrides
+    if has_stages(source):
+        raise ConfigError(f"--scale is for a single run, and {source} has stages; set their lengths by --set")
+    if (Path(source) / "config.yaml").is_file():
+        raise ConfigError(f"--scale changes a config, and {source} is a run that has its own; name its config instead")
+    return scale_overrides(load_config(source, overrides), scale, overrides)
 
 
 def load_one(source: str, overrides: Sequence[str], stage: str | None) -> RunConfig:

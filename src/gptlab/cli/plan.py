@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptlab.cli.options import OneStage, Overrides, load_one, vocabulary_of
+from gptlab.cli.options import OneStage, Overrides, Scale, apply_scale, load_one, vocabulary_of
 from gptlab.cli.tables import add_row, new_table, show
 from gptlab.console import output, waiting
 from gptlab.errors import ConfigError, GptlabError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 def plan(
     config: Annotated[str, typer.Argument(help="a YAML file, or a run folder")],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
+    scale: Scale = None,
     stage: OneStage = None,
     gpu: Annotated[str | None, typer.Option(help="a card of the table of GPUs, such as 'RTX 4090'")] = None,
     gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
@@ -53,7 +54,8 @@ def plan(
     require_count("overhead", overhead, "minutes")
     require_count("probe_seconds", probe_seconds, "minutes")
     require_count("vocab_size", vocab_size or 1, "vocab_size")
-    loaded, cards = load_one(config, overrides, stage), read_gpus(gpu_table)
+    loaded = load_one(config, apply_scale(config, overrides, scale), stage)
+    cards = read_gpus(gpu_table)
     card = find_gpu(gpu, cards) if gpu is not None else None
     measured = None
     if card is None and (_has_data(loaded) if probe is None else probe):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Overrides, complete_config
+from gptlab.cli.options import Overrides, Scale, apply_scale, complete_config
 from gptlab.cli.soup import show_soup
 from gptlab.console import Place, place, say
 from gptlab.errors import STOPPED, ConfigError
@@ -29,6 +29,7 @@ def train(
         ),
     ] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
+    scale: Scale = None,
     resume: Annotated[
         bool, typer.Option(help="continue from the newest whole checkpoint; start if there is none")
     ] = False,
@@ -47,6 +48,7 @@ def train(
             f"which config? {', '.join(presets())} come with gptlab (`gptlab config list` says what each is); or name "
             "a file. `gptlab train demo --prepare` is a beginning"
         )
+    overrides = apply_scale(config, overrides, scale)
     if has_stages(config):
         if out is not None:
             raise ConfigError("--out names the folder of one run, and stages make several; leave it out")
