@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from foreign import smollm2_gguf
+from helpers import gptlab as gptlab_command
 
 import gptlab
 from gptlab.interop import export_run, import_run
@@ -263,3 +264,14 @@ def test_a_published_quantized_model_is_imported(place: Path) -> None:
         expected = theirs(ids).logits
         assert torch.allclose(run.model(ids, return_logits=True), expected, atol=1e-4 * float(expected.abs().max()))
     assert "Paris" in run.generate("The capital of France is", max_new_tokens=8, temperature=0)
+
+
+def test_a_name_that_ends_in_gguf_is_a_file(wild_model: Any, place: Path, mistake: Any) -> None:
+    train_bpe(["the cat sat in the hat, and the cat is fat. " * 20], [270], name="small")[0].save(place / "small")
+    run, reader = exported(wild_model, place, "llama3", "small", vocab_size=270)
+    done = gptlab_command("export", str(run.folder), "--out", "files/mine.gguf", cwd=place)
+    assert "wrote files/mine.gguf" in done.stderr
+    assert [path.name for path in (place / "files").iterdir()] == ["mine.gguf"]
+    again = tensors_of(package.GGUFReader(place / "files/mine.gguf"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in tensors_of(reader).items())
+    assert "is there already; name another file" in mistake("export", str(run.folder), "--out", "files/mine.gguf")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from helpers import gptlab
+from helpers import gptlab, plain_json
 
 from gptlab.lab.experiment.spec import load_experiment
 from gptlab.lab.report.findings import read_findings
 from gptlab.lab.report.registry import list_experiments, list_runs
 from gptlab.lab.report.tables import report_json
 from gptlab.lab.runs.store import Store
+from gptlab.record.runfolder import DIVERGED, Failure, write_failure
 
 
 def test_sound_broken_and_untried(lab: Path) -> None:
@@ -49,6 +51,20 @@ def test_runs(lab: Path) -> None:
     assert "of schema 0" in found[run.name].state
     assert sum(entry.state == "finished" for entry in found.values()) == len(found) - 1
     assert all(entry.loss is not None for entry in found.values() if entry.state == "finished")
+    (other,) = Path("runs").glob("gate-gated_1-*-seed1")
+    write_failure(other, Failure(DIVERGED, "step 3: the loss is nan", step=3))
+    sessions = plain_json(other / "env.json")
+    for name, more in {
+        "soup-00000000": {"soup": {"runs": [{}, {}]}},
+        "in-00000000": {"imported": {"from": "a/b"}},
+    }.items():
+        shutil.copytree(other, Path("runs") / name)
+        (Path("runs") / name / "failed.json").unlink()
+        (Path("runs") / name / "env.json").write_text(json.dumps([{**sessions[-1], **more}]))
+    found = {entry.name: entry for entry in list_runs(Store())}
+    assert found[other.name].state == "diverged: step 3: the loss is nan"
+    assert found["soup-00000000"].state.startswith("a soup of 2 runs")
+    assert found["in-00000000"].state.startswith("imported from a/b")
     assert "gate-gated_1" in gptlab("list", "--runs", cwd=Path.cwd()).stdout
     assert (
         "nowhere is not a folder of experiments (nothing is there)"

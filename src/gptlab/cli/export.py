@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from gptlab.cli.options import Checkpoint
 from gptlab.console import say
+from gptlab.errors import ConfigError
+from gptlab.files import check_place
 
 
 class Format(StrEnum):
@@ -22,12 +25,26 @@ class Format(StrEnum):
 
 def export(
     run: Annotated[Path, typer.Argument(help="a run folder (or a nanoGPT ckpt.pt)")],
-    out: Annotated[Path, typer.Option(help="the folder to write")],
-    format: Annotated[Format, typer.Option(help="who is to read it")] = Format.hf,
+    out: Annotated[Path, typer.Option(help="the folder to write, or a file that ends in .gguf")],
+    format: Annotated[
+        Format | None, typer.Option(help="who is to read it; by default as --out ends", show_default="hf")
+    ] = None,
     checkpoint: Checkpoint = None,
 ) -> None:
     """Write a run for others: a folder for transformers, a ckpt.pt for nanoGPT, a GGUF file for llama.cpp."""
     from gptlab.interop import export_run, load
 
-    written = export_run(load(run, device="cpu", dtype="float32", checkpoint=checkpoint), out, format.value)
-    say(f"wrote {written}")
+    is_file = out.suffix == ".gguf" and format in (None, Format.gguf)
+    if is_file:
+        check_place(out, "--out")
+        if out.exists():
+            raise ConfigError(f"--out {out} is there already; name another file, or delete it")
+    chosen = Format.gguf if is_file else format or Format.hf
+    loaded = load(run, device="cpu", dtype="float32", checkpoint=checkpoint)
+    if not is_file:
+        say(f"wrote {export_run(loaded, out, chosen.value)}")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}.") as aside:
+        export_run(loaded, Path(aside) / "out", chosen.value).replace(out)
+    say(f"wrote {out}")

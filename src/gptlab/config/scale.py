@@ -9,14 +9,15 @@ from gptlab.config.schema import RunConfig
 from gptlab.errors import GptlabError, option
 
 _SHORTEST = 64  # tokens of a sequence, where the config's own is not shorter
+_FEWEST = 16_384  # tokens of a validation: fewer tell nothing
 
 
 def scaled(config: RunConfig, scale: float) -> dict[str, Any]:
     """The keys of `config` that a trial of `scale` of its tokens changes, dotted, with their values.
 
     Tokens shrink by s = `scale`; the tokens of a step by √s, and so does the number of steps; a sequence, in powers of
-    two, by at most s^¼, so that a batch keeps many. What is counted in steps shrinks by √s, validation by s. Raises
-    GptlabError where `scale` is no share.
+    two, by at most s^¼, so that a batch keeps many. What is counted in steps shrinks by √s, validation by s, to no
+    fewer than 16,384 tokens. Raises GptlabError where `scale` is no share.
     """
     if not 0 < scale <= 1:
         raise GptlabError(f"{option('scale', scale)}: give a share above 0 and at most 1, such as 0.01")
@@ -35,7 +36,7 @@ def scaled(config: RunConfig, scale: float) -> dict[str, Any]:
     if config.log.samples.every:
         changed["log.samples.every"] = max(1, round(config.log.samples.every * root))
     if config.eval.tokens is not None:
-        changed["eval.tokens"] = max(length, round(config.eval.tokens * scale))
+        changed["eval.tokens"] = max(min(config.eval.tokens, _FEWEST), round(config.eval.tokens * scale))
     if config.eval.sequence_length is not None:
         changed["eval.sequence_length"] = min(length, config.eval.sequence_length)
     return changed if scale < 1 else {}

@@ -6,7 +6,7 @@ not, as in a fresh clone, the report.json that `gptlab report` left beside the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from gptlab.lab.report.tables import SCHEMA
 from gptlab.lab.runs.store import Store
 from gptlab.record.facts import read_facts
 from gptlab.record.metrics import Row, last_row
-from gptlab.record.runfolder import State, is_edited, made_elsewhere, read_sessions, state
+from gptlab.record.runfolder import DIVERGED, Session, State, is_edited, made_elsewhere, read_sessions, state
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,19 @@ def list_runs(store: Store) -> Iterator[RunEntry]:
     yield from sorted((_run_entry(folder, store) for folder in folders), key=lambda run: (run.started, run.name))
 
 
+def _origin(sessions: Sequence[Session]) -> str:
+    """How the weights of a run that is finished came about."""
+    last: Session = sessions[-1] if sessions else {}
+    if "imported" in last:
+        return f"imported from {last['imported'].get('from', 'elsewhere')}"
+    return f"a soup of {len(last['soup'].get('runs', []))} runs" if "soup" in last else "finished"
+
+
 def _run_entry(folder: Path, store: Store) -> RunEntry:
-    sessions = read_sessions(folder)
-    started = str(sessions[0].get("started", ""))[:16] if sessions else ""
-    row: Row = {}
+    started, row = "", Row()
     try:
+        sessions = read_sessions(folder)
+        started = str(sessions[0].get("started", ""))[:16] if sessions else ""
         row = last_row(folder / "metrics.jsonl", 2**14) or {}
         training = read_plain_config(folder / "config.yaml")["train"]
         steps = -(-int(training["tokens"]) // int(training["batch_tokens"]))
@@ -189,13 +197,13 @@ def _run_entry(folder: Path, store: Store) -> RunEntry:
     step = int(row.get("step", 0))
     reached, failure = state(folder), store.failure(folder)
     if failure is not None:
-        shown = f"failed: {failure.message}"
+        shown = f"{'diverged' if failure.kind == DIVERGED else 'failed'}: {failure.message}"
     elif store.is_busy(folder):
         shown = f"training, step {step:,} of {steps:,}"
     elif reached is State.DAMAGED:
         shown = "broken: a file is missing or cut short"
     elif reached in (State.FINISHED, State.RECONFIGURED):
-        shown = "finished; its config.yaml was edited since" if is_edited(folder) else "finished"
+        shown = _origin(sessions) + ("; its config.yaml was edited since" if is_edited(folder) else "")
     else:
         shown = f"unfinished, step {step:,} of {steps:,}"
     return RunEntry(
