@@ -61,6 +61,9 @@ def _evaluate_runs(
             require_run(folder)
     if len(runs) > 1 and any(find_benchmark(name).reads_data for name in names):
         _check_alike(runs, options)
+    text_tasks = [name for name in names if find_benchmark(name).reads_data]
+    if options.limit is not None and 0 < len(text_tasks) < len(names):
+        say(f"--limit {options.limit} holds for {' and '.join(text_tasks)} too: no more windows of text than that")
     rows: list[tuple[Path, list[Evaluation]]] = []
     unwritten: GptlabError | None = None
     for folder in runs:
