@@ -181,9 +181,6 @@ class Muon(torch.optim.Optimizer):
             )
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.momentum_warmup, self.momentum_start = momentum_warmup, momentum_start
-        if momentum_warmup:
-            for group in matrices:
-                group["steps"] = 0  # in the group, so that a checkpoint keeps it
         self.adjust_lr, self.unstack = adjust_lr, unstack
         self._adamw = torch.optim.AdamW(others, adamw_lr, betas, eps, fused=_can_fuse(others)) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw is not None else [])], {})
@@ -214,11 +211,13 @@ class Muon(torch.optim.Optimizer):
         """Momentum and decay matrix by matrix, Newton–Schulz once for all matrices of a shape."""
         weights = [p for p in group["params"] if p.grad is not None]
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # shape: (matrix, its direction)
-        momentum = self._momentum(group)
         for weight in weights:
             state = self.state[weight]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(weight)
+                if self.momentum_warmup:  # a tensor, so that a checkpoint keeps it; on the CPU, so that nothing waits
+                    state["step"] = torch.zeros((), device="cpu")
+            momentum = self._momentum(state)
             buffer = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
             direction = weight.grad.lerp(buffer, momentum) if self.nesterov else buffer
             weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -233,12 +232,12 @@ class Muon(torch.optim.Optimizer):
                 steps = orthogonalize(torch.stack([direction for _, direction in some]), self.ns_steps)
                 torch._foreach_add_([matrix for matrix, _ in some], list(steps.unbind()), alpha=-rate)
 
-    def _momentum(self, group: dict[str, Any]) -> float:
+    def _momentum(self, state: dict[str, Any]) -> float:
         """Of this step, which is counted where momentum is warmed up."""
         if not self.momentum_warmup:
             return self.momentum
-        share = min(1.0, group["steps"] / self.momentum_warmup)
-        group["steps"] += 1
+        share = min(1.0, float(state["step"]) / self.momentum_warmup)
+        state["step"] += 1
         return self.momentum_start + share * (self.momentum - self.momentum_start)
 
     def _spectral_rate(self, rows: int, columns: int) -> float:
