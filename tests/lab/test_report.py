@@ -111,7 +111,7 @@ def test_lost_or_damaged_runs_leave_the_last_report(lab: Path) -> None:
     log = run / "metrics.jsonl"
     content = log.read_text()
     log.write_text(content.replace('{"step": 2,', "step 2,", 1))
-    with pytest.raises(GptlabError, match=r"metrics.jsonl:2: not a row"):
+    with pytest.raises(GptlabError, match=r"metrics\.jsonl: it was edited or damaged since the run ended"):
         report(lab)
     log.unlink()
     with pytest.raises(GptlabError, match="'gated_1 seed 2' lost its source"):
@@ -143,7 +143,7 @@ def test_columns_are_those_of_the_rows(tmp_path: Path, capsys: pytest.CaptureFix
     assert "torn" in capsys.readouterr().err
     for wrong in ("nonsense", "[]", '{"tokens": 1}', '{"step": 1} {"step": 2}'):
         path.write_text("\n".join([lines[0], wrong, *lines[1:]]) + "\n")
-        with pytest.raises(GptlabError, match=r"metrics.jsonl:2: not a row"):
+        with pytest.raises(GptlabError, match=r"metrics\.jsonl: it was edited or damaged since the run ended"):
             read_columns(path, keys)
 
 

@@ -260,6 +260,7 @@ def test_a_command_that_is_told_to_end_lets_go(
 
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("a text " * 300)
+    given = signal.signal(number, signal.SIG_DFL)  # under nohup a hang-up is ignored
     before = signal.getsignal(number)
     held: list[Path] = []
 
@@ -276,6 +277,7 @@ def test_a_command_that_is_told_to_end_lets_go(
     assert [path.name for path in held] == [".set.lock"]
     assert everything(tmp_path) == {"a.txt"}
     assert signal.getsignal(number) == before
+    signal.signal(number, given)
 
 
 def test_training_that_is_told_to_end_while_it_is_built_lets_go(
