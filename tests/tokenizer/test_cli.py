@@ -38,7 +38,7 @@ def test_train_show_and_stats(run: Run) -> None:
     code, out, err = run("train", "--input", "text.txt", "--vocab-size", "280", "--name", "t", "--special", "<|u|>")
     assert (code, out) == (0, "")
     assert "wrote tokenizers/t: bpe, 280 ids" in err
-    assert "gptlab data prepare --input 'text.txt' --tokenizer t" in err
+    assert "gptlab data prepare --input 'text.txt' --validation-fraction 0.01 --tokenizer t" in err
     meta = json.loads(Path("tokenizers/t/meta.json").read_text(encoding="utf-8"))
     assert meta["trained_on"]["inputs"] == ["text.txt"]
     assert meta["trained_on"]["bytes"] == Path("text.txt").stat().st_size
