@@ -8,6 +8,7 @@ A line of its own in a page is replaced:
 {{ schema }}               the fields of a config, section by section
 {{ experiment }}           the fields of an experiment.yaml
 {{ verdicts NAME … }}      what came of experiments that come with gptlab, by their reports
+{{ figures NAME }}         the pictures of such an experiment: its curves, and the differences seed by seed
 {{ rooms }}                the rooms of the package: lines, and who imports them
 {{ protocol }}             what parts of a model may read of each other
 {{ configs }}              the configs that come with the project
@@ -32,6 +33,8 @@ from typing import Any
 
 import pydantic_core
 import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 from gptlab.cli import app
 from gptlab.config import SLOTS, RunConfig, component_names
@@ -64,6 +67,14 @@ _TYPES = {
     "bool": "true or false",
     "str": "text",
 }
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Called by mkdocs once: pictures of the experiments that come with gptlab are served as figures/NAME/*.png."""
+    for name, folder in shipped().items():
+        for picture in sorted((folder / "figures").glob("*.png")):
+            files.append(File.generated(config, f"figures/{name}/{picture.name}", abs_src_path=str(picture)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -242,6 +253,14 @@ def verdicts(*names: str) -> str:
     return _table(("experiment", "arm", "verdict", "difference, in nats", "seeds", "it took"), rows)
 
 
+def figures(name: str) -> str:
+    """An experiment's curves, and its differences seed by seed; for pages that stand in docs/ itself."""
+    if name not in shipped():
+        raise ValueError(f"no experiment {name} comes with gptlab")
+    place = f"figures/{name}"
+    return f"![{name}: loss of both arms]({place}/losses.png)\n\n![{name}: differences]({place}/differences.png)"
+
+
 def rooms() -> str:
     """The rooms of the package: lines, files, and which rooms import them, for types included."""
     package = ROOT / "src" / "gptlab"
@@ -361,6 +380,7 @@ DIRECTIVES: dict[str, Callable[..., str]] = {
     "command": command,
     "experiment": experiment,
     "verdicts": verdicts,
+    "figures": figures,
     "protocol": protocol,
     "rooms": rooms,
     "schema": schema,
