@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from gptlab.model.component import PROTOCOL
 from gptlab.record.fingerprint import ENTRY, NO_RESULT, code_fingerprint, executable, reachable
 
 PACKAGE = Path(gptlab.__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if "templates" not in file.parts)
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION, LINES_OF_THE_READING_PATH = 450, 80, 700
 
@@ -54,6 +58,50 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
         for name in reach
         if name in reach[name]
     )
+
+
+BROUGHT = {
+    "PIL": "matplotlib",
+    "pydantic_core": "pydantic",
+    "tiktoken_ext": "tiktoken",
+    "IPython": "a notebook's kernel",
+}
+"""What is imported and not declared: the package that cannot be without it."""
+
+
+def requirements() -> list[str]:
+    """Every requirement that pyproject.toml names, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [*project["dependencies"], *(line for lines in project["optional-dependencies"].values() for line in lines)]
+
+
+def distribution(requirement: str) -> str:
+    """torch of "torch>=2.11"; one spelling for each (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+
+
+def test_what_is_imported_is_declared() -> None:
+    """What another package happens to bring may be gone with its next version, as click with typer's."""
+    declared, brings = set(map(distribution, requirements())), packages_distributions()
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {name.split(".")[0] for name in names} - {"gptlab", *BROUGHT, *sys.stdlib_module_names}:
+                owners = {distribution(owner) for owner in brings.get(top, [top])}
+                assert owners & declared, f"{file.name} imports {top}, which pyproject.toml does not name"
+
+
+def test_the_lock_is_of_what_is_declared() -> None:
+    """`uv sync` refuses a lock that is older than pyproject.toml; after a change there: `uv lock`."""
+    packages = tomllib.loads((ROOT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    (ours,) = (package for package in packages if package["name"] == "gptlab")
+    asked = {(distribution(line["name"]), line.get("specifier", "")) for line in ours["metadata"]["requires-dist"]}
+    for requirement in requirements():
+        bounds = re.sub(r"^[\w.-]+(\[[^]]*\])?", "", requirement)
+        assert (distribution(requirement), bounds) in asked, f"uv.lock does not have {requirement}"
+    (locked,) = {package["version"] for package in packages if package["name"] == "torch"}
+    assert f"torch=={locked}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from click import Context
 from typer.core import TyperGroup
 
 from gptlab.cli.check import check
@@ -66,7 +65,7 @@ COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
 
 
 class _InOrder(TyperGroup):
-    def list_commands(self, ctx: Context) -> Any:
+    def list_commands(self, ctx: typer.Context) -> Any:
         """As `COMMANDS` has them: typer would put groups last."""
         return [name for commands in COMMANDS.values() for name in commands]
 

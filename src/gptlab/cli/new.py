@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click import Context
 from typer.core import TyperGroup
 
 from gptlab.console import say
@@ -18,7 +17,7 @@ class _New(TyperGroup):
 
     fallback = "experiment"
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Put the name of the command in front where a name of something new stands there."""
         known = {*self.commands, "--help"}
         return super().parse_args(ctx, args if not args or args[0] in known else [self.fallback, *args])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click import Context
 from typer.core import TyperCommand
 
 from gptlab.console import say
@@ -91,7 +90,7 @@ class NothingEmpty(TyperCommand):
     """A command that refuses an empty value, such as `--out "$OUT"` gives where OUT is not set: a path would be the
     folder that one is in."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         """Raises GptlabError naming the option."""
         raw, _, order = self.make_parser(ctx).parse_args(args=[*args])
         for parameter in order:
