@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from foreign import TEMPLATE, templategpt_clone, templategpt_tensors
-from helpers import cut_down, make_data
+from helpers import cut_down, make_data, make_questions
 
 import gptlab
 from gptlab.cli import main
@@ -86,6 +86,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_data: Path) -> P
 
     monkeypatch.setattr(preset, "load_preset", load_preset)
     run("tokenizer", "import", str(test_data / "gpt2_bpe"), "--name", "gpt2")
+    monkeypatch.setenv("GPTLAB_BENCHMARKS", str(make_questions(tmp_path / "questions")))
     make_data(tmp_path / "made")
     config = load_config("nanogpt", [*cut_down("nanogpt"), f"data.path={tmp_path / 'made/data'}"])
     export_run(gptlab.train(config, folder=tmp_path / "made/run"), tmp_path / "exported-before", "nanogpt")

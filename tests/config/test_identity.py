@@ -131,6 +131,8 @@ def test_what_stays_outside_is_what_was_agreed() -> None:
         "eval.every",
         "eval.at_start",
         "eval.also",
+        "eval.tasks",
+        "eval.limit",
         "data.path",
         "data.sources.a",
         "data.sources.b",

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, gptlab, make_data, only_run, rows
+from helpers import TINY, gptlab, make_data, make_questions, only_run, rows
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
 
 MOE = "model.block.mlp={use: MoE, experts: 4, expert: {use: SwiGLU, hidden: 16}, balance_rate: 0.01}"
-OPTIONS = ["data.path=data", "eval.every=7", "checkpoint.every=11", MOE]
+OPTIONS = ["data.path=data", "eval.every=7", "eval.tasks=[hellaswag]", "checkpoint.every=11", MOE]
 SETTINGS = [part for option in OPTIONS for part in ("--set", option)]
 RECORD_IDS = """
 import hashlib, json, os, sys
@@ -39,6 +39,7 @@ def run(
     """Train 20 steps; return the rows of ids of each step, the final weights, and the metrics."""
     folder.mkdir()
     (folder / "data").symlink_to(data)
+    make_questions(folder / "data/benchmarks", 40)
     (folder / "config.yaml").write_text(TINY)
     (folder / "script.py").write_text(RECORD_IDS)
     launcher = [sys.executable]
@@ -77,9 +78,10 @@ def test_same_tokens_and_weights(runs: dict[tuple[int, int], tuple], layout: tup
         np.testing.assert_allclose(weights[name], weight, atol=1e-5, rtol=0)
     assert [row["step"] for row in metrics] == [row["step"] for row in expected_metrics]
     for row, expected in zip(metrics, expected_metrics, strict=True):
-        for key in ("train/loss", "val/loss"):
+        for key in ("train/loss", "val/loss", "val/hellaswag/acc"):
             if key in expected:
                 assert row[key] == pytest.approx(expected[key], abs=1e-5)
+    assert sum("val/hellaswag/acc" in row for row in metrics) == 4  # before the first step, and three times
 
 
 def test_a_checkpoint_of_two_processes_resumes_on_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import gptlab as command
-from helpers import rows
+from helpers import make_questions, rows
 
 import gptlab
 from gptlab.data import TokenDataset
 from gptlab.errors import ConfigError, GptlabError
+from gptlab.evals.benchmark import Options, evaluate
 from gptlab.record.facts import read_facts
 from gptlab.systems.metrics import read_samples
 
@@ -109,6 +111,58 @@ def test_perplexity_and_accuracy_are_logged_where_asked(train: Train, capsys: py
     plain = train("plain", {"eval": {"tokens": 500}})
     assert of(plain, "val/loss") == of(run, "val/loss")
     assert not of(plain, "val/accuracy")
+
+
+# ---------------------------------------------------------------- benchmarks on the way
+
+
+def test_questions_are_answered_on_the_way_and_take_nothing_from_training(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GPTLAB_BENCHMARKS", str(make_questions(tmp_path / "questions", 40)))
+    run = train("run", {"eval": {"tasks": ["hellaswag"], "limit": 30, "every": 5}})
+    plain = train("plain", {"eval": {"every": 5, "at_start": True}})
+    assert (run / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+    answers = of(run, "val/hellaswag/acc")
+    assert list(answers) == [0, 5, 10]
+    assert len(set(of(run, "val/hellaswag/acc_norm").values())) > 1  # it is asked anew each time
+    found = evaluate(gptlab.load(run, device="cpu"), "hellaswag", Options(limit=30)).results
+    assert {key: of(run, f"val/hellaswag/{key}")[10] for key in ("acc", "acc_norm")} == {
+        key: found[key] for key in ("acc", "acc_norm")
+    }
+    assert f"{answers[5]:.4f} hellaswag acc" in capsys.readouterr().err
+    keys = {"val/hellaswag/acc", "val/hellaswag/acc_norm"}
+    assert [{k: v for k, v in row.items() if k not in keys} for row in rows(run)] == rows(plain)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "words"),
+    [
+        (["helaswag"], "eval.tasks: no benchmark of questions 'helaswag'; did you mean 'hellaswag'"),
+        (["loss"], "eval.tasks: no benchmark of questions 'loss'"),
+        (["hellaswag"], "questions holds no hellaswag/hellaswag_val.jsonl"),
+    ],
+)
+def test_what_cannot_be_asked_is_known_before_training(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: list[str], words: str
+) -> None:
+    (tmp_path / "questions").mkdir()
+    monkeypatch.setenv("GPTLAB_BENCHMARKS", str(tmp_path / "questions"))
+    with pytest.raises(GptlabError, match=re.escape(words)):
+        train("run", {"eval": {"tasks": tasks}})
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_a_question_that_does_not_fit_is_known_before_the_first_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_questions(tmp_path / "questions")
+    text = (folder / "hellaswag_val.jsonl").read_text().replace("noon", "noon" * 20)
+    (folder / "hellaswag_val.jsonl").write_text(text)
+    monkeypatch.setenv("GPTLAB_BENCHMARKS", str(folder))
+    with pytest.raises(GptlabError, match="does not fit the model's context of 32"):
+        train("run", {"eval": {"tasks": ["hellaswag"]}})
+    assert rows(tmp_path / "run") == []
 
 
 # ---------------------------------------------------------------- checkpoints by what they are

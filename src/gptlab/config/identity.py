@@ -28,6 +28,8 @@ UNHASHED = (
     "eval.every",
     "eval.at_start",
     "eval.also",
+    "eval.tasks",
+    "eval.limit",
     "data.path",
     "data.sources",
     "data.tokenizer",

@@ -135,7 +135,8 @@ class Evaluate(Section):
 
     every: NonNegativeInteger = Field(200, description="steps between validations; 0: only at the end")
     at_start: Boolean | None = Field(
-        None, description="whether to validate before the first step; null: where it starts from model.init_from"
+        None,
+        description="whether to validate before the first step; null: with model.init_from, or with tasks",
     )
     tokens: TokenCount | None = Field(None, description="validation tokens, from the start; null: the whole split")
     sequence_length: Length | None = Field(
@@ -144,6 +145,8 @@ class Evaluate(Section):
     also: tuple[Literal["perplexity", "accuracy"], ...] = Field(
         (), description="what to log beside the loss: perplexity, and the share of tokens that were the likeliest"
     )
+    tasks: tuple[Text, ...] = Field((), description="benchmarks of questions to answer at each validation: [hellaswag]")
+    limit: PositiveInteger | None = Field(200, description="questions of each task, from the first; null: all")
     target: PositiveNumber | None = Field(
         None, description="a validation loss, in nats a token: the run ends where it is reached; null: at its last step"
     )
@@ -236,7 +239,9 @@ class RunConfig(Section):
     @property
     def is_validated_at_start(self) -> bool:
         """Whether the run validates before its first step."""
-        return self.plain()["model"].get("init_from") is not None if self.eval.at_start is None else self.eval.at_start
+        if self.eval.at_start is not None:
+            return self.eval.at_start
+        return bool(self.eval.tasks) or self.plain()["model"].get("init_from") is not None
 
     @property
     def validation_length(self) -> int:

@@ -17,6 +17,7 @@ from gptlab.data.sources.download import download
 from gptlab.errors import DataError, GptlabError, did_you_mean, option
 from gptlab.evals import benchmark_names
 from gptlab.files import not_a_folder
+from gptlab.parallel import World
 from gptlab.record.evaluation import Evaluation as Evaluation
 from gptlab.record.measurement import SCORER
 from gptlab.run import Run
@@ -31,6 +32,7 @@ class Options:
         limit: so many questions, or validation windows; all for None.
         data: another data set for the loss task.
         sequence_length: tokens of a validation window; None: those of the run's own validation.
+        world: the processes that share the questions; None: this one has them all.
         task_data: folder that holds the questions; None: GPTLAB_BENCHMARKS, else they are downloaded.
     """
 
@@ -38,6 +40,7 @@ class Options:
     data: Path | None = None
     task_data: Path | None = None
     sequence_length: int | None = None
+    world: World | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

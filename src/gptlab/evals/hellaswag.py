@@ -80,7 +80,7 @@ def evaluate_hellaswag(run: Run, options: Options) -> Evaluation:
     """HellaSwag's `acc` and `acc_norm`, with a record of each question."""
     path = find_questions("hellaswag", QUESTIONS, options.task_data)
     questions = read_questions(path, options.limit)
-    return evaluate_questions(run, "hellaswag", questions, path)
+    return evaluate_questions(run, "hellaswag", questions, path, options.world)
 
 
 BENCHMARK = Benchmark(

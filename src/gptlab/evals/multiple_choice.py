@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptlab.console import progress, say, track
+from gptlab.console import say, track
 from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Evaluation
 from gptlab.files import sha256_file
 from gptlab.hardware.precision import autocast
 from gptlab.inference.scoring import target_nats
+from gptlab.parallel import World
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
 
@@ -97,16 +98,21 @@ class Answer:
         }
 
 
-def answer_questions(run: Run, questions: Sequence[Question], *, description: str) -> list[Answer]:
-    """Let the run's model answer `questions`, in their order; `description` names the progress bar.
+def answer_questions(
+    run: Run, questions: Sequence[Question], *, description: str, world: World | None = None
+) -> list[Answer]:
+    """Let the run's model answer `questions`, in their order; `description` names the progress bar. The processes of
+    `world` share the work, and all of them get all answers.
 
     Raises DataError where a choice has no tokens or does not fit the model's context, or the tokenizer cannot
     encode a text.
     """
     length: int = run.model.context_length
-    listed = track(questions, f"{description}: encoding", total=len(questions), unit="questions")
+    world = world or World()
+    listed = track(questions, f"{description}: encoding", total=len(questions), unit="questions", shown=world.is_main)
     encoded = [encode_question(run.tokenizer, question, length) for question in listed]
-    logprobs = log_likelihoods(run, [pair for pairs in encoded for pair in pairs], description=description)
+    every = [pair for pairs in encoded for pair in pairs]
+    logprobs = log_likelihoods(run, every, description=description, world=world)
     answers, done = [], 0
     for question, pairs in zip(questions, encoded, strict=True):
         mine = tuple(logprobs[done : done + len(pairs)])
@@ -148,19 +154,23 @@ def encode_question(tokenizer: Tokenizer, question: Question, context_length: in
 
 
 @torch.inference_mode()
-def log_likelihoods(run: Run, pairs: Sequence[EncodedPair], *, description: str) -> list[float]:
-    """log p of each continuation given its context, nats, in the order of `pairs`.
+def log_likelihoods(
+    run: Run, pairs: Sequence[EncodedPair], *, description: str, world: World | None = None
+) -> list[float]:
+    """log p of each continuation given its context, nats, in the order of `pairs`, on every process of `world`.
 
-    Long ones are computed together with long ones, padded on the right, where causal attention never looks.
+    Long ones are computed together with long ones, padded on the right, where causal attention never looks. Batches
+    are dealt to the processes in turn, so that each gets long ones and short ones.
     """
-    found = [0.0] * len(pairs)
-    with progress(unit="answers") as bar:
-        task = bar.add_task(description, total=len(pairs))
-        for batch in _batches(pairs, _BATCH_TOKENS[run.device.type]):
-            for index, value in zip(batch, _score(run, [pairs[i] for i in batch]), strict=True):
-                found[index] = value
-            bar.advance(task, len(batch))
-    return found
+    world = world or World()
+    found = torch.zeros(len(pairs), dtype=torch.float64)
+    mine = list(_batches(pairs, _BATCH_TOKENS[run.device.type]))[world.rank :: world.size]
+    total = sum(map(len, mine))
+    for batch in track(mine, description, total=total, unit="answers", size=len, shown=world.is_main):
+        found[batch] = torch.tensor(_score(run, [pairs[i] for i in batch]), dtype=torch.float64)
+    if world.size > 1:
+        found = world.all_reduce(found.to(run.device))
+    return [float(value) for value in found]
 
 
 def _batches(pairs: Sequence[EncodedPair], places: int) -> Iterator[list[int]]:
@@ -198,13 +208,16 @@ def accuracy(correct: Sequence[int]) -> tuple[float, float | None]:
     return p, math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
 
 
-def evaluate_questions(run: Run, task: str, questions: Sequence[Question], path: Path) -> Evaluation:
-    """`acc` and `acc_norm` over `questions` of the benchmark `task`, with a record of each. `path`: their file.
+def evaluate_questions(
+    run: Run, task: str, questions: Sequence[Question], path: Path, world: World | None = None
+) -> Evaluation:
+    """`acc` and `acc_norm` over `questions` of the benchmark `task`, with a record of each. `path`: their file;
+    `world`: the processes that share the work.
 
     Raises GptlabError where a probability is not finite, DataError where a question does not fit the model.
     """
     try:
-        answers = answer_questions(run, questions, description=f"{run.folder.name}: {task}")
+        answers = answer_questions(run, questions, description=f"{run.folder.name}: {task}", world=world)
     except DataError as error:
         raise DataError(f"{task} with {run.folder}: {error}") from None
     records = [answer.record() for answer in answers]
@@ -216,7 +229,7 @@ def evaluate_questions(run: Run, task: str, questions: Sequence[Question], path:
         results[metric], errors[metric] = accuracy([record[metric] for record in records])
     results["questions"] = len(records)
     results["truncated"] = sum(record["truncated"] for record in records)
-    if results["truncated"]:
+    if results["truncated"] and (world is None or world.is_main):
         cut = f"{results['truncated']} of {len(records)} questions"
         say(f"{task}: {cut} are longer than {run.model.context_length} tokens and were cut on the left")
     settings = {"file": path.name, "sha256": sha256_file(path), "context_length": run.model.context_length}

@@ -27,6 +27,7 @@ NO_RESULT = (
     "data.preset",
     "data.sources",
     "errors",
+    "evals",
     "files",
     "hardware.allocator",
     "hardware.gpus",
@@ -46,6 +47,7 @@ NO_RESULT = (
     "tokenizer",  # as preparation
     "training.conclusion",
     "training.samples",
+    "training.tasks",
     "version",
 )
 """What training imports and no loss depends on: to read, speak, draw, keep records. A name stands for all below it."""

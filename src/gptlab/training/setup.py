@@ -37,6 +37,7 @@ from gptlab.systems.signals import StopRequest
 from gptlab.systems.sinks import open_sinks, require_sinks
 from gptlab.tokenizer import Tokenizer
 from gptlab.training.accumulation import accumulate, to_device
+from gptlab.training.tasks import require_tasks
 
 
 @dataclass
@@ -104,6 +105,7 @@ def build_job(
     if config.system.threads is not None:
         torch.set_num_threads(config.system.threads)
     require_sinks(config.log)
+    require_tasks(config.eval.tasks, world)
     with waiting("opening the data", shown=world.is_main):
         tokenizer, train_sets, validation = open_splits(config.data)
         for dataset in validation.values():  # that there is none must be known now, not after the last step

@@ -9,7 +9,9 @@ from gptlab.console import track
 from gptlab.data import validation_batches
 from gptlab.inference.scoring import LossResult, evaluate_loss, token_sizes
 from gptlab.planning.formatting import format_seconds
+from gptlab.run import Run
 from gptlab.training.setup import Job, announce
+from gptlab.training.tasks import task_results
 
 
 def evaluate(job: Job, *, tokens: int | None) -> None:
@@ -42,13 +44,17 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
             accuracy="accuracy" in also,
         )
     tokens = job.step * job.config.train.batch_tokens
-    row = {"step": job.step, "tokens": tokens, **_validation_row(results, also), "seconds": round(job.seconds, 4)}
+    run = Run(job.folder, job.config, job.model, job.tokenizer, job.device, job.dtype, job.step)
+    answers = task_results(run, job.config.eval, job.world)
+    row = {"step": job.step, "tokens": tokens, **_validation_row(results, also), **answers}
+    row["seconds"] = round(job.seconds, 4)
     job.evaluated = job.step
     job.note_validation(job.step, row["val/loss"])
     if job.metrics is not None:
         job.metrics.write([row])
         shown = [f"validation loss {row['val/loss']:.4f}"]
         shown += [f"{row[key]:.4f} {words}" for key, words in _SHOWN.items() if key in row]
+        shown += [f"{value:.4f} {key.removeprefix('val/').replace('/', ' ')}" for key, value in answers.items()]
         announce(job, f"step {job.step}: {', '.join(shown)}")
         if job.reached:
             announce(
