@@ -87,6 +87,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_data: Path) -> P
     monkeypatch.setattr(preset, "load_preset", load_preset)
     run("tokenizer", "import", str(test_data / "gpt2_bpe"), "--name", "gpt2")
     monkeypatch.setenv("GPTLAB_BENCHMARKS", str(make_questions(tmp_path / "questions")))
+    for name in ("wiki.test.tokens", "ptb.test.txt"):
+        (tmp_path / "questions" / name).write_text(" = A = \n \n the cat sat on N mats \n")
     make_data(tmp_path / "made")
     config = load_config("nanogpt", [*cut_down("nanogpt"), f"data.path={tmp_path / 'made/data'}"])
     export_run(gptlab.train(config, folder=tmp_path / "made/run"), tmp_path / "exported-before", "nanogpt")

@@ -89,10 +89,14 @@ def test_a_file_that_is_no_python(add: Add) -> None:
 
 
 def test_ours_are_known_as_they_are() -> None:
-    assert benchmark_names() == ("hellaswag", "loss", "topk")
-    reading = {name for name in benchmark_names() if find_benchmark(name).reads_data}
-    assert set(benchmark_names()) - reading == set(benchmark_names(of_questions=True))
-    assert [field.name for field in dataclasses.fields(Benchmark)][evals._READS_DATA] == "reads_data"
+    assert benchmark_names() == ("hellaswag", "loss", "ptb", "topk", "wikitext")
+    found = {name: find_benchmark(name) for name in benchmark_names()}
+    assert benchmark_names(published=True) == tuple(name for name in found if not found[name].reads_data)
+    assert benchmark_names(of_questions=True) == ("hellaswag",)
+    assert [name for name in found if found[name].accuracy and not found[name].reads_data] == ["hellaswag"]
+    fields = dataclasses.fields(Benchmark)
+    for key, (place, default) in evals._PLACES.items():
+        assert (fields[place].name, fields[place].default) == (key, default)
 
 
 def test_nothing_is_imported_to_list_them() -> None:

@@ -138,8 +138,8 @@ def test_questions_are_answered_on_the_way_and_take_nothing_from_training(
 @pytest.mark.parametrize(
     ("tasks", "words"),
     [
-        (["helaswag"], "eval.tasks: no benchmark of questions 'helaswag'; did you mean 'hellaswag'"),
-        (["loss"], "eval.tasks: no benchmark of questions 'loss'"),
+        (["helaswag"], "eval.tasks: no published benchmark 'helaswag'; did you mean 'hellaswag'"),
+        (["loss"], "eval.tasks: no published benchmark 'loss'"),
         (["hellaswag"], "questions holds no hellaswag/hellaswag_val.jsonl"),
     ],
 )

@@ -145,8 +145,8 @@ class Evaluate(Section):
     also: tuple[Literal["perplexity", "accuracy"], ...] = Field(
         (), description="what to log beside the loss: perplexity, and the share of tokens that were the likeliest"
     )
-    tasks: tuple[Text, ...] = Field((), description="benchmarks of questions to answer at each validation: [hellaswag]")
-    limit: PositiveInteger | None = Field(200, description="questions of each task, from the first; null: all")
+    tasks: tuple[Text, ...] = Field((), description="published benchmarks to run at each validation: [hellaswag]")
+    limit: PositiveInteger | None = Field(200, description="questions, or pages, of each task; null: all")
     target: PositiveNumber | None = Field(
         None, description="a validation loss, in nats a token: the run ends where it is reached; null: at its last step"
     )

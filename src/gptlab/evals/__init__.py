@@ -9,21 +9,26 @@ from pathlib import Path
 
 from gptlab.errors import GptlabError
 
-_READS_DATA = 4  # the place of `reads_data` among the arguments of Benchmark
+_PLACES = {"reads_data": (4, False), "accuracy": (5, True)}  # of arguments of Benchmark: which, and what if not given
 
 
 @functools.cache
-def benchmark_names(*, of_questions: bool = False) -> tuple[str, ...]:
-    """All benchmarks, by name; or those of questions alone, which have an accuracy.
+def benchmark_names(*, published: bool = False, of_questions: bool = False) -> tuple[str, ...]:
+    """All benchmarks, by name; or those of `published` texts and questions, not of the run's data; or of those the ones
+    of questions, which have an accuracy.
 
     Read from the syntax of the source, so that nothing is imported to list them. A record that is written in another
-    way than `BENCHMARK = Benchmark(…)` with a plain `reads_data` is asked itself. Raises GptlabError for a file that is
+    way than `BENCHMARK = Benchmark(…)` with plain arguments is asked itself. Raises GptlabError for a file that is
     no Python.
     """
     files = (file for folder in __path__ for file in Path(folder).glob("*.py"))
     found = {file: text for file in files if "BENCHMARK" in (text := file.read_text(encoding="utf-8"))}
     records = {file.stem: record for file, text in found.items() if (record := _record(file, text)) is not None}
-    return tuple(sorted(name for name, record in records.items() if not (of_questions and _reads_data(name, record))))
+    if published or of_questions:
+        records = {name: record for name, record in records.items() if not _given("reads_data", name, record)}
+    if of_questions:
+        records = {name: record for name, record in records.items() if _given("accuracy", name, record)}
+    return tuple(sorted(records))
 
 
 def _record(file: Path, text: str) -> ast.stmt | None:
@@ -44,14 +49,16 @@ def _record(file: Path, text: str) -> ast.stmt | None:
     return None
 
 
-def _reads_data(name: str, record: ast.stmt) -> bool:
+def _given(key: str, name: str, record: ast.stmt) -> bool:
+    """What the record of the benchmark `name` says of `key`."""
+    place, default = _PLACES[key]
     call = record.value if isinstance(record, ast.Assign | ast.AnnAssign) else None
     if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Benchmark":
         given = {keyword.arg: keyword.value for keyword in call.keywords}
-        if len(call.args) > _READS_DATA:
-            given["reads_data"] = call.args[_READS_DATA]
-        value = given.get("reads_data", ast.Constant(False))
+        if len(call.args) > place:
+            given[key] = call.args[place]
+        value = given.get(key, ast.Constant(default))
         plain = None not in given and not any(isinstance(one, ast.Starred) for one in call.args)
         if plain and isinstance(value, ast.Constant):
             return bool(value.value)
-    return bool(importlib.import_module(f"gptlab.evals.{name}").BENCHMARK.reads_data)
+    return bool(getattr(importlib.import_module(f"gptlab.evals.{name}").BENCHMARK, key))

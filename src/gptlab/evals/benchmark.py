@@ -76,6 +76,7 @@ class Benchmark:
         columns: what is shown of the results.
         files: the questions that it needs.
         reads_data: whether it reads a data set of the run, or the one of `Options.data`.
+        accuracy: whether its results have `acc`, so that an experiment can be decided by it.
         version: raised when it comes to other numbers for the same weights and questions.
     """
 
@@ -84,6 +85,7 @@ class Benchmark:
     columns: tuple[Column, ...]
     files: tuple[QuestionFile, ...] = ()
     reads_data: bool = False
+    accuracy: bool = True
     version: int = 1
 
 

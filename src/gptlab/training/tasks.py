@@ -13,14 +13,14 @@ from gptlab.run import Run
 
 
 def require_tasks(names: Sequence[str], world: World) -> None:
-    """Know before training that `names` are benchmarks of questions, and have their questions here.
+    """Know before training that `names` are benchmarks, and have their questions here.
 
-    Raises ConfigError for a name that is none, DataError where its questions are not to be had. Benchmarks of text are
-    refused: a validation reads text already.
+    Raises ConfigError for a name that is none, DataError where its questions are not to be had. Benchmarks of the run's
+    own data are refused: a validation reads them already.
     """
-    known = benchmark_names(of_questions=True)
+    known = benchmark_names(published=True)
     if odd := [name for name in names if name not in known]:
-        raise ConfigError(f"eval.tasks: no benchmark of questions {odd[0]!r}; {did_you_mean(odd[0], known)}")
+        raise ConfigError(f"eval.tasks: no published benchmark {odd[0]!r}; {did_you_mean(odd[0], known)}")
     if world.is_main:
         check_benchmarks(names, Options())
     if names:

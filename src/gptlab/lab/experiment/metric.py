@@ -66,6 +66,10 @@ class Metric(Section):
         known = benchmark_names(of_questions=True)
         if self.accuracy is not None and self.accuracy not in known:
             raise ValueError(f"no task of questions is called {self.accuracy!r}; {did_you_mean(self.accuracy, known)}")
+        task = next((name for name in benchmark_names() if (self.logged or "").startswith(f"val/{name}/")), None)
+        if task is not None:  # `eval.limit` is no part of what a value was read from
+            cure = f"write {{accuracy: {task}}}" if task in known else "take another metric"
+            raise ValueError(f"{self.logged} is of as many questions as eval.limit says in each run; {cure}")
         if self.better not in ("", "lower", "higher"):
             raise ValueError(f"better is {self.better!r}; it is lower or higher")
         if self.logged not in (None, *_PLAIN.values()) and self.better not in ("lower", "higher"):
