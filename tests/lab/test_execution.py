@@ -205,3 +205,38 @@ def test_what_a_child_cannot_do_ends_the_command(place: Path) -> None:
 def _children(process: int) -> list[int]:
     done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
     return [int(word) for word in done.stdout.split()]
+
+
+def test_one_probe_serves_all_rates(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptlab.lab.experiment.evidence import evaluate_experiment
+    from gptlab.lab.experiment.ledger import Ledger
+    from gptlab.lab.experiment.run_queue import missing_runs
+    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.runs import predictions
+    from gptlab.lab.runs.store import Store
+
+    probed, real = [], predictions.plan_in_subprocess
+    monkeypatch.setattr(predictions, "plan_in_subprocess", lambda path: (probed.append(path), real(path))[1])
+    monkeypatch.chdir(place)
+    write(place, STATEMENT + "tune: {optimizer.lr: [x0.5, x1]}\ntune_seeds: [11]\n")
+    experiment, store = load_experiment("experiments/e"), Store()
+    runs = missing_runs(evaluate_experiment(Ledger.read(experiment, store)))
+    found = predictions.predict_runs(runs, store, probe=True)
+    assert len({run.hash for run in runs}) == len(found) == 4
+    assert len(probed) == 2  # one of each MLP
+    for run in runs:  # what is kept is kept for each, and of its own shape
+        plan = predictions.kept_plans([run.hash], store)[run.hash]
+        assert plan.prediction() == found[run.hash]
+    assert len({plan.footprint.flops_per_token for plan in predictions.kept_plans(found, store).values()}) == 2
+
+
+def test_an_experiment_brings_its_data(tmp_path: Path) -> None:
+    gptlab("experiment", "copy", "muon-adamw", "e", "--baseline", "demo", cwd=tmp_path)
+    done = gptlab("run", "e", "--dry-run", "--no-probe", cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert "gptlab data prepare stdlib" in done.stderr
+    done = gptlab("run", "e", "--dry-run", "--no-probe", "--prepare", cwd=tmp_path)
+    assert (tmp_path / "data/stdlib/dataset.json").is_file()
+    assert "runs to train" in done.stderr
+    copied = gptlab("experiment", "copy", "muon-adamw", cwd=tmp_path).stderr
+    assert "`gptlab experiment copy muon-adamw experiments/muon-adamw-demo --baseline demo`" in copied

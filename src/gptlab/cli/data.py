@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptlab.cli.options import SpecialTokens, check_errors, parse_count
-from gptlab.console import output, say, waiting
+from gptlab.console import Place, output, place, say, waiting
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -179,6 +180,16 @@ def _first_bytes(texts: Iterable[str], most: int) -> Iterator[str]:
         most -= len(text)
         if most <= 0:
             return
+
+
+def bring_data(configs: Sequence[RunConfig], prepare: bool) -> None:
+    """Prepare what data of presets are missing where that is asked for, or a person in a terminal says so."""
+    from gptlab.parallel.world import find_world
+
+    in_terminal = sys.stdin is not None and sys.stdin.isatty() and place() is Place.TERMINAL
+    if (prepare or in_terminal) and find_world().size == 1:
+        for config in configs:
+            prepare_missing(config, ask=not prepare)
 
 
 def prepare_missing(config: RunConfig, *, ask: bool) -> None:

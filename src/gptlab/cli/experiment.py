@@ -67,8 +67,14 @@ def copy(
 
     target = copy_experiment(name, folder, baseline=baseline)
     say(f"wrote {target}: {', '.join(sorted(file.name for file in target.iterdir()))}")
-    first, *others = [*_preparations(read_statement(target)[1]), f"gptlab run {target}"]
+    missing = list(_preparations(read_statement(target)[1]))
+    first, *others = [*missing, f"gptlab run {target}"]
     say("\n".join([f"next: {first}", *(f"      {command}" for command in others)]))
+    if any("FILES" in command for command in missing):
+        say(
+            f"no text at hand? `gptlab experiment copy {name} {target}-demo --baseline demo` asks the same of Python's "
+            f"library, and `gptlab run {target}-demo --prepare` brings it"
+        )
 
 
 def _preparations(config: RunConfig) -> Iterator[str]:

@@ -77,6 +77,9 @@ Scale = Annotated[
     typer.Option(help="a small trial: this share of the tokens; batch and sequence shrink too", show_default=False),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before training")]
+Prepare = Annotated[
+    bool, typer.Option("--prepare", help="prepare the data too where they are a preset's; asked in a terminal")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show the plan and train nothing")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="runs at once; by default one on every GPU, or one on the CPU")]
 Probe = Annotated[bool, typer.Option(help="measure speed before asking")]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.confirm import ask_before_training
-from gptlab.cli.options import DryRun, ExperimentFolder, Jobs, Yes
+from gptlab.cli.data import bring_data
+from gptlab.cli.options import DryRun, ExperimentFolder, Jobs, Prepare, Yes
 from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
 
@@ -28,6 +29,7 @@ def run(
     seeds: Annotated[int | None, typer.Option(min=1, help="no more than the first so many seeds, this time")] = None,
     jobs: Jobs = None,
     probe: Annotated[bool, typer.Option(help="measure speed and memory before asking")] = True,
+    prepare: Prepare = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="refuse to pair runs of different code, libraries or hardware")
     ] = False,
@@ -36,11 +38,12 @@ def run(
     from gptlab.lab.experiment.evidence import evaluate_experiment
     from gptlab.lab.experiment.ledger import Ledger
     from gptlab.lab.experiment.run_queue import estimate_cost, missing_runs, predict_mismatches
-    from gptlab.lab.experiment.spec import load_experiment
+    from gptlab.lab.experiment.spec import load_experiment, read_statement
     from gptlab.lab.runs.execution import find_devices, train_all
     from gptlab.lab.runs.predictions import kept_plans, predict_runs
     from gptlab.lab.runs.store import Store
 
+    bring_data([read_statement(folder)[1]], prepare)
     experiment = load_experiment(folder)
     if arms is not None:
         experiment = experiment.only([name.strip() for name in arms.split(",")])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Overrides, Scale, apply_scale, complete_config
+from gptlab.cli.data import bring_data
+from gptlab.cli.options import Overrides, Prepare, Scale, apply_scale, complete_config
 from gptlab.cli.soup import show_soup
-from gptlab.console import Place, place, say
+from gptlab.console import say
 from gptlab.errors import STOPPED, ConfigError
 from gptlab.files import check_place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from gptlab.config import RunConfig
 
 
 def train(
@@ -34,9 +32,7 @@ def train(
         bool, typer.Option(help="continue from the newest whole checkpoint; start if there is none")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="the run's folder; by default runs/NAME-HASH-seedN")] = None,
-    prepare: Annotated[
-        bool, typer.Option("--prepare", help="prepare the data too where they are a preset's; asked in a terminal")
-    ] = False,
+    prepare: Prepare = False,
 ) -> None:
     """Train what CONFIG describes, into runs/NAME-HASH-seedN; a config of stages into a folder for each of its runs."""
     from gptlab.config import has_stages, load_config, presets
@@ -55,7 +51,7 @@ def train(
         _train_in_stages(config, overrides, resume=resume, prepare=prepare)
         return
     loaded = load_config(config, overrides)
-    _bring_data([loaded], prepare)
+    bring_data([loaded], prepare)
     there = Path(config) if resume and (Path(config) / "config.yaml").is_file() else None
     if out is not None and there is not None and out.resolve() != there.resolve():
         raise ConfigError(f"--resume goes on in {there}, and --out names {out}; leave out one of them")
@@ -71,17 +67,6 @@ def train(
         say(f"next: gptlab eval {run.folder}\n      gptlab sample {run.folder}")
 
 
-def _bring_data(configs: Sequence[RunConfig], prepare: bool) -> None:
-    """Prepare what data of presets are missing where that is asked for, or a person in a terminal says so."""
-    from gptlab.cli.data import prepare_missing
-    from gptlab.parallel.world import find_world
-
-    in_terminal = sys.stdin is not None and sys.stdin.isatty() and place() is Place.TERMINAL
-    if (prepare or in_terminal) and find_world().size == 1:
-        for config in configs:
-            prepare_missing(config, ask=not prepare)
-
-
 def _train_in_stages(config: str, overrides: Sequence[str], *, resume: bool, prepare: bool) -> None:
     """Train every stage of the config, and say where the runs are."""
     from gptlab.config import load_stages
@@ -89,7 +74,7 @@ def _train_in_stages(config: str, overrides: Sequence[str], *, resume: bool, pre
     from gptlab.training.stages import train_stages
 
     stages = load_stages(config, overrides)
-    _bring_data([stage.config for stage in stages], prepare)
+    bring_data([stage.config for stage in stages], prepare)
     results = train_stages(stages, resume=resume)
     if not all(result.finished for result in results):
         raise typer.Exit(STOPPED)
