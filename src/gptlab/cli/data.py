@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptlab.cli.options import SpecialTokens, check_errors, parse_count
-from gptlab.console import output, say, waiting
+from gptlab.console import output, say
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Readi
     """The tokenizer that a preset has of its own text."""
     from gptlab.console import track
     from gptlab.data import iter_documents
+    from gptlab.processes import usable_cores
     from gptlab.tokenizer import train_bpe, train_char
 
     documents = iter_documents(inputs, reading=reading)
@@ -168,8 +169,7 @@ def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Readi
     read = track(texts, f"tokenizer {name}: reading", total=None, unit="B", size=len)
     if known.vocab_size is None:
         return train_char(read, name=name)
-    with waiting(f"tokenizer {name}: {known.vocab_size:,} ids"):
-        (made,) = train_bpe(read, [known.vocab_size], name=name)
+    (made,) = train_bpe(read, [known.vocab_size], name=name, workers=usable_cores())
     return made
 
 

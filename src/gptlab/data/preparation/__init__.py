@@ -22,13 +22,13 @@ from gptlab.console import say
 from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
 from gptlab.data.preparation.overlap import shared_documents
 from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
-from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
 from gptlab.data.sources.selection import Input
 from gptlab.errors import BusyError, DataError, GptlabError, option
 from gptlab.files import check_place, exclusive, replace_folder, settle, write_atomic
+from gptlab.processes import usable_cores
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
