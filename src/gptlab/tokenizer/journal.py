@@ -134,13 +134,19 @@ def kept_journal(folder: Path, identity: Any, what: str) -> Iterator[Journal]:
     """
     journal = Journal(folder, identity)
     busy = BusyError(f"{what}: another process is training this tokenizer; wait for it to end")
-    with exclusive(folder.with_suffix(".lock"), busy):
-        try:
-            yield journal
-        except BaseException as error:
-            if not isinstance(error, GptlabError | OSError):
-                journal.keep(at_once=True)
-                if journal.is_kept:
-                    say(f"stopped (what was found is kept in {folder}: the same command goes on from there)")
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
+    is_new = not folder.parent.exists()
+    try:
+        with exclusive(folder.with_suffix(".lock"), busy):
+            try:
+                yield journal
+            except BaseException as error:
+                if not isinstance(error, GptlabError | OSError):
+                    journal.keep(at_once=True)
+                    if journal.is_kept:
+                        say(f"stopped (what was found is kept in {folder}: the same command goes on from there)")
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is wanted by now
+                folder.parent.rmdir()
