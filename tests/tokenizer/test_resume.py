@@ -168,8 +168,8 @@ def test_merges_are_shown_as_they_come(monkeypatch: pytest.MonkeyPatch, capsys: 
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("merging '")]
     shape = r"merging '.+' \+ '.+' \([\d,]+ times\): \d+ of 73 merges \(\d+%\), \d+ s"
     assert all(re.fullmatch(shape, line) for line in told)
-    assert any(line.startswith("merging 't' + 'h' (") for line in told)
-    assert any(r"'\xe4' + '\xb8'" in line for line in told)
+    assert any(line.startswith("merging 't' + 'he' (") for line in told)
+    assert any(r"\xe4" in line for line in told)
 
 
 @pytest.mark.slow
