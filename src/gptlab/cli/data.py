@@ -55,6 +55,13 @@ def prepare(
     num_shards: Annotated[int | None, typer.Option(help="Stop after so many training shards.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a CPU core.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
+    ids_column: Annotated[
+        str | None, typer.Option(help="Column or field that holds token ids, in place of text.")
+    ] = None,
+    ids_rows: Annotated[
+        str | None,
+        typer.Option(metavar="documents|packed", help="Its rows: a document each, or parts of one packed run."),
+    ] = None,
     separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
     document_start: Annotated[
         str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")
@@ -88,6 +95,7 @@ def prepare(
         checked, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
         tokens = None if tokens is None else min(tokens, parse_count(shard_size, "--shard-size") or tokens)
     reading = _reading(known, text_column, separator, document_start, errors, special_tokens)
+    reading = _with_ids(reading, text_column, ids_column, ids_rows)
     folder = out or Path("data") / Path(str(preset)).stem
     manifest = prepare_data(
         inputs,
@@ -141,6 +149,22 @@ def _reading(
         "special_tokens": None if special_tokens in (None, ["none"]) else tuple(sorted(special_tokens or ())),
     }
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _with_ids(reading: Reading, text_column: str | None, ids_column: str | None, ids_rows: str | None) -> Reading:
+    """`reading` where a column of ids takes the place of one of text."""
+    import dataclasses
+
+    if ids_rows not in (None, "documents", "packed"):
+        raise DataError(f"--ids-rows {ids_rows!r}: is neither documents nor packed")
+    if ids_column is None and ids_rows is None:
+        return reading
+    if ids_column is None and reading.ids is None:
+        raise DataError("--ids-rows says how the rows of --ids-column are meant; give that too")
+    if text_column is not None:
+        raise DataError("--text-column and --ids-column both say what is read; give one of them")
+    rows: Any = ids_rows or reading.ids or "documents"
+    return dataclasses.replace(reading, text_column=ids_column or reading.text_column, ids=rows)
 
 
 def _tokenizer(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab.console import say
 from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
+from gptlab.data.preparation.ids import check_ids
 from gptlab.data.preparation.overlap import shared_documents
 from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
@@ -82,6 +83,8 @@ def prepare(
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes)
     checked = resolve(validation, cache=cache) if validation else None
     encoder = _load(tokenizer)
+    for one in (sources, checked or []):
+        check_ids(one, reading, encoder, limit_bytes=limit_bytes, validation_fraction=validation_fraction)
     passes = plan_passes(sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
     with _working_folder(out, force) as folder:
         options = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data.preparation.ids import ids_of
 from gptlab.data.shards import token_dtype
 from gptlab.data.sources.base import Block, Reading, utf8_length
 from gptlab.errors import DataError, option
@@ -60,13 +61,17 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     # begins. A split so begins with an end of nothing, and its last document has none.
     ends = [] if tokenizer.document_end is None else [tokenizer.document_end]
     separator = np.array([*ends, tokenizer.end_of_text], dtype=dtype)
-    texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
-    begins = np.array([not document.continues for document in documents], dtype=np.bool_)
+    if any(document.ids is not None for document in documents):
+        texts, begins, sizes = ids_of(documents, tokenizer)
+    else:
+        texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
+        begins = np.array([not document.continues for document in documents], dtype=np.bool_)
+        sizes = [utf8_length(document.text) for document in documents]
     parts = [part for ids, first in zip(texts, begins, strict=True) for part in ((separator, ids) if first else (ids,))]
     return EncodedBlock(
         ids=np.concatenate(parts, dtype=dtype) if parts else np.empty(0, dtype=dtype),
         lengths=np.array([len(ids) for ids in texts], dtype=np.int64) + begins * len(separator),
-        bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
+        bytes=np.array(sizes, dtype=np.int64),
         begins=begins,
     )
 
