@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptlab.console import say
+from gptlab.data.shards import token_dtype
 from gptlab.data.sources.base import Document, Reading, Source
 from gptlab.data.sources.resolve import read_blocks
 from gptlab.data.sources.selection import Selected, parts_of
@@ -35,7 +36,7 @@ def ids_of(
     """
     lengths = np.array([len(token) for token in tokenizer.token_bytes()], dtype=np.int64)
     pieces = [piece for document in documents for piece in _pieces(document, tokenizer)]
-    texts = [ids.astype(np.int64) for ids, _ in pieces]
+    texts = [ids.astype(token_dtype(tokenizer.vocab_size)) for ids, _ in pieces]
     return texts, np.array([begins for _, begins in pieces], dtype=np.bool_), [int(lengths[ids].sum()) for ids in texts]
 
 
@@ -82,7 +83,7 @@ def check_ids(sources: Sequence[Source], reading: Reading, tokenizer: Tokenizer,
     stand for gives other ids.
     """
     files = [part for part in parts_of(sources) if isinstance(part, IdsFile) or getattr(part, "holds_ids", False)]
-    if reading.ids is None and not files:
+    if not sources or (reading.ids is None and not files):
         return
     _refuse_what_wants_text(sources, packed=bool(files) or reading.ids == "packed", **asked)
     for source in (sources[0], *(last for last in sources[1:][-1:] if not last.is_stream)):
