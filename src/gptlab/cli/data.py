@@ -40,7 +40,7 @@ def prepare(
     ] = None,
     input: Annotated[
         list[str] | None,
-        typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT] or text:WORDS; repeatable."),
+        typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT], text:WORDS, - for a pipe; repeatable."),
     ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="The same, for the validation split.")] = None,
     validation_fraction: Annotated[

@@ -32,7 +32,9 @@ Name = Annotated[
 Input = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", help="File, folder, glob, URL, hf://NAME, text:WORDS or a preset; repeatable.", show_default=False
+        "--input",
+        help="File, folder, glob, URL, hf://NAME, text:WORDS, - or a preset; repeatable.",
+        show_default=False,
     ),
 ]
 TextColumn = Annotated[

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gptlab.console import progress, waiting
 from gptlab.errors import DataError, option
@@ -167,11 +168,7 @@ def _learn(
         return tokens
     counts = journal.counts.counts
     with waiting("counting pairs"):
-        # Cut by the merges that there are, which is where these had come to: the words as those left them. Each
-        # pre-token is cut out already: a pattern that takes all of it keeps it in one piece.
-        specials = {f"<{index}>": index for index, token in enumerate(tokens) if not token}
-        engine = BpeEngine(tokens, specials, r"[\s\S]+")
-        words = [engine.encode_array(word) for word in counts]
+        words = _cut(counts, tokens)
         weights = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
         merges = frequent_merges(words, weights, len(tokens))
         first = next(merges, None)
@@ -189,6 +186,16 @@ def _learn(
             if len(tokens) == wanted:
                 break
     return tokens
+
+
+def _cut(words: Iterable[str], tokens: list[bytes]) -> list[npt.NDArray[Any]]:
+    """Words as the ids that the merges of `tokens` leave of them, which is what they were when those had been made."""
+    if len(tokens) == 256:
+        return [np.frombuffer(word.encode("utf-8"), dtype=np.uint8) for word in words]
+    # Each word is cut out already: a pattern that takes all of it keeps it in one piece.
+    specials = {f"<{index}>": index for index, token in enumerate(tokens) if not token}
+    engine = BpeEngine(tokens, specials, r"[\s\S]+")
+    return [engine.encode_array(word) for word in words]
 
 
 def _summary(read: TextCounts) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def resolve(
     inputs: Sequence[str | Input], *, cache: Path | None = None, block_bytes: int = BLOCK_BYTES
 ) -> list[Source]:
     """What `inputs` name, in order: files, folders, globs, URLs, `hf://NAME[:CONFIG][@SPLIT]`, `stdlib:SPLIT`,
-    `text:WORDS`. Of an `Input` all is one source.
+    `text:WORDS`, `-` for standard input. Of an `Input` all is one source.
 
     URLs are downloaded into `cache` first (default: GPTLAB_CACHE, or `~/.cache/gptlab`). A folder gives its Parquet,
     Arrow, JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
