@@ -3,9 +3,9 @@
     python benchmarks/loader.py --data FOLDER --tokenizer GPT2_FOLDER [--turns 5] [--steps 4] [--threads 2]
 
 FOLDER holds `gutenberg/train-*.parquet`, GPT2_FOLDER `encoder.json` and `vocab.bpe`. The shapes are `books-xs` (4
-layers × 144, V 8192) and GPT-2's architecture with 6 layers × 384 (V 50257, T 256, batch 16). Steps are those of `gptlab
-train`, `training.loop.step`. Waiting is all that a worker in the background could take over: reading the windows of a
-step from the memory-mapped shards, numbering documents, checking ids, and making tensors of them.
+layers × 144, V 8192) and GPT-2's architecture with 6 layers × 384 (V 50257, T 256, batch 16). Steps are those of
+`gptlab train`, by `training.loop.step`. Waiting is all that a worker in the background could take over: reading the
+windows of a step from the memory-mapped shards, numbering documents, checking ids, and making tensors of them.
 """
 
 from __future__ import annotations
