@@ -175,7 +175,7 @@ def test_options_that_look_at_text_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.arange(200))
     path = str(tmp_path / "x.npy")
     for options, message in (
-        ({"limit_bytes": 100}, "limit_bytes: is for text, .*; use num_shards"),
+        ({"limit_bytes": 100}, "limit_bytes: counts text, .*; use num_shards"),
         ({"validation_fraction": 0.1}, "documents of packed ids are not counted beforehand.*use validation_tokens"),
     ):
         with pytest.raises(DataError, match=message):

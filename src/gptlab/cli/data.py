@@ -31,6 +31,10 @@ MinLength = Annotated[int, typer.Option(min=0, help="Leave out documents of fewe
 Keep = Annotated[
     str | None, typer.Option(metavar="./FILE.py:NAME", help="Leave out documents of which this function says False.")
 ]
+IdsColumn = Annotated[str | None, typer.Option(help="Column or field that holds token ids, in place of text.")]
+IdsRows = Annotated[
+    str | None, typer.Option(metavar="documents|packed", help="Its rows: a document each, or parts of one packed run.")
+]
 
 
 @app.command()
@@ -55,13 +59,8 @@ def prepare(
     num_shards: Annotated[int | None, typer.Option(help="Stop after so many training shards.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a CPU core.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
-    ids_column: Annotated[
-        str | None, typer.Option(help="Column or field that holds token ids, in place of text.")
-    ] = None,
-    ids_rows: Annotated[
-        str | None,
-        typer.Option(metavar="documents|packed", help="Its rows: a document each, or parts of one packed run."),
-    ] = None,
+    ids_column: IdsColumn = None,
+    ids_rows: IdsRows = None,
     separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
     document_start: Annotated[
         str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")

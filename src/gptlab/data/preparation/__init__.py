@@ -77,14 +77,12 @@ def prepare(
     """
     out, reading = Path(out), reading or Reading()
     check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes, workers)
-    workers = workers or usable_cores()
     _check_target(out, force)
     block_bytes = block_bytes_for(limit_bytes)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes)
     checked = resolve(validation, cache=cache) if validation else None
     encoder = _load(tokenizer)
-    for one in (sources, checked or []):
-        check_ids(one, reading, encoder, limit_bytes=limit_bytes, validation_fraction=validation_fraction)
+    check_ids((sources, checked or []), reading, encoder, limit_bytes, validation_fraction)
     passes = plan_passes(sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
     with _working_folder(out, force) as folder:
         options = {
@@ -105,7 +103,7 @@ def prepare(
             shard_size=shard_size,
             num_shards=num_shards,
             limit_bytes=limit_bytes,
-            workers=workers,
+            workers=workers or usable_cores(),
         )
         writer.run(plan_fingerprint(passes, encoder, options))
         manifest = Manifest(

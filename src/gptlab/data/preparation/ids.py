@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,30 +76,43 @@ def _without_end(ids: NDArray[Any], tokenizer: Tokenizer) -> NDArray[Any]:
     return ids[:-1] if ended else ids
 
 
-def check_ids(sources: Sequence[Source], reading: Reading, tokenizer: Tokenizer, **asked: object) -> None:
-    """Hold a sample of what is ids in `sources` against `tokenizer`, and say what came of it.
+def check_ids(
+    splits: Iterable[Sequence[Source]],
+    reading: Reading,
+    tokenizer: Tokenizer,
+    limit_bytes: int | None,
+    validation_fraction: float | None,
+) -> None:
+    """Hold a sample of what is ids in the sources of each split against `tokenizer`, and say what came of it.
 
-    `asked`: options that look at text. Raises DataError for these, where there are ids; and where the text that ids
-    stand for gives other ids.
+    Raises DataError where the text that ids stand for gives other ids, and for options that look at text.
     """
-    files = [part for part in parts_of(sources) if isinstance(part, IdsFile) or getattr(part, "holds_ids", False)]
-    if not sources or (reading.ids is None and not files):
-        return
-    _refuse_what_wants_text(sources, packed=bool(files) or reading.ids == "packed", **asked)
-    for source in (sources[0], *(last for last in sources[1:][-1:] if not last.is_stream)):
-        _check_sample(source, reading, tokenizer)
+    for sources in splits:
+        files = any(isinstance(part, IdsFile) or getattr(part, "holds_ids", False) for part in parts_of(sources))
+        if not sources or (reading.ids is None and not files):
+            continue
+        packed = files or reading.ids == "packed"
+        _refuse_what_wants_text(sources, packed, limit_bytes, validation_fraction)
+        for source in (sources[0], *(last for last in sources[1:][-1:] if not last.is_stream)):
+            _check_sample(source, reading, tokenizer)
 
 
-def _refuse_what_wants_text(sources: Sequence[Source], *, packed: bool, **asked: object) -> None:
+def _refuse_what_wants_text(
+    sources: Sequence[Source], packed: bool, limit_bytes: int | None, validation_fraction: float | None
+) -> None:
     for source in sources:
         chosen = source.input if isinstance(source, Selected) else None
         if chosen is not None and (chosen.judges or chosen.max_bytes or (packed and chosen.max_documents)):
             raise DataError(f"{source.name}: filters and caps look at text, and it holds ids; cap tokens, or none")
-    for name, value in asked.items():
-        if value and (packed or name != "validation_fraction"):
-            why = "documents of packed ids are not counted beforehand" if name == "validation_fraction" else "text"
-            instead = option("validation_tokens") if name == "validation_fraction" else option("num_shards")
-            raise DataError(f"{option(name)}: is for text, and {sources[0].name} holds ids ({why}); use {instead}")
+    if limit_bytes is not None:
+        raise DataError(
+            f"{option('limit_bytes')}: counts text, and {sources[0].name} holds ids; use {option('num_shards')}"
+        )
+    if validation_fraction is not None and packed:
+        raise DataError(
+            f"{option('validation_fraction')}: the documents of packed ids are not counted beforehand; use "
+            f"{option('validation_tokens')}"
+        )
 
 
 def _check_sample(source: Source, reading: Reading, tokenizer: Tokenizer) -> None:
