@@ -183,6 +183,10 @@ def test_options_that_look_at_text_are_refused(tmp_path: Path) -> None:
     for chosen in (Input(path, without=("x",)), Input(path, max_bytes=9), Input(path, weight=0.5)):
         with pytest.raises(DataError, match="filters and caps look at text, and it holds ids"):
             made(tmp_path / "o", [chosen], "byte", None)
+    (tmp_path / "words.txt").write_text("words")
+    with pytest.raises(DataError, match=r"words\.txt: is text without a column of ids; leave it out"):
+        made(tmp_path / "o", [str(tmp_path / "words.txt")], "byte")
+    assert made(tmp_path / "o", [path, str(tmp_path / "words.txt")], "byte", None) == [256, *range(200), 256, *b"words"]
     with pytest.raises(DataError, match="are for text"):
         Reading(ids="packed", separator="x")
 

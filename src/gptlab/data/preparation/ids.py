@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gptlab.console import say
 from gptlab.data.shards import token_dtype
 from gptlab.data.sources.base import Document, Reading, Source
+from gptlab.data.sources.hub import HubFile
 from gptlab.data.sources.resolve import read_blocks
 from gptlab.data.sources.selection import Selected, parts_of
 from gptlab.data.sources.token_files import IdsFile
@@ -43,7 +44,8 @@ def ids_of(
 def _pieces(document: Document, tokenizer: Tokenizer) -> Iterator[tuple[NDArray[Any], bool]]:
     """The documents in `document.ids`, each with whether it begins there."""
     ids = document.ids
-    assert ids is not None
+    if ids is None:
+        raise DataError(f"{document.source}: is text without a column of ids; leave it out, or prepare it by itself")
     smallest, largest = (int(ids.min()), int(ids.max())) if len(ids) else (0, 0)
     if smallest < 0 or largest >= tokenizer.vocab_size:
         wrong = smallest if smallest < 0 else largest
@@ -88,13 +90,19 @@ def check_ids(
     Raises DataError where the text that ids stand for gives other ids, and for options that look at text.
     """
     for sources in splits:
-        files = any(isinstance(part, IdsFile) or getattr(part, "holds_ids", False) for part in parts_of(sources))
-        if not sources or (reading.ids is None and not files):
+        files = [source for source in sources if any(map(_holds_ids, parts_of([source])))]
+        held = files if reading.ids is None else sources
+        if not held:
             continue
-        packed = files or reading.ids == "packed"
-        _refuse_what_wants_text(sources, packed, limit_bytes, validation_fraction)
-        for source in (sources[0], *(last for last in sources[1:][-1:] if not last.is_stream)):
+        packed = bool(files) or reading.ids == "packed"
+        _refuse_what_wants_text(held, packed, limit_bytes, validation_fraction)
+        for source in (held[0], *(last for last in held[1:][-1:] if not last.is_stream)):
             _check_sample(source, reading, tokenizer)
+
+
+def _holds_ids(source: Source) -> bool:
+    """Whether it is a file of token ids, here or on the hub."""
+    return isinstance(source, IdsFile) or (isinstance(source, HubFile) and source.holds_ids)
 
 
 def _refuse_what_wants_text(

@@ -61,7 +61,7 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     # begins. A split so begins with an end of nothing, and its last document has none.
     ends = [] if tokenizer.document_end is None else [tokenizer.document_end]
     separator = np.array([*ends, tokenizer.end_of_text], dtype=dtype)
-    if any(document.ids is not None for document in documents):
+    if reading.ids is not None or any(document.ids is not None for document in documents):
         texts, begins, sizes = ids_of(documents, tokenizer)
     else:
         texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
