@@ -172,7 +172,7 @@ def test_what_is_no_ids(tmp_path: Path, row: str, message: str) -> None:
 
 
 def test_options_that_look_at_text_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.arange(200))
+    np.save(tmp_path / "x.npy", np.array(list(b"words " * 40)))
     path = str(tmp_path / "x.npy")
     for options, message in (
         ({"limit_bytes": 100}, "limit_bytes: counts text, .*; use num_shards"),
@@ -186,7 +186,12 @@ def test_options_that_look_at_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("words")
     with pytest.raises(DataError, match=r"words\.txt: is text without a column of ids; leave it out"):
         made(tmp_path / "o", [str(tmp_path / "words.txt")], "byte")
-    assert made(tmp_path / "o", [path, str(tmp_path / "words.txt")], "byte", None) == [256, *range(200), 256, *b"words"]
+    assert made(tmp_path / "o", [path, str(tmp_path / "words.txt")], "byte", None) == [
+        256,
+        *b"words " * 40,
+        256,
+        *b"words",
+    ]
     with pytest.raises(DataError, match="are for text"):
         Reading(ids="packed", separator="x")
 
