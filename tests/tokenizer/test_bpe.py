@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptlab import processes
 from gptlab.errors import DataError
 from gptlab.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer, counting, grow_bpe, train_bpe
 from gptlab.tokenizer.byte_level import byte_alphabet, to_text
@@ -91,6 +93,15 @@ def test_same_result_for_any_number_of_processes(awkward: list[str], monkeypatch
     alone, shared = (train_bpe(awkward * 20, [900], name="t", workers=workers)[0] for workers in (1, 2))
     assert shared.hash == alone.hash
     assert shared.trained_on == alone.trained_on == {"texts": 220, "bytes": sum(len(t.encode()) for t in awkward) * 20}
+
+
+def test_a_counting_process_that_dies_is_one_line(awkward: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "_ALONE_BYTES", 1 << 14)
+    monkeypatch.setattr(counting, "_BATCH_BYTES", 1 << 14)
+    dying = processes.spawned_pool
+    monkeypatch.setattr(counting, "spawned_pool", lambda workers, *_: dying(workers, os._exit, 1))
+    with pytest.raises(DataError, match=r"a counting process died, .* fewer workers"):
+        train_bpe(awkward * 20, [900], name="t", workers=2)
 
 
 def test_nested_sizes_are_prefixes_of_each_other(awkward: list[str]) -> None:

@@ -11,10 +11,11 @@ import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gptlab.errors import DataError
+from gptlab.errors import DataError, option
 from gptlab.processes import spawned_pool
 from gptlab.tokenizer.patterns import cut_long_whitespace
 
@@ -91,15 +92,20 @@ def _counted(
     first = next(texts, None) if workers > 1 else None
     if first is None:
         return
-    with spawned_pool(workers, _compiled, pattern) as submit:
-        waiting = deque[tuple[Batch, Future[Counter[str]]]]()
-        for batch in _joined(itertools.chain([first], texts)):
-            waiting.append((batch._replace(pieces=[]), submit(_count, batch.pieces, pattern)))
-            if len(waiting) > 2 * workers:
-                done, future = waiting.popleft()
+    try:
+        with spawned_pool(workers, _compiled, pattern) as submit:
+            waiting = deque[tuple[Batch, Future[Counter[str]]]]()
+            for batch in _joined(itertools.chain([first], texts)):
+                waiting.append((batch._replace(pieces=[]), submit(_count, batch.pieces, pattern)))
+                if len(waiting) > 2 * workers:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            for done, future in waiting:
                 yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            f"a counting process died, probably for want of memory; try again with fewer {option('workers')}"
+        ) from None
 
 
 def _joined(texts: Iterable[Batch]) -> Iterator[Batch]:
