@@ -4,9 +4,10 @@
 
 FOLDER holds `gutenberg/train-*.parquet` (any Parquet files with a `text` column will do: --input GLOB).
 
-* train: `gptlab.tokenizer.train_bpe` against `rustbpe` called directly, on the same stream read from the same
-  files; and Hugging Face `tokenizers` with the same pattern. Peak memory of each comes from a process that
-  does nothing else.
+* train: `gptlab.tokenizer.train_bpe`, with one process and one a core, against `rustbpe` called directly, on the same
+  stream read from the same files; and Hugging Face `tokenizers` with the same pattern. Peak memory of each comes from
+  a process that does nothing else, and so does processor time, its workers' included: the fairer figure where others
+  work on the same cores.
 * encode: `Tokenizer.encode_documents` against tiktoken called directly, and against `tokenizers`.
 * grow: from half of the vocabulary to all of it, against training it at once.
 
@@ -46,24 +47,36 @@ def texts(pattern: str, limit: int) -> Iterator[str]:
 def train_with(who: str, pattern: str, limit: int, size: int) -> None:
     """One training; the tokenizers are equal where `who` is gptlab or rustbpe."""
     from gptlab.tokenizer.patterns import GPT4
-    from gptlab.tokenizer.training import train_bpe
 
     stream = texts(pattern, limit)
     if who == "rustbpe":
         import rustbpe
 
         rustbpe.Tokenizer().train_from_iterator(stream, size - 1, pattern=GPT4)
+    elif who == "tokenizers":
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+        engine = Tokenizer(models.BPE())
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        engine.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(GPT4), "isolated"), level])
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=size - 1, initial_alphabet=alphabet, show_progress=False)
+        engine.train_from_iterator(stream, trainer)
     else:
-        train_bpe(stream, [size], name="x", trainer="tokenizers" if who == "tokenizers" else "rustbpe")
+        from gptlab.processes import usable_cores
+        from gptlab.tokenizer.training import train_bpe
+
+        train_bpe(stream, [size], name="x", workers=1 if who == "gptlab, 1 process" else usable_cores())
 
 
-def in_subprocess(who: str, arguments: argparse.Namespace) -> tuple[float, float]:
-    """(seconds, peak resident MB) of one training in a process of its own, start of Python not counted."""
+def in_subprocess(who: str, arguments: argparse.Namespace) -> tuple[float, float, float]:
+    """(seconds, processor seconds, peak resident MB) of one training in a process of its own, start of Python not
+    counted."""
     command = [sys.executable, __file__, "--child", who, "--input", arguments.input]
     command += ["--vocab-size", str(arguments.vocab_size), "--limit-bytes", str(arguments.limit_bytes)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, peak = json.loads(done.stdout)
-    return seconds, peak
+    seconds, processor, peak = json.loads(done.stdout)
+    return seconds, processor, peak
 
 
 def child(who: str, arguments: argparse.Namespace) -> None:
@@ -73,11 +86,12 @@ def child(who: str, arguments: argparse.Namespace) -> None:
 
     import gptlab.tokenizer  # noqa: F401
 
-    started = time.perf_counter()
+    started, before = time.perf_counter(), os.times()
     train_with(who, arguments.input, arguments.limit_bytes, arguments.vocab_size)
-    seconds = time.perf_counter() - started
+    seconds, after = time.perf_counter() - started, os.times()
+    processor = sum(after[:4]) - sum(before[:4])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps([seconds, peak / (1e6 if sys.platform == "darwin" else 1e3)]))
+    print(json.dumps([seconds, processor, peak / (1e6 if sys.platform == "darwin" else 1e3)]))
 
 
 def report(title: str, times: dict[str, list[float]], size: float, against: str) -> None:
@@ -105,14 +119,16 @@ def in_turns(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 def measure_training(arguments: argparse.Namespace, megabytes: float) -> None:
     times: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
     peaks: dict[str, list[float]] = {}
-    names = ["rustbpe", "gptlab", "tokenizers"]
+    names = ["rustbpe", "gptlab", "gptlab, 1 process", "tokenizers"]
     for repeat in range(arguments.repeats):
-        for name in names[repeat % 3 :] + names[: repeat % 3]:
-            seconds, peak = in_subprocess(name, arguments)
-            times.setdefault(name, []).append(seconds)
-            peaks.setdefault(name, []).append(peak)
-    report(f"train, {megabytes:.0f} MB, vocabulary {arguments.vocab_size:,}", times, megabytes, "rustbpe")
+        for name in names[repeat % len(names) :] + names[: repeat % len(names)]:
+            for kept, found in zip((times, processor, peaks), in_subprocess(name, arguments), strict=True):
+                kept.setdefault(name, []).append(found)
+    title = f"train, {megabytes:.0f} MB, vocabulary {arguments.vocab_size:,}"
+    report(title, times, megabytes, "rustbpe")
+    report(f"{title}, processor time", processor, megabytes, "rustbpe")
     print("  peak memory: " + ", ".join(f"{name} {max(each):,.0f} MB" for name, each in peaks.items()))
 
 

@@ -419,12 +419,12 @@ def heeds_interrupts() -> Iterator[None]:
 
 @pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupt_while_a_worker_starts_comes_later_and_not_to_the_worker() -> None:
-    from gptlab.data.preparation.workers import _interrupts_later
+    from gptlab.processes import interrupts_later
 
     blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     reached = []
 
-    @_interrupts_later()
+    @interrupts_later()
     def start() -> None:
         signal.raise_signal(signal.SIGINT)
         reached.append(subprocess.check_output([sys.executable, "-c", blocked], text=True))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,3 +110,47 @@ def test_literal_text_is_a_source(gptlab, refused: Callable[..., str], tmp_path:
     assert ids_of(tmp_path / "out", "validation") == [256, *b"that is: the question"]
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["sources"] == [words[1], words[3]]
     assert "text: without a text" in refused("data", "prepare", "--input", "text:", "--tokenizer", "byte", "--out", "o")
+
+
+# ---------------------------------------------------------------- standard input
+
+
+def piped(tmp_path: Path, data: bytes, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "gptlab", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, input=data, capture_output=True)
+    return done.returncode, done.stderr.decode()
+
+
+def test_standard_input_is_text_that_is_read_once(tmp_path: Path) -> None:
+    texts = [f"story {n} of many, é" for n in range(2000)]
+    data = "|".join(texts).encode()
+    command = ("data", "prepare", "--input", "-", "--tokenizer", "byte", "--separator", "|", "--out")
+    code, told = piped(tmp_path, data, *command, "out", "--validation-tokens", "1K", "--workers", "2")
+    assert code == 0, told
+    assert "standard input is read once, as text: hold out by --validation-tokens or --validation, and one" in told
+    (tmp_path / "in.txt").write_bytes(data)
+    reading = Reading(separator="|")
+    prepare([str(tmp_path / "in.txt")], tmp_path / "f", tokenizer="byte", reading=reading, validation_tokens=1000)
+    for split in ("train", "validation"):
+        assert ids_of(tmp_path / "out", split) == ids_of(tmp_path / "f", split)
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["sources"] == ["standard input"]
+    code, told = piped(tmp_path, data, "tokenizer", "train", "--input", "-", "--vocab-size", "280", "--name", "t")
+    assert code == 0, told
+
+
+def test_what_standard_input_cannot_do_is_one_line(tmp_path: Path) -> None:
+    command = ("data", "prepare", "--input", "-", "--tokenizer", "byte", "--workers", "1", "--out", "o")
+    line = b'{"text": "a"}\n'
+    for data, options, message in (
+        (b"a b c", ("--validation-fraction", "0.1"), "standard input: a stream cannot be counted for --validation-f"),
+        (b"a b c", ("--validation", "-"), "standard input: is training text as well"),
+        (b"a b c", ("--input", "-"), "standard input was read to its end already"),
+        (line * 3, (), "standard input: begins with a line of JSON, and - reads plain text"),
+        (gzip.compress(b"abc"), (), "standard input: is a gzip file, no text"),
+        (b"", (), "standard input: no text for the train split"),
+    ):
+        code, told = piped(tmp_path, data, *command, *options)
+        errors = [each for each in told.splitlines() if each.startswith("error: ")]
+        assert (code, len(errors)) == (2, 1), told
+        assert message in errors[0]
+        assert not (tmp_path / "o").exists()

@@ -93,12 +93,12 @@ def test_nested_sizes_and_growing(run: Run) -> None:
     assert new.end_of_text == old.end_of_text == 264
 
 
-def test_other_kinds_and_trainers(run: Run) -> None:
+def test_other_kinds_and_patterns(run: Run) -> None:
     assert run("train", "--kind", "byte", "--name", "b")[0] == 0
     assert run("train", "--kind", "char", "--input", "text.txt", "--name", "c", "--special", "<|u|>")[0] == 0
     assert load_tokenizer("c").special_tokens["<|u|>"] == load_tokenizer("c").vocab_size - 1
     options = ["--input", "text.txt", "--vocab-size", "270"]
-    assert run("train", *options, "--trainer", "tokenizers", "--pattern", "gpt2", "--name", "h")[0] == 0
+    assert run("train", *options, "--pattern", "gpt2", "--name", "h")[0] == 0
     assert run("train", *options, "--pattern", r"\S+|\s", "--name", "r")[0] == 0
     assert load_tokenizer("r").pattern == r"\S+|\s"
 
@@ -160,7 +160,6 @@ TRAIN = ("train", "--input", "text.txt", "--vocab-size", "300", "--name")
         ((*TRAIN, "t", "--kind", "byte"), "--input means nothing with --kind byte"),
         ((*TRAIN, "t", "--kind", "char"), "--vocab-size means nothing"),
         ((*TRAIN, "t", "--pattern", "gpt9"), "--pattern gpt9 is neither a name"),
-        ((*TRAIN, "t", "--trainer", "gpt"), "no trainer 'gpt'"),
         ((*TRAIN, "t", "--grow", "nope"), "no tokenizer 'nope'"),
         ((*TRAIN, "t", "--grow", "byte"), "only bpe"),
         ((*TRAIN, "t", "--grow", "byte", "--pattern", "gpt2"), "--pattern means nothing with --grow"),

@@ -29,7 +29,7 @@ from gptlab.tokenizer.byte_level import recover_merges
 
 def every_kind(texts: list[str]) -> list[Tokenizer]:
     (bpe,) = train_bpe(texts, [500], name="bpe", special_tokens=["<|user|>", "<sp ace>"])
-    (gpt2_like,) = train_bpe(texts, [500], name="gpt2-like", pattern="gpt2", trainer="tokenizers")
+    (gpt2_like,) = train_bpe(texts, [500], name="gpt2-like", pattern="gpt2")
     (grown,) = grow_bpe(bpe, texts, [700], name="grown", special_tokens=["<late>"])
     return [bpe, gpt2_like, grown, byte_tokenizer(special_tokens=["<|x|>"]), train_char(texts, name="char")]
 

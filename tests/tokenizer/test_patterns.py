@@ -82,8 +82,6 @@ def test_long_whitespace_is_cut_wherever_it_stands() -> None:
 
 def test_a_pattern_that_backtracks_too_much_is_an_error_of_one_line() -> None:
     pattern = r"(?:[a-z](?=[a-z]|$|\s))+|[\s\S]"
-    with pytest.raises(DataError, match=r"gives up on a document[^\n]*$"):
-        train_bpe(["abc " * 10, "a" * 3_000_000], [258], name="t", pattern=pattern)
     (tokenizer,) = train_bpe(["abc " * 10], [258], name="t", pattern=pattern)
     with pytest.raises(DataError, match=r"gives up on a text of 3,000,000 characters[^\n]*$"):
         tokenizer.encode("a" * 3_000_000)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptlab.cli.options import SpecialTokens, check_errors, parse_count
-from gptlab.console import Place, output, place, say, waiting
+from gptlab.console import Place, output, place, say
 from gptlab.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ MinLength = Annotated[int, typer.Option(min=0, help="Leave out documents of fewe
 Keep = Annotated[
     str | None, typer.Option(metavar="./FILE.py:NAME", help="Leave out documents of which this function says False.")
 ]
+IdsColumn = Annotated[str | None, typer.Option(help="Column or field that holds token ids, in place of text.")]
+IdsRows = Annotated[
+    str | None, typer.Option(metavar="documents|packed", help="Its rows: a document each, or parts of one packed run.")
+]
 
 
 @app.command()
@@ -41,7 +45,7 @@ def prepare(
     ] = None,
     input: Annotated[
         list[str] | None,
-        typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT] or text:WORDS; repeatable."),
+        typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT], text:WORDS, - for a pipe; repeatable."),
     ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="The same, for the validation split.")] = None,
     validation_fraction: Annotated[
@@ -56,6 +60,8 @@ def prepare(
     num_shards: Annotated[int | None, typer.Option(help="Stop after so many training shards.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one a CPU core.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column or field that holds the text.")] = None,
+    ids_column: IdsColumn = None,
+    ids_rows: IdsRows = None,
     separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
     document_start: Annotated[
         str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")
@@ -89,6 +95,7 @@ def prepare(
         checked, fraction, tokens = known.validation, known.validation_fraction, known.validation_tokens
         tokens = None if tokens is None else min(tokens, parse_count(shard_size, "--shard-size") or tokens)
     reading = _reading(known, text_column, separator, document_start, errors, special_tokens)
+    reading = _with_ids(reading, text_column, ids_column, ids_rows)
     folder = out or Path("data") / Path(str(preset)).stem
     manifest = prepare_data(
         inputs,
@@ -144,6 +151,22 @@ def _reading(
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
+def _with_ids(reading: Reading, text_column: str | None, ids_column: str | None, ids_rows: str | None) -> Reading:
+    """`reading` where a column of ids takes the place of one of text."""
+    import dataclasses
+
+    if ids_rows not in (None, "documents", "packed"):
+        raise DataError(f"--ids-rows {ids_rows!r}: is neither documents nor packed")
+    if ids_column is None and ids_rows is None:
+        return reading
+    if ids_column is None and reading.ids is None:
+        raise DataError("--ids-rows says how the rows of --ids-column are meant; give that too")
+    if text_column is not None:
+        raise DataError("--text-column and --ids-column both say what is read; give one of them")
+    rows: Any = ids_rows or reading.ids or "documents"
+    return dataclasses.replace(reading, text_column=ids_column or reading.text_column, ids=rows)
+
+
 def _tokenizer(
     asked: str | None, known: Preset | None, preset: str, inputs: Sequence[str | Input], reading: Reading
 ) -> str | Tokenizer:
@@ -162,6 +185,7 @@ def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Readi
     """The tokenizer that a preset has of its own text."""
     from gptlab.console import track
     from gptlab.data import iter_documents
+    from gptlab.processes import usable_cores
     from gptlab.tokenizer import train_bpe, train_char
 
     documents = iter_documents(inputs, reading=reading)
@@ -169,8 +193,7 @@ def _train_tokenizer(known: Preset, name: str, inputs: list[str], reading: Readi
     read = track(texts, f"tokenizer {name}: reading", total=None, unit="B", size=len)
     if known.vocab_size is None:
         return train_char(read, name=name)
-    with waiting(f"tokenizer {name}: {known.vocab_size:,} ids"):
-        (made,) = train_bpe(read, [known.vocab_size], name=name)
+    (made,) = train_bpe(read, [known.vocab_size], name=name, workers=usable_cores())
     return made
 
 

@@ -32,7 +32,9 @@ Name = Annotated[
 Input = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", help="File, folder, glob, URL, hf://NAME, text:WORDS or a preset; repeatable.", show_default=False
+        "--input",
+        help="File, folder, glob, URL, hf://NAME, text:WORDS, - or a preset; repeatable.",
+        show_default=False,
     ),
 ]
 TextColumn = Annotated[
@@ -66,9 +68,6 @@ def train(
         list[str] | None,
         typer.Option(help="A special token besides <|endoftext|>; repeatable.", show_default=False),
     ] = None,
-    trainer: Annotated[
-        str | None, typer.Option(metavar="rustbpe|tokenizers", help="What counts; rustbpe if not given.")
-    ] = None,
     grow: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Add merges to this tokenizer; its ids keep their meaning."),
@@ -76,18 +75,23 @@ def train(
     limit_bytes: LimitBytes = None,
     text_column: TextColumn = None,
     errors: Errors = "strict",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that count; default: one a CPU core.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer of this name.")] = False,
 ) -> None:
-    """Train a tokenizer on text: gptlab tokenizer train --input 'books/*.txt' --vocab-size 8192 --name books8k"""
+    """Train a tokenizer on text: gptlab tokenizer train --input 'books/*.txt' --vocab-size 8192 --name books8k
+
+    One that was stopped goes on where it was when the same command is given again.
+    """
     import time
 
     from gptlab import tokenizer as tok
+    from gptlab.processes import usable_cores
+    from gptlab.tokenizer.journal import kept_journal
 
     given = {
         "--input": input,
         "--vocab-size": vocab_size,
         "--pattern": pattern,
-        "--trainer": trainer,
         "--grow": grow,
         "--limit-bytes": limit_bytes,
     }
@@ -99,26 +103,24 @@ def train(
 
     specials = special or []
     started = time.perf_counter()
-    if kind == "byte":
-        made = [tok.byte_tokenizer(name=name, special_tokens=specials)]
-    else:
-        base = tok.load_tokenizer(grow, root=ROOT) if grow is not None else None
-        source = _source(input or [], text_column, errors, limit_bytes)
-        with _texts(source, "merging" if kind == "bpe" else "") as texts:
-            if kind == "char":
+    with ExitStack() as kept:  # of a training, until what it made is saved
+        if kind == "byte":
+            made = [tok.byte_tokenizer(name=name, special_tokens=specials)]
+        elif kind == "char":
+            with _texts(_source(input or [], text_column, errors, limit_bytes)) as texts:
                 made = [tok.train_char(texts, name=name, special_tokens=specials)]
-            elif base is not None:
-                made = tok.grow_bpe(base, texts, sizes, name=name, special_tokens=specials)
-            else:
-                made = tok.train_bpe(
-                    texts,
-                    sizes,
-                    name=name,
-                    pattern=pattern or "gpt4",
-                    special_tokens=specials,
-                    trainer=trainer or "rustbpe",
-                )
-    _save(made, kind, input, time.perf_counter() - started)
+        else:
+            source = _source(input or [], text_column, errors, limit_bytes)
+            base = tok.load_tokenizer(grow, root=ROOT) if grow is not None else None
+            options: dict[str, Any] = {"name": name, "special_tokens": specials}
+            options["workers"] = workers or usable_cores()
+            options["journal"] = kept.enter_context(kept_journal(ROOT / f".{name}.partial", source.identity(), name))
+            with _texts(source) as texts:
+                if base is not None:
+                    made = tok.grow_bpe(base, texts, sizes, **options)
+                else:
+                    made = tok.train_bpe(texts, sizes, pattern=pattern or "gpt4", **options)
+        _save(made, kind, input, time.perf_counter() - started)
     _say_next(made[-1].name, input)
 
 
@@ -139,7 +141,7 @@ def _check_kind(kind: str, given: Mapping[str, object]) -> None:
         raise ConfigError(f"--kind {kind!r} is unknown: {did_you_mean(kind, tuple(_UNREAD))}")
     growing = kind == "bpe" and given["--grow"] is not None
     what = "--grow" if given["--grow"] is not None else f"--kind {kind}"
-    unread = ("--pattern", "--trainer") if growing else _UNREAD[kind]
+    unread = ("--pattern",) if growing else _UNREAD[kind]
     for option in unread:
         if given[option]:
             raise ConfigError(f"{option} means nothing with {what}; leave it out")
@@ -150,8 +152,8 @@ def _check_kind(kind: str, given: Mapping[str, object]) -> None:
 
 _UNREAD: dict[str, tuple[str, ...]] = {
     "bpe": (),
-    "byte": ("--input", "--vocab-size", "--pattern", "--trainer", "--grow", "--limit-bytes"),
-    "char": ("--vocab-size", "--pattern", "--trainer", "--grow"),
+    "byte": ("--input", "--vocab-size", "--pattern", "--grow", "--limit-bytes"),
+    "char": ("--vocab-size", "--pattern", "--grow"),
 }
 """Options of `train` that a kind of tokenizer does not read."""
 
@@ -220,6 +222,7 @@ def show(
     from rich.text import Text
 
     from gptlab.tokenizer import load_tokenizer
+    from gptlab.tokenizer.byte_level import readable
 
     texts = read_texts([] if text is None else [text], file)
     if not texts:
@@ -235,7 +238,7 @@ def show(
         for heading, side in (("#", "right"), ("id", "right"), ("piece", "left"), ("bytes", "right")):
             grid.add_column(heading, justify=side)  # type: ignore[arg-type]
         for position, token in enumerate(encoded):
-            piece = _visible(table[token]) if token not in specials else specials[token]
+            piece = readable(table[token]) if token not in specials else specials[token]
             style = STYLES[position % len(STYLES)] if token not in specials else SPECIAL_STYLE
             size = len(table[token]) if token not in specials else 0
             grid.add_row(str(position), str(token), Text(piece, style=style), str(size))
@@ -248,7 +251,7 @@ def show(
             if token in specials:
                 line.append(specials[token], style=SPECIAL_STYLE)
             else:
-                line.append(_visible(table[token], wrap=True), style=STYLES[position % len(STYLES)])
+                line.append(readable(table[token], wrap=True), style=STYLES[position % len(STYLES)])
         console.print(line)
     size = len(text.encode("utf-8"))
     ratio = f", {size / len(encoded):.2f} bytes per token" if encoded else ""
@@ -317,13 +320,6 @@ def stats(
 # What the commands share
 
 
-def _visible(piece: bytes, wrap: bool = False) -> str:
-    """A token's bytes as people can read them: text where it is text, \\x.. where it is part of a character."""
-    text = piece.decode("utf-8", errors="backslashreplace")
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return shown.replace("\n", "⏎\n" if wrap else "⏎")
-
-
 def _short(source: str, width: int) -> str:
     return source if len(source) <= width else "…" + source[1 - width :]
 
@@ -368,6 +364,13 @@ class _Source:
         from gptlab.data.sources import iter_documents
 
         return iter_documents(self.inputs, limit_bytes=self.limit, reading=self.reading)
+
+    def identity(self) -> list[Any]:
+        """What changes when the text does, as JSON values."""
+        from gptlab.data.sources.resolve import resolve
+
+        read = [source.identity() for source in resolve(self.inputs)]
+        return [read, self.reading.options(), self.limit]
 
     def size(self) -> int | None:
         """Bytes of text, about; None where one cannot tell."""
@@ -415,19 +418,16 @@ def _bar(source: _Source, description: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _texts(source: _Source, then: str) -> Iterator[Iterator[str]]:
-    """The texts of `source`, under a progress bar; once they are read, that `then` is being done."""
+def _texts(source: _Source) -> Iterator[Iterator[str]]:
+    """The texts of `source`; a progress bar for as long as they are read."""
     with ExitStack() as signs:
-        advance = signs.enter_context(_bar(source, "reading"))
 
         def texts() -> Iterator[str]:
+            advance = signs.enter_context(_bar(source, "reading"))
             for document in source.documents():
                 yield document.text
                 advance(len(document.text))
             signs.close()
-            if then:
-                say(f"text read; {then}")
-                signs.enter_context(waiting(then))
 
         yield texts()
 

@@ -53,6 +53,7 @@ class Preset(BaseModel):
     Attributes:
         description: one line for people.
         inputs, validation: names of inputs, or tables with the fields of `Input`.
+        ids: the column holds token ids, a document a row or "packed"; `Reading` says more.
         tokenizer: the one to use when none is asked for; None: one has to be named.
         train_tokenizer: "char" makes a character tokenizer of the inputs when none is asked for.
         vocab_size: a byte-pair tokenizer of so many ids is trained on the inputs when none is asked for.
@@ -69,6 +70,7 @@ class Preset(BaseModel):
     text_column: str = "text"
     separator: str | None = None
     document_start: str | None = None
+    ids: Literal["documents", "packed"] | None = None
     tokenizer: str | None = None
     train_tokenizer: Literal["char"] | None = None
     vocab_size: Annotated[int | None, BeforeValidator(_count)] = None
@@ -83,7 +85,7 @@ class Preset(BaseModel):
 
     def reading(self, errors: Literal["strict", "replace"] = "strict") -> Reading:
         """How its sources are to be understood."""
-        return Reading(self.text_column, self.separator, self.document_start, errors)
+        return Reading(self.text_column, self.separator, self.document_start, errors, ids=self.ids)
 
 
 @functools.cache

@@ -36,6 +36,7 @@ NO_RESULT = (
     "inference.inspection",
     "planning",  # it refuses a run, and computes none
     "plotting",
+    "processes",
     "record",
     "seal",
     "shown",

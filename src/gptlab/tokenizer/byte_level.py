@@ -1,4 +1,4 @@
-"""Byte-level BPE as GPT-2 writes it: bytes as printable characters, and the merges that a vocabulary is made of."""
+"""Byte-level BPE: bytes as characters, as GPT-2 writes them and as people read them, and a vocabulary's merges."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def from_text(text: str) -> bytes | None:
     """The bytes that `text` is written for, or None where it holds a character outside the byte alphabet."""
     values = [_alphabet_bytes().get(character) for character in text]
     return None if None in values else bytes(values)  # type: ignore[arg-type]
+
+
+def readable(token: bytes, wrap: bool = False) -> str:
+    """A token's bytes as people can read them: text where it is text, \\x.. where it is part of a character.
+
+    A line end is ⏎; `wrap`: and a new line.
+    """
+    text = token.decode("utf-8", errors="backslashreplace")
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return shown.replace("\n", "⏎\n" if wrap else "⏎")
 
 
 def recover_merges(tokens: list[bytes]) -> list[tuple[int, int]] | None:

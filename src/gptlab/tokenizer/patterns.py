@@ -1,9 +1,9 @@
 """Split patterns: how text is cut into pre-tokens before byte-pair encoding. Merges never cross a cut.
 
-A pattern is read by four regular-expression engines (rustbpe and tiktoken use Rust's fancy-regex,
-`tokenizers` uses Oniguruma, growing uses Python's `regex`), so those of the house are written in the
-dialect in which all four agree: no `$` (a line end in Oniguruma), no `{1,3}+` (possessive in two of them, a nested
-repeat in Oniguruma), no `(?i:…)` (the engines fold different sets of characters).
+A pattern is read by three regular-expression engines (tiktoken uses Rust's fancy-regex, `tokenizers` uses Oniguruma,
+training uses Python's `regex`), so those of the house are written in the dialect in which all of them agree: no `$` (a
+line end in Oniguruma), no `{1,3}+` (possessive in two of them, a nested repeat in Oniguruma), no `(?i:…)` (the engines
+fold different sets of characters).
 """
 
 from __future__ import annotations

@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from gptlab.console import say
 from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
+from gptlab.data.preparation.ids import check_ids
 from gptlab.data.preparation.overlap import shared_documents
 from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
-from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
 from gptlab.data.sources.base import Reading
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
 from gptlab.data.sources.selection import Input
 from gptlab.errors import BusyError, DataError, GptlabError, option
 from gptlab.files import check_place, exclusive, replace_folder, settle, write_atomic
+from gptlab.processes import usable_cores
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -76,12 +77,12 @@ def prepare(
     """
     out, reading = Path(out), reading or Reading()
     check_options(validation, validation_fraction, validation_tokens, shard_size, num_shards, limit_bytes, workers)
-    workers = workers or usable_cores()
     _check_target(out, force)
     block_bytes = block_bytes_for(limit_bytes)
     sources = resolve(inputs, cache=cache, block_bytes=block_bytes)
     checked = resolve(validation, cache=cache) if validation else None
     encoder = _load(tokenizer)
+    check_ids((sources, checked or []), reading, encoder, limit_bytes, validation_fraction)
     passes = plan_passes(sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
     with _working_folder(out, force) as folder:
         options = {
@@ -102,7 +103,7 @@ def prepare(
             shard_size=shard_size,
             num_shards=num_shards,
             limit_bytes=limit_bytes,
-            workers=workers,
+            workers=workers or usable_cores(),
         )
         writer.run(plan_fingerprint(passes, encoder, options))
         manifest = Manifest(

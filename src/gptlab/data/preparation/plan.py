@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from gptlab.console import progress
 from gptlab.data.dataset import FORMAT_VERSION, Split
 from gptlab.data.preparation.overlap import refuse_equal_files
-from gptlab.data.preparation.workers import usable_cores
 from gptlab.data.shards import MAX_SHARDS, MAX_TOKENS
 from gptlab.data.sources.base import Reading, Source, utf8_length
 from gptlab.data.sources.resolve import read_documents, total_size
 from gptlab.data.sources.selection import Input, Selected
 from gptlab.data.sources.text import character_split
 from gptlab.errors import DataError, option
+from gptlab.processes import usable_cores
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptlab.data.preparation.ids import ids_of
 from gptlab.data.shards import token_dtype
 from gptlab.data.sources.base import Block, Reading, utf8_length
 from gptlab.errors import DataError, option
+from gptlab.processes import spawned_pool
 
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
@@ -64,13 +61,17 @@ def encode(block: Block, tokenizer: Tokenizer, reading: Reading) -> EncodedBlock
     # begins. A split so begins with an end of nothing, and its last document has none.
     ends = [] if tokenizer.document_end is None else [tokenizer.document_end]
     separator = np.array([*ends, tokenizer.end_of_text], dtype=dtype)
-    texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
-    begins = np.array([not document.continues for document in documents], dtype=np.bool_)
+    if reading.ids is not None or any(document.ids is not None for document in documents):
+        texts, begins, sizes = ids_of(documents, tokenizer)
+    else:
+        texts = _encode_texts([document.text for document in documents], block.source, tokenizer, reading)
+        begins = np.array([not document.continues for document in documents], dtype=np.bool_)
+        sizes = [utf8_length(document.text) for document in documents]
     parts = [part for ids, first in zip(texts, begins, strict=True) for part in ((separator, ids) if first else (ids,))]
     return EncodedBlock(
         ids=np.concatenate(parts, dtype=dtype) if parts else np.empty(0, dtype=dtype),
         lengths=np.array([len(ids) for ids in texts], dtype=np.int64) + begins * len(separator),
-        bytes=np.array([utf8_length(document.text) for document in documents], dtype=np.int64),
+        bytes=np.array(sizes, dtype=np.int64),
         begins=begins,
     )
 
@@ -91,11 +92,6 @@ def _encode_texts(texts: list[str], source: str, tokenizer: Tokenizer, reading: 
     return encoded
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextlib.contextmanager
 def encoding_workers(
     workers: int, tokenizer: Path, reading: Reading
@@ -113,59 +109,19 @@ def encoding_workers(
 
         yield here
         return
-    # "spawn": a forked child would inherit the locks of whatever threads the caller has (Arrow, BLAS, torch).
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, reading))
-
-    def submit(block: Block) -> Future[EncodedBlock]:
-        with _interrupts_later():  # a worker may be started here
-            return pool.submit(_encode_in_worker, block)
-
-    try:
-        yield submit
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment. A process that is started meanwhile never gets one: it is the parent's to hear it,
-    and one in the middle of its imports could only answer with a traceback."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
-    heard: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))  # another thread's may still hear it
-    try:
-        yield
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if heard:
-            signal.raise_signal(signal.SIGINT)
+    with spawned_pool(workers, _start_worker, tokenizer, reading) as submit:
+        yield lambda block: submit(_encode_in_worker, block)
 
 
 _worker: tuple[Tokenizer, Reading] | None = None
 
 
 def _start_worker(tokenizer: Path, reading: Reading) -> None:
-    """In a new worker process: load the tokenizer, leave Ctrl-C to the parent, and die with it."""
+    """In a new worker process: load the tokenizer."""
     global _worker
     from gptlab.tokenizer import load_tokenizer
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = (load_tokenizer(tokenizer), reading)
-
-
-def _die_with_parent() -> None:
-    """A pool's workers wait on a queue that outlives a killed parent: without this they would wait forever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _encode_in_worker(block: Block) -> EncodedBlock:

@@ -70,7 +70,7 @@ class ArrowFile:
 
     def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
         start, row = position or 0, 0
-        for batch in self._batches(reading.text_column):
+        for batch in self._batches(reading):
             column = column_of(batch, reading.text_column)
             slices = max(1, min(column.nbytes // BLOCK_BYTES, len(column)))
             edges = [row + len(column) * i // slices for i in range(slices + 1)]
@@ -80,13 +80,13 @@ class ArrowFile:
                     yield RowsBlock((number, first), self.name, first, texts, first=first == 0)
             row += len(column)
 
-    def _batches(self, column: str) -> Iterator[Any]:
+    def _batches(self, reading: Reading) -> Iterator[Any]:
         import pyarrow as pa
 
         with damage_as_data_error(self.name), pa.memory_map(str(self.path)) as file:
             if file.read(6) == b"ARROW1":
                 reader = pa.ipc.open_file(file)
-                check_column(reader.schema, column, self.name)
+                check_column(reader.schema, reading, self.name)
                 yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
                 return
             file.seek(max(0, file.size() - len(_STREAM_END)))
@@ -94,5 +94,5 @@ class ArrowFile:
                 raise DataError(f"{self.name}: is cut off or no Arrow file (its end mark is missing); get it again")
             file.seek(0)
             with pa.ipc.open_stream(file) as stream:
-                check_column(stream.schema, column, self.name)
+                check_column(stream.schema, reading, self.name)
                 yield from stream

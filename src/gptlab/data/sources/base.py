@@ -7,6 +7,9 @@ never on who reads it.
 
 A text longer than a block comes in parts (`Document.continues`), cut where tokenizers cut anyway: between an
 alphanumeric character and a space that a letter follows.
+
+What was tokenized already comes as ids in place of text (`Document.ids`). Where documents begin in packed ids, only the
+tokenizer can say: they are cut where text is tokenized.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gptlab.errors import DataError, option
 
@@ -39,14 +45,17 @@ class Document:
     """One document, or where it is long a piece of one.
 
     Attributes:
-        text: never empty.
+        text: never empty, but where it is ids.
         source: the file, URL or data set that it comes from.
         continues: whether it goes on with the document before rather than beginning a new one.
+        ids: (tokens,) of a document that was tokenized already. One that `continues` is a run of packed ids, in which
+            documents begin with the separator.
     """
 
     text: str
     source: str
     continues: bool = False
+    ids: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class Reading:
             with a match. Not beside a separator.
         errors: "strict" refuses what is no text (invalid UTF-8, NUL), "replace" puts U+FFFD in its place.
         special_tokens: what becomes of the text of special tokens (`gptlab.tokenizer.core.SpecialPolicy`); none: text.
+        ids: `text_column` holds token ids: in each row those of a document, or a part of one packed run of them; None:
+            it holds text.
     """
 
     text_column: str = "text"
@@ -68,8 +79,15 @@ class Reading:
     document_start: str | None = None
     errors: Literal["strict", "replace"] = "strict"
     special_tokens: tuple[str, ...] = ()
+    ids: Literal["documents", "packed"] | None = None
 
     def __post_init__(self) -> None:
+        if self.ids is not None and (self.separator is not None or self.document_start is not None):
+            raise DataError(
+                f"{option('separator')} and {option('document_start')} are for text; with "
+                f"{option('ids_column', argument='ids')}, {option('ids_rows', 'packed', argument='ids')} says that ids "
+                "hold separators"
+            )
         if self.separator is not None and self.document_start is not None:
             raise DataError(
                 f"{option('separator')} and {option('document_start')} both say where documents begin; give one of them"
@@ -77,8 +95,13 @@ class Reading:
 
     def options(self) -> dict[str, Any]:
         """What `dataset.json` says of it: what came later (than 0.3) only where it was asked for."""
-        later = {"special_tokens": ()}
+        later = {"special_tokens": (), "ids": None}
         return {name: value for name, value in vars(self).items() if name not in later or value != later[name]}
+
+    @property
+    def column_option(self) -> str:
+        """The option that names the column."""
+        return option("ids_column", argument="text_column") if self.ids else option("text_column")
 
     def decode(self, data: bytes, source: str, offset: int) -> str:
         """UTF-8 bytes, which stand at `offset` of `source`, as text. Raises DataError naming the bad byte."""
@@ -108,12 +131,27 @@ class Reading:
                 if not isinstance(found, Mapping) or part not in found:
                     has = ", ".join(_field_names(row)) if isinstance(row, Mapping) else type(row).__name__
                     raise DataError(
-                        f"{source}, {place}: no field {self.text_column!r} (it has: {has}); name the field of the text"
-                        f" with {option('text_column')}"
+                        f"{source}, {place}: no field {self.text_column!r} (it has: {has}); name the field"
+                        f" with {self.column_option}"
                     )
                 found = found[part]
             return found
         return row[self.text_column]
+
+    def check_row(self, value: object, source: str, place: str) -> str | NDArray[Any]:
+        """The text of a row, or its ids. Raises DataError where it is neither."""
+        if self.ids is None:
+            return self.check_text(value, source, place)
+        try:
+            ids = np.asarray([] if value is None else value)
+            if ids.ndim == 1 and (ids.dtype.kind in "iu" or not len(ids)):
+                return ids
+        except (ValueError, OverflowError):  # rows in rows of different lengths
+            pass
+        raise DataError(
+            f"{source}, {place}: {self.text_column!r} holds no list of token ids; name another column with "
+            f"{self.column_option}"
+        )
 
     def check_text(self, value: object, source: str, place: str) -> str:
         """The text of a row ("" for null); bytes are UTF-8. Raises DataError where it is no text."""
@@ -123,8 +161,8 @@ class Reading:
             return self.decode(value, f"{source}, {place}, {self.text_column!r}", 0)
         if not isinstance(value, str):
             raise DataError(
-                f"{source}, {place}: {self.text_column!r} holds {type(value).__name__}, not text; name another with "
-                f"{option('text_column')}"
+                f"{source}, {place}: {self.text_column!r} holds {_kind(value)}, not text; name another with "
+                f"{option('text_column')}{_if_ids(value)}"
             )
         if "\0" in value:
             if self.errors == "strict":
@@ -145,8 +183,13 @@ class Reading:
             f"{what}, which is no text; mend it, or accept U+FFFD in its place with {option('errors', 'replace')}"
         )
 
-    def join_rows(self, rows: Sequence[str], source: str, first: bool) -> Iterator[Document]:
+    def join_rows(self, found: Sequence[str | NDArray[Any]], source: str, first: bool) -> Iterator[Document]:
         """Rows as documents. `first` says that nothing comes before them, so that the first row begins one."""
+        rows = [row for row in found if isinstance(row, str)]
+        if self.ids is not None:
+            ids = (row for row in found if not isinstance(row, str) and len(row))
+            yield from (Document("", source, self.ids == "packed", row) for row in ids)
+            return
         if self.document_start is None:
             yield from (Document(text, source) for text in rows if text)
             return
@@ -157,6 +200,21 @@ class Reading:
         for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(rows)], strict=True)):
             if text := "".join(rows[start:stop]):
                 yield Document(text, source, continues=number == 0 and not first and not begins.match(rows[0]))
+
+
+def _kind(value: object) -> str:
+    return "list" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _if_ids(value: object) -> str:
+    """What to do with a list of numbers."""
+    numbers = isinstance(value, list | np.ndarray) and len(value) and isinstance(value[0], int | np.integer)
+    return f", or read it as token ids with {option('ids_column', argument='ids')}" if numbers else ""
+
+
+def row_size(row: object) -> int:
+    """Bytes of a row's text or ids, about."""
+    return len(row) if isinstance(row, str) else 4 * len(row) if isinstance(row, list | np.ndarray) else 0
 
 
 def _field_names(row: Mapping[Any, Any], above: str = "") -> Iterator[str]:
@@ -199,12 +257,10 @@ class RowsBlock:
 
     @property
     def source_bytes(self) -> int:
-        return sum(len(row) for row in self.rows if isinstance(row, str))
+        return sum(map(row_size, self.rows))
 
     def documents(self, reading: Reading) -> Iterator[Document]:
-        texts = [
-            reading.check_text(row, self.source, f"row {number}") for number, row in enumerate(self.rows, self.row)
-        ]
+        texts = [reading.check_row(row, self.source, f"row {number}") for number, row in enumerate(self.rows, self.row)]
         return reading.join_rows(texts, self.source, self.first)
 
 
@@ -220,7 +276,7 @@ def row_blocks(
         if not held:
             start = number
         held.append(text)
-        size += len(text) if isinstance(text, str) else 0
+        size += row_size(text)
         if size >= block_bytes:
             yield RowsBlock(cursor(start), name, start, held, first=start == origin)
             held, size = [], 0

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, row_blocks
 from gptlab.data.sources.formats import refuse_binary
 from gptlab.data.sources.streams import (
@@ -60,14 +62,14 @@ class LinesBlock:
     def documents(self, reading: Reading) -> Iterator[Document]:
         return reading.join_rows(list(self._rows(reading)), self.source, first=self.offset == 0)
 
-    def _rows(self, reading: Reading) -> Iterator[str]:
+    def _rows(self, reading: Reading) -> Iterator[str | NDArray[Any]]:
         offset = self.offset
         for number, line in enumerate(self.data.split(b"\n"), self.line):
             if line.strip():
-                yield self._text(reading.decode(line, self.source, offset), reading, number)
+                yield self._row(reading.decode(line, self.source, offset), reading, number)
             offset += len(line) + 1
 
-    def _text(self, line: str, reading: Reading, number: int) -> str:
+    def _row(self, line: str, reading: Reading, number: int) -> str | NDArray[Any]:
         place = f"line {number}"
         try:
             row = json.loads(line.removeprefix("\ufeff"))
@@ -75,7 +77,7 @@ class LinesBlock:
             raise DataError(
                 f"{self.source}, {place}: is no JSON or cut off ({error}); mend or remove the line"
             ) from None
-        return reading.check_text(reading.pick(row, self.source, place), self.source, place)
+        return reading.check_row(reading.pick(row, self.source, place), self.source, place)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A kind is a module with
 
-- `PREFIXES`, how inputs of its kind begin (`hf://`), and `open_input(given, cache=, block_bytes=) -> list[Source]`; or
+- `PREFIXES`, how inputs of its kind begin (`hf://`), or `NAMES`, how they are called (`-`), and
+  `open_input(given, cache=, block_bytes=) -> list[Source]`; or
 - `SUFFIXES`, how its files end (`.parquet`), or `NAMED`, how those do that are read when they are named but not where a
   folder is (`.csv`), and `open_file(path, name, block_bytes) -> Source`. `folder_files(folder)`, if there is one, gives
   the files of a folder that is one data set of its kind, and None for other folders.
@@ -32,8 +33,11 @@ def _kinds() -> list[ModuleType]:
 
 
 def kind_of_input(given: str) -> ModuleType | None:
-    """The kind whose prefix `given` begins with; None for a path."""
-    return next((kind for kind in _kinds() if given.startswith(getattr(kind, "PREFIXES", ()))), None)
+    """The kind whose prefix `given` begins with, or whose name it is; None for a path."""
+    for kind in _kinds():
+        if given.startswith(getattr(kind, "PREFIXES", ())) or given in getattr(kind, "NAMES", ()):
+            return kind
+    return None
 
 
 def kind_of_file(path: Path, *, named: bool = False) -> ModuleType | None:

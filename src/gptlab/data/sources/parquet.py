@@ -48,7 +48,7 @@ class ParquetBlock:
         column = _row_group(self.path, self.row_group, reading.text_column)
         rows = values_of(column[self.start : self.stop])
         texts = [
-            reading.check_text(text, self.source, f"row group {self.row_group}, row {number}")
+            reading.check_row(text, self.source, f"row group {self.row_group}, row {number}")
             for number, text in enumerate(rows, self.start)
         ]
         return reading.join_rows(texts, self.source, first=self.row_group == 0 and self.start == 0)
@@ -64,7 +64,7 @@ class ParquetFile:
     name: str
 
     def size(self, reading: Reading) -> int | None:
-        metadata, column = _parquet_metadata(self.path, reading.text_column)
+        metadata, column = _parquet_metadata(self.path, reading)
         sizes = (metadata.row_group(i).column(column).total_uncompressed_size for i in range(metadata.num_row_groups))
         return int(sum(sizes))
 
@@ -72,7 +72,7 @@ class ParquetFile:
         return file_identity(self.path)
 
     def blocks(self, number: int, reading: Reading, position: Any) -> Iterator[Block]:
-        metadata, column = _parquet_metadata(self.path, reading.text_column)
+        metadata, column = _parquet_metadata(self.path, reading)
         first_group, first_row = position or (0, 0)
         for group in range(first_group, metadata.num_row_groups):
             rows = metadata.row_group(group).num_rows
@@ -101,15 +101,15 @@ class ParquetFile:
                 row += batch.num_rows
 
 
-def _parquet_metadata(path: Path, column: str) -> tuple[Any, int]:
-    """The file's metadata and the number of `column` among its leaves."""
+def _parquet_metadata(path: Path, reading: Reading) -> tuple[Any, int]:
+    """The file's metadata and the number of the column among its leaves."""
     import pyarrow.parquet as pq
 
     with damage_as_data_error(str(path)):
         metadata = pq.read_metadata(path)
-        check_column(metadata.schema.to_arrow_schema(), column, str(path))
+        check_column(metadata.schema.to_arrow_schema(), reading, str(path))
     leaves = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    # a list's leaf has a longer path than its column: it is counted, and refused as no text when it is read
+    column = reading.text_column  # a list's leaf has a longer path than its column
     return metadata, next(i for i, leaf in enumerate(leaves) if leaf == column or leaf.startswith(f"{column}."))
 
 

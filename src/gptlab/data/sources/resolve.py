@@ -11,6 +11,7 @@ from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Readi
 from gptlab.data.sources.folders import local_files
 from gptlab.data.sources.kinds import kind_of_input, open_file
 from gptlab.data.sources.selection import Input, Selected, parts_of
+from gptlab.data.sources.token_files import IdsBlock
 from gptlab.errors import DataError, option
 
 
@@ -18,7 +19,7 @@ def resolve(
     inputs: Sequence[str | Input], *, cache: Path | None = None, block_bytes: int = BLOCK_BYTES
 ) -> list[Source]:
     """What `inputs` name, in order: files, folders, globs, URLs, `hf://NAME[:CONFIG][@SPLIT]`, `stdlib:SPLIT`,
-    `text:WORDS`. Of an `Input` all is one source.
+    `text:WORDS`, `-` for standard input. Of an `Input` all is one source.
 
     URLs are downloaded into `cache` first (default: GPTLAB_CACHE, or `~/.cache/gptlab`). A folder gives its Parquet,
     Arrow, JSON-lines and text files (.txt, .md), at any depth, in the order of their paths.
@@ -74,8 +75,9 @@ def read_documents(sources: Sequence[Source], reading: Reading) -> Iterator[tupl
 
 
 def source_of(block: Block) -> list[object]:
-    """What tells the files apart that blocks are of: one may be given twice, an archive has several."""
-    return [block.cursor[0], block.source]
+    """What tells the files apart that blocks are of: one may be given twice, an archive has several. Files of packed
+    ids are one run of them: a document may go on in the next."""
+    return ["shards"] if isinstance(block, IdsBlock) else [block.cursor[0], block.source]
 
 
 def total_size(sources: Sequence[Source], reading: Reading) -> int | None:
@@ -117,6 +119,8 @@ def iter_documents(
     seen = 0
     for _, documents in read_documents(sources, reading):
         for document in documents:
+            if document.ids is not None:
+                raise DataError(f"{document.source}: holds token ids, no text; give text in its place")
             yield document
             seen += utf8_length(document.text)
             if limit_bytes is not None and seen >= limit_bytes:
