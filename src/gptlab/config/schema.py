@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     LossSlot = Slot
     OptimizerSlot = Slot
     ScheduleSlot = Slot
+    GrowthSlot = Slot | None
     MixSlot = Slot | None
     StreamSlot = Slot | None
 else:
@@ -59,6 +60,7 @@ else:
     LossSlot = _slot("loss", "CrossEntropy")
     OptimizerSlot = _slot("optimizer", "AdamW")
     ScheduleSlot = _slot("schedule", "Cosine")
+    GrowthSlot = _slot("growth", None, "train")
     MixSlot = _slot("mix", None, "data")
     StreamSlot = _slot("stream", None, "data")
 
@@ -113,6 +115,9 @@ class Train(Section):
 
     tokens: TokenCount = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
     batch_tokens: BatchTokens = Field(8192, description="tokens of one optimizer step, over all devices")
+    growth: GrowthSlot = Field(
+        None, description="how many times batch_tokens a step takes, and when (slot); null: always once"
+    )
     sequence_length: Length = Field(256, description="T: tokens of one training sequence")
     gradient_clip: PositiveNumber | None = Field(
         1.0, description="largest norm of the whole gradient; null: no clipping"
