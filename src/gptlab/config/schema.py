@@ -113,8 +113,10 @@ class Data(Section):
 class Train(Section):
     """Length of the run, batch size, precision."""
 
-    tokens: TokenCount = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
-    batch_tokens: BatchTokens = Field(8192, description="tokens of one optimizer step, over all devices")
+    tokens: TokenCount = Field(2_000_000, description="length of the run, in tokens (rounded up to whole batches)")
+    batch_tokens: BatchTokens = Field(
+        8192, description="tokens of one batch, over all devices: of a step where it does not grow"
+    )
     growth: GrowthSlot = Field(
         None, description="how many times batch_tokens a step takes, and when (slot); null: always once"
     )
@@ -218,12 +220,12 @@ class RunConfig(Section):
 
     @property
     def sequences_per_step(self) -> int:
-        """B: sequences of one optimizer step, over all devices."""
+        """B: sequences of one batch, over all devices."""
         return self.train.batch_tokens // self.train.sequence_length
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run: train.tokens, rounded up to whole batches."""
+        """Steps of the run, of one batch each: train.tokens, rounded up to whole batches."""
         return -(-self.train.tokens // self.train.batch_tokens)
 
     @pydantic.model_validator(mode="after")
