@@ -11,7 +11,7 @@ import typer
 
 from gptlab.cli.options import Checkpoint
 from gptlab.console import say
-from gptlab.errors import ConfigError
+from gptlab.errors import CheckpointError, ConfigError
 from gptlab.files import check_place
 
 
@@ -52,7 +52,7 @@ def export(
             say(f"wrote {export_run(loaded, out, chosen.value)}")
         except NoArchitecture as obstacle:
             if format is not None:
-                raise
+                raise CheckpointError(f"{obstacle}; --format hf-code writes it for transformers, with code") from None
             say(f"wrote {export_run(loaded, out, 'hf-code')}, with code of its own: {str(obstacle).partition(': ')[2]}")
             say("load it where gptlab is installed: AutoModelForCausalLM.from_pretrained(…, trust_remote_code=True)")
         return
