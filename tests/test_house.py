@@ -182,6 +182,7 @@ def test_the_fingerprint_is_over_what_training_executes() -> None:
     found = {file.relative_to(PACKAGE).as_posix() for file in reachable(PACKAGE)}
     assert {file.partition("/")[0] for file in found} == {
         "data",
+        "growth.py",
         "hardware",
         "inference",
         "loss.py",

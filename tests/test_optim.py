@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Literal
 
 import pytest
@@ -48,6 +49,50 @@ def test_adamw_equals_torchs_on_every_group() -> None:
         one_step(theirs, reference, seed)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_decay_falls_with_perplexity(kind: type[AdamW] | type[Muon]) -> None:
+    """As torch's own decay, set by hand before each step; and none before a loss is known."""
+    ours, theirs = make_model(), make_model()
+    optimizer = kind(ours.named_parameters(), lr=1e-2, weight_decay=16.0, perplexity_power=1.5)
+    reference = kind(theirs.named_parameters(), lr=1e-2, weight_decay=16.0)
+    decays = [group["weight_decay"] for group in reference.param_groups]
+    for seed, loss in enumerate([3.0, 2.0, 0.5]):
+        optim.show_loss(optimizer, torch.tensor(loss / 2), lambda part: part * 2)  # as of two processes
+        for group, decay in zip(reference.param_groups, decays, strict=True):
+            group["weight_decay"] = decay * math.exp(-1.5 * loss)
+        one_step(ours, optimizer, seed)
+        one_step(theirs, reference, seed)
+    start = make_model().state_dict()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, theirs.get_parameter(name), rtol=1e-4, atol=1e-5)
+        assert not torch.equal(parameter, start[name])
+    shown = torch.tensor(3.0)
+    optim.show_loss(reference, shown, lambda _: pytest.fail("nobody asked for it"))
+
+
+def test_decay_by_perplexity_is_of_the_step_that_is_taken() -> None:
+    """Where float16's scaler finds an overflow the step is none, and so is its decay."""
+    model = make_model()
+    optimizer = AdamW(model.named_parameters(), lr=1e-2, weight_decay=16.0, perplexity_power=1.0)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optim.show_loss(optimizer, torch.tensor(0.0))
+    before = model.blocks[0].mlp.up.weight.detach().clone()
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer._decay.apply()
+    assert torch.equal(model.blocks[0].mlp.up.weight, before)
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer._decay.apply()
+    torch.testing.assert_close(model.blocks[0].mlp.up.weight, before * (1 - 0.16))
+
+
+def test_decay_that_nothing_is_left_of_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.perplexity_power: 2 is how weight decay falls .* there is none"):
+        AdamW(make_model().named_parameters(), weight_decay=0.0, perplexity_power=2.0)
+    with pytest.raises(ConfigError, match=r"optimizer.perplexity_power: -1 is out of range"):
+        Muon(make_model().named_parameters(), weight_decay=1.0, perplexity_power=-1.0)
 
 
 def test_muon_is_torchs_muon_on_matrices_and_adamw_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

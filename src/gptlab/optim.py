@@ -66,6 +66,55 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, multiplier: float) -> No
         group["lr"] = group.setdefault("base_lr", group["lr"]) * multiplier
 
 
+def show_loss(
+    optimizer: torch.optim.Optimizer, part: Tensor, all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> None:
+    """Before a step, give `optimizer` the mean loss of its tokens where it asks for that. `part`: this process's part
+    of it, a scalar; `all_reduce` sums over processes, in place."""
+    if (see_loss := declared(optimizer, "see_loss")) is not None:
+        see_loss(all_reduce(part.detach().clone()))
+
+
+class _DecayByPerplexity:
+    """Weight decay in the place of an optimizer's own: `weight_decay` / perplexity^`power`, of the step's own loss. All
+    of it stays on the device. Without a loss there is none."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, power: float) -> None:
+        self.optimizer, self.power = optimizer, power
+        self.loss: Tensor | None = None
+        for group in optimizer.param_groups:
+            group["base_decay"], group["weight_decay"] = group["weight_decay"], 0.0
+
+    def see_loss(self, loss: Tensor) -> None:
+        """The loss of the next step."""
+        self.loss = loss
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """What a step does before all else: every weight that has a gradient, times 1 − rate · decay."""
+        if self.loss is None:
+            return
+        shrinking = torch.exp(-self.power * self.loss.float())
+        if (found_inf := getattr(self.optimizer, "found_inf", None)) is not None:  # float16: the step will be none
+            shrinking = torch.where(found_inf > 0, 0.0, shrinking)
+        for group in self.optimizer.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if group["base_decay"] and weights:
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["base_decay"] * shrinking)
+
+
+def _decay_by_perplexity(optimizer: torch.optim.Optimizer, power: float) -> _DecayByPerplexity | None:
+    """None where the power is 0, and decay the optimizer's own. Raises ConfigError where there is nothing to divide."""
+    require_range("optimizer", "at least 0", perplexity_power=power)
+    if power and not any(group["weight_decay"] for group in optimizer.param_groups):
+        raise ConfigError(
+            f"optimizer.perplexity_power: {power:g} is how weight decay falls with perplexity, and there is none; set "
+            "weight_decay as well, or leave it out",
+            key="optimizer.perplexity_power",
+        )
+    return _DecayByPerplexity(optimizer, power) if power else None
+
+
 def _rates(lr: float, embedding_lr: float | None, head_lr: float | None, scalar_lr: float | None) -> dict[str, float]:
     given = {"embedding": embedding_lr, "head": head_lr, "matrix": None, "scalar": scalar_lr}
     require_range("optimizer", "above 0", lr=lr)
@@ -95,7 +144,11 @@ def _can_fuse(groups: list[dict[str, Any]]) -> bool:
 
 
 class AdamW(torch.optim.AdamW):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), fused."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), fused.
+
+    With a `perplexity_power` p above 0 the decay of a step is `weight_decay` / perplexity^p, perplexity being e to the
+    step's own training loss: it grows as the model learns, against overfitting (Balsam 2023, hlb-GPT,
+    https://github.com/tysam-code/hlb-gpt: 16 and 1.98 at 46 million parameters)."""
 
     slot = "optimizer"
 
@@ -110,12 +163,21 @@ class AdamW(torch.optim.AdamW):
         embedding_lr: float | None = None,
         head_lr: float | None = None,
         scalar_lr: float | None = None,
+        perplexity_power: float = 0.0,
     ) -> None:
         _check_adam(betas, eps, weight_decay)
         rates = _rates(lr, embedding_lr, head_lr, scalar_lr)
         groups = parameter_groups(named_parameters, rates=rates, weight_decay=weight_decay)
         _check_used(groups, embedding_lr=embedding_lr, head_lr=head_lr, scalar_lr=scalar_lr)
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=_can_fuse(groups))
+        self._decay = _decay_by_perplexity(self, perplexity_power)
+        self.see_loss = None if self._decay is None else self._decay.see_loss
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step."""
+        if self._decay is not None:
+            self._decay.apply()
+        return super().step(closure)
 
 
 class Muon(torch.optim.Optimizer):
@@ -134,6 +196,8 @@ class Muon(torch.optim.Optimizer):
 
     `momentum_warmup`: over so many first steps momentum rises in a straight line from `momentum_start` to `momentum`,
     as in the speed runs that Muon comes from: early gradients say little of later ones.
+
+    `perplexity_power`: as of `AdamW`, for all parameters that decay.
     """
 
     slot = "optimizer"
@@ -157,6 +221,7 @@ class Muon(torch.optim.Optimizer):
         scalar_lr: float | None = None,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        perplexity_power: float = 0.0,
     ) -> None:
         _check_adam(betas, eps, weight_decay)
         require_range("optimizer", "above 0", lr=lr, adamw_lr=adamw_lr)
@@ -185,6 +250,8 @@ class Muon(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW(others, adamw_lr, betas, eps, fused=_can_fuse(others)) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw is not None else [])], {})
         self._share()
+        self._decay = _decay_by_perplexity(self, perplexity_power)
+        self.see_loss = None if self._decay is None else self._decay.see_loss
 
     def _share(self) -> None:
         """Let AdamW work on this optimizer's own groups and state, so that both are saved and loaded as one."""
@@ -200,6 +267,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step of both parts."""
         loss = closure() if closure is not None else None
+        if self._decay is not None:
+            self._decay.apply()
         for group in self.param_groups:
             if group["kind"] == "matrix":
                 self._step_matrices(group)

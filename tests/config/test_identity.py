@@ -51,6 +51,7 @@ OTHERS: list[Any] = [
         "offline",
         "elsewhere",
         "gptlab.data.batches:BatchStream",
+        "GradientNorm",
         "auto",
     ),
     ["accuracy"],

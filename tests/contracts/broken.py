@@ -418,6 +418,33 @@ class Counts:
         return 1 / self.calls
 
 
+class HalfABatch:
+    """Half a batch, at the end."""
+
+    slot = "growth"
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, step: int) -> float:
+        return 1 if step < 8 else 0.5
+
+
+class ForgetsItsSize:
+    """Counts its steps where no checkpoint looks."""
+
+    slot = "growth"
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __call__(self, step: int) -> int:
+        return 1 + self.steps // 20
+
+    def observe(self, gradient_norm: Tensor) -> None:
+        self.steps += 1
+
+
 class NoShares:
     """Weights that sum to two."""
 

@@ -50,6 +50,8 @@ BREAKS: dict[str, set[str]] = {
     "Jitters": {"repeatable", "resumes"},
     "Negative": {"multiplier"},
     "Counts": {"multiplier"},
+    "HalfABatch": {"counts"},
+    "ForgetsItsSize": {"counts"},
     "NoShares": {"shares"},
     "CutWrongly": {"sharded"},
     "Hurries": {"addressed"},
@@ -103,6 +105,8 @@ REASONS = [
         r"^output of blocks.0.attention: .*never shows at t \+ 7",
     ),
     ("Counts", "multiplier", "no function of the step", r"a run of 1 steps"),
+    ("HalfABatch", "counts", "takes 0.5 batches", r"begins at batch 8$"),
+    ("ForgetsItsSize", "counts", "takes 2 batches, and after saving and loading 1", r"begins at batch 30$"),
     ("CutWrongly", "sharded", "does not run when cut", r"^gate, up, down"),
     ("Hurries", "addressed", "no function of its step", r"^step 5, asked alone"),
 ]

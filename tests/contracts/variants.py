@@ -113,12 +113,14 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "AdamW": [
             {"lr": 2e-3, "betas": [0.8, 0.99], "eps": 1e-6, "weight_decay": 0.0},
             {"embedding_lr": 3e-3, "head_lr": 1e-4, "scalar_lr": 1e-2},
+            {"weight_decay": 16.0, "perplexity_power": 1.0},
         ],
         "Muon": [
             {"lr": 0.01, "momentum": 0.9, "nesterov": False, "ns_steps": 3, "adjust_lr": "match_rms_adamw"},
             {"weight_decay": 0.1, "adamw_lr": 2e-3, "embedding_lr": 3e-3, "head_lr": 1e-4, "scalar_lr": 1e-2},
             {"betas": [0.8, 0.99], "eps": 1e-6, "unstack": False},
             {"momentum_warmup": 4, "momentum_start": 0.5},
+            {"weight_decay": 16.0, "perplexity_power": 1.0},
         ],
     },
     "schedule": {
@@ -129,6 +131,11 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
         "Constant": [{"warmup": 0.3}],
         "PowerLaw": [{"warmup": 0.1, "power": 0.08}],
     },
+    "growth": {
+        "Fixed": [{"batches": 3}],
+        "Ramp": [{"tokens": 20_000, "most": 5}],
+        "GradientNorm": [{"most": 7, "rate": 0.5, "every": 2, "scale": 0.1, "power": 0.5}],
+    },
     "mix": {
         "Weights": [{"weights": {"web": 3.0, "books": 1.0}}],
         "Schedule": [
@@ -137,7 +144,7 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
 }
 
-REQUIRED: set[tuple[str, str]] = {("mix", "Schedule")}
+REQUIRED: set[tuple[str, str]] = {("mix", "Schedule"), ("growth", "Ramp")}
 """Components that cannot be built with defaults alone."""
 
 BESIDE: dict[tuple[str, ...], dict[str, Any]] = {
@@ -204,6 +211,10 @@ OFF: list[tuple[str, dict[str, Any], Any]] = [
     ("schedule", {"use": "Linear", "final": 1.0}, "Constant"),
     ("schedule", {"use": "Cosine", "final": 1.0}, "Constant"),
     ("schedule", {"use": "PowerLaw", "power": 0.0}, "Constant"),
+    ("optimizer", {"use": "AdamW", "perplexity_power": 0.0}, "AdamW"),
+    ("optimizer", {"use": "Muon", "weight_decay": 0.1, "perplexity_power": 0.0}, {"use": "Muon", "weight_decay": 0.1}),
+    ("growth", {"use": "Ramp", "tokens": 5000, "most": 1}, "Fixed"),
+    ("growth", {"use": "GradientNorm", "most": 1}, "Fixed"),
     (
         "mix",
         {"use": "Schedule", "stages": [{"at": 0.5, "weights": {"web": 3, "books": 1}}]},

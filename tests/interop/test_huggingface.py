@@ -306,7 +306,9 @@ def test_what_stands_in_the_way_of_an_export_is_named(
     for form in ("hf", "nanogpt", "gguf"):
         printed = mistake("export", "own", "--format", form, "--out", "out")
         assert "cannot be exported" in printed
-    assert part in mistake("export", "own", "--out", "out")
+    printed = mistake("export", "own", "--format", "hf", "--out", "out")
+    assert part in printed
+    assert "--format hf-code writes it for transformers, with code" in printed
 
 
 def test_a_folder_that_holds_something_is_left_alone(place: Path, mistake: Any) -> None:
@@ -340,5 +342,5 @@ def test_tables_read_in_both_directions() -> None:
 
 
 def test_an_unknown_format_is_refused(place: Path) -> None:
-    with pytest.raises(CheckpointError, match="known: hf, nanogpt, gguf"):
+    with pytest.raises(CheckpointError, match="known: hf, hf-code, nanogpt, gguf"):
         export_run(trained_here(place, SIZES), place / "out", "onnx")

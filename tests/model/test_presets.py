@@ -41,6 +41,7 @@ COUNTS: dict[str, tuple[int, int]] = {
     "qwen3-0.6b": (151669, 596_049_920),
     "olmo2-1b": (100278, 1_484_916_736),
     "hlb": (GPT2_VOCABULARY, 46_009_736),
+    "hlb-3b": (GPT2_VOCABULARY, 3_022_430_842),
     "templategpt-gpt2-1m": (2048, 1_054_976),
     "templategpt-llama3-1m": (2048, 984_832),
     # Sizes of our own.

@@ -65,6 +65,8 @@ def plan(
     vocabulary = vocab_size or vocabulary_of(config, loaded)
     with waiting(f"{loaded.name}: counting bytes"):
         found, limit = _footprint(loaded, vocabulary, card, gpus, measured)
+    from gptlab.planning.footprint import describe_growth  # and with it torch
+
     planned = plan_run(
         loaded,
         found,
@@ -75,6 +77,7 @@ def plan(
         overhead_minutes=overhead,
         memory_limit=limit,
         validation_tokens=_validation_tokens(loaded),
+        growth=describe_growth(loaded, found.parameters),
     )
     bought = compute_optimal_budget(planned, budget) if budget is not None else None
     if measured is not None:
@@ -194,10 +197,11 @@ def _print_tables(planned: Plan, probe: Probe | None) -> None:
     from gptlab.planning.formatting import format_dollars, format_seconds
 
     screen, size = output(), planned.footprint
+    steps = f"{planned.steps:,} batches ({planned.growth})" if planned.growth else f"{planned.steps:,} steps"
     screen.print(
         f"{planned.name}: {format_count(size.parameters)} parameters, "
         f"{format_count(size.parameters_without_embeddings)} without embeddings (V = {size.vocab_size:,})\n"
-        f"{format_count(planned.tokens)} tokens in {planned.steps:,} steps of "
+        f"{format_count(planned.tokens)} tokens in {steps} of "
         f"{planned.sequences_per_step:,} sequences; {planned.flops:.3g} FLOPs, "
         f"{format_count(size.flops_per_token)} a token\n",
         markup=False,

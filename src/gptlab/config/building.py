@@ -16,7 +16,7 @@ from gptlab.config.signatures import locate, signature
 from gptlab.config.slots import Slot, validate_slot
 from gptlab.errors import ConfigError, GptlabError
 
-_CALLED = ("block", "attention", "mlp", "norm", "residual", "loss", "schedule")
+_CALLED = ("block", "attention", "mlp", "norm", "residual", "loss", "schedule", "growth")
 """Slots whose components are called."""
 
 

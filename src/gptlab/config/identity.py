@@ -41,13 +41,15 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "data.stream": (None, {"use": "BatchStream"}),
     "eval.sequence_length": (None,),
     "eval.target": (None,),
+    "train.growth": (None, {"use": "Fixed", "batches": 1}),
 }
 """Keys that came after runs had been hashed, and what means the same as before they came: that is left out."""
 
 ADDED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "Attention": {"without_rotation": []},
     "RoPE": {"window_theta": None},
-    "Muon": {"momentum_warmup": 0, "momentum_start": 0.85},
+    "AdamW": {"perplexity_power": 0.0},
+    "Muon": {"momentum_warmup": 0, "momentum_start": 0.85, "perplexity_power": 0.0},
     "Cosine": {"cycles": 1, "growth": 1.0},
     "Linear": {"cycles": 1, "growth": 1.0},
 }
@@ -61,7 +63,8 @@ def component_files(config: RunConfig) -> dict[str, Path]:
 
 def _used(config: RunConfig, find: Callable[[Slot], dict[str, Path]]) -> dict[str, Path]:
     """What `find` finds in the slots of a config."""
-    slots = [config.model, config.loss, config.optimizer, config.schedule, config.data.mix, config.data.stream]
+    slots = [config.model, config.loss, config.optimizer, config.schedule, config.train.growth]
+    slots += [config.data.mix, config.data.stream]
     return {name: path for slot in slots if isinstance(slot, Slot) for name, path in find(slot).items()}
 
 

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     LossSlot = Slot
     OptimizerSlot = Slot
     ScheduleSlot = Slot
+    GrowthSlot = Slot | None
     MixSlot = Slot | None
     StreamSlot = Slot | None
 else:
@@ -59,6 +60,7 @@ else:
     LossSlot = _slot("loss", "CrossEntropy")
     OptimizerSlot = _slot("optimizer", "AdamW")
     ScheduleSlot = _slot("schedule", "Cosine")
+    GrowthSlot = _slot("growth", None, "train")
     MixSlot = _slot("mix", None, "data")
     StreamSlot = _slot("stream", None, "data")
 
@@ -111,8 +113,13 @@ class Data(Section):
 class Train(Section):
     """Length of the run, batch size, precision."""
 
-    tokens: TokenCount = Field(2_000_000, description="length of the run, in tokens (rounded up to whole steps)")
-    batch_tokens: BatchTokens = Field(8192, description="tokens of one optimizer step, over all devices")
+    tokens: TokenCount = Field(2_000_000, description="length of the run, in tokens (rounded up to whole batches)")
+    batch_tokens: BatchTokens = Field(
+        8192, description="tokens of one batch, over all devices: of a step where it does not grow"
+    )
+    growth: GrowthSlot = Field(
+        None, description="how many times batch_tokens a step takes, and when (slot); null: always once"
+    )
     sequence_length: Length = Field(256, description="T: tokens of one training sequence")
     gradient_clip: PositiveNumber | None = Field(
         1.0, description="largest norm of the whole gradient; null: no clipping"
@@ -216,12 +223,12 @@ class RunConfig(Section):
 
     @property
     def sequences_per_step(self) -> int:
-        """B: sequences of one optimizer step, over all devices."""
+        """B: sequences of one batch, over all devices."""
         return self.train.batch_tokens // self.train.sequence_length
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run: train.tokens, rounded up to whole batches."""
+        """Steps of the run, of one batch each: train.tokens, rounded up to whole batches."""
         return -(-self.train.tokens // self.train.batch_tokens)
 
     @pydantic.model_validator(mode="after")

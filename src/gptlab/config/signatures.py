@@ -58,6 +58,7 @@ SLOTS: dict[str, SlotKind] = {
     "loss": SlotKind("gptlab.loss", ()),
     "optimizer": SlotKind("gptlab.optim", ("named_parameters", "params")),  # torch's own call them params
     "schedule": SlotKind("gptlab.schedules", ("total_steps",)),
+    "growth": SlotKind("gptlab.growth", ("batch_tokens", "parameters")),
     "mix": SlotKind("gptlab.data.mixture", ("sources",)),
     "stream": SlotKind(
         "gptlab.data.batches",

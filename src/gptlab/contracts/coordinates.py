@@ -24,6 +24,7 @@ from gptlab.data import open_splits, open_stream
 from gptlab.errors import ConfigError, option
 from gptlab.loss import IGNORE, TokenBatch
 from gptlab.model import build_model
+from gptlab.optim import show_loss
 from gptlab.parallel import World, choose_layout
 from gptlab.plotting import COLOURS, save_png
 from gptlab.training.accumulation import accumulate, to_device
@@ -141,7 +142,8 @@ def _moves_of(config: RunConfig, vocab_size: int, batches: list[TokenBatch], see
     moves = {}
     for step, batch in enumerate(batches, start=1):
         targets = int((batch.targets != IGNORE).sum())
-        accumulate(model.train(), loss, [batch], global_targets=targets, layout=layout, dtype=torch.float32)
+        done = accumulate(model.train(), loss, [batch], global_targets=targets, layout=layout, dtype=torch.float32)
+        show_loss(optimizer, done.loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for place, now in _activations(model, batches[0]).items():

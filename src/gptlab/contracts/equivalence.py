@@ -226,7 +226,11 @@ def require_equal_weights(actual: nn.Module, expected: nn.Module, message: str, 
 # ---------------------------------------------------------------- the off-switch rule
 
 
-@contract("off switch", "switched off it is the baseline, bit for bit", "model", "loss", "optimizer", "schedule", "mix")
+@contract(
+    "off switch",
+    "switched off it is the baseline, bit for bit",
+    *("model", "loss", "optimizer", "schedule", "growth", "mix"),
+)
 def off_switch(subject: Subject) -> None:
     """Losses, gradients and weights of two steps with the arguments `off`, against the component `baseline`."""
     off = subject.declared("off")
@@ -245,7 +249,7 @@ def require_off(switched_off: Subject, baseline: Subject) -> None:
     Compared are the loss and the gradients of the first step, in every parameter that the baseline has; and the second
     step's outcome, where neither has parameters of its own (a neutral one would move).
     """
-    if switched_off.kind in ("schedule", "mix"):
+    if switched_off.kind in ("schedule", "growth", "mix"):
         _require_equal_functions(switched_off, baseline)
         return
     switched_off, baseline = at_length(switched_off, T), at_length(baseline, T)
@@ -264,9 +268,9 @@ def require_off(switched_off: Subject, baseline: Subject) -> None:
 
 
 def _require_equal_functions(switched_off: Subject, baseline: Subject) -> None:
-    mixing = switched_off.kind == "mix"
-    ours, theirs = (s.mixture() if mixing else s.schedule() for s in (switched_off, baseline))
-    points = [i / 100 for i in range(101)] if mixing else list(range(101))
+    make = {"mix": Subject.mixture, "growth": Subject.growth, "schedule": Subject.schedule}[switched_off.kind]
+    ours, theirs = make(switched_off), make(baseline)
+    points = [i / 100 for i in range(101)] if switched_off.kind == "mix" else list(range(101))
     for point in points:
         mine, other = torch.as_tensor(ours(point)), torch.as_tensor(theirs(point))
         require_close(

@@ -1,10 +1,12 @@
-"""The contracts of what is no part of a model: optimizers, schedules, mixtures, token streams."""
+"""The contracts of what is no part of a model: optimizers, schedules, growths, mixtures, token streams."""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,8 @@ from gptlab.contracts.core import Broken, contract
 from gptlab.contracts.equivalence import require_equal_weights
 from gptlab.contracts.subject import Subject, V, loss_sum
 from gptlab.data import IGNORE, Batch, TokenDataset
+from gptlab.model.component import declared
+from gptlab.optim import show_loss
 from gptlab.parallel import World
 from gptlab.systems.checkpoint import Checkpoints, load_tensors
 
@@ -27,6 +31,7 @@ def _steps(subject: Subject, model: nn.Module, optimizer: torch.optim.Optimizer,
         out = loss_sum(loss, model, subject.batch(seed=seed))
         (out.sum / out.count).backward()
         losses.append(float(out.sum.detach()) / int(out.count))
+        show_loss(optimizer, out.sum / out.count)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return losses
@@ -97,7 +102,7 @@ def repeatable(subject: Subject) -> None:
     )
 
 
-# ---------------------------------------------------------------- schedule and mixture
+# ---------------------------------------------------------------- schedule, growth and mixture
 
 
 @contract("multiplier", "the multiplier is finite and at least 0 at every step, and not always 0", "schedule")
@@ -121,6 +126,45 @@ def multiplier(subject: Subject) -> None:
                 where=f"a run of {total} steps, asked twice",
                 fix="keep no state between calls: a run that resumes starts in the middle",
             )
+
+
+@contract("counts", "a step takes a whole number of batches, at least 1; saved and loaded, the same ones", "growth")
+def counts(subject: Subject) -> None:
+    """Fifty steps whose gradients have norms between 0.01 and 100, one of them infinite; stopped after half of them."""
+    made, begins = subject.growth(), [0]
+    for number in range(50):
+        count = made(begins[-1])
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise Broken(
+                f"the step takes {count!r} batches",
+                where=f"the step that begins at batch {begins[-1]}",
+                fix="return an int, at least 1",
+            )
+        if made(begins[-1]) != count:
+            raise Broken(
+                "asked twice, the same step takes another number of batches",
+                where=f"the step that begins at batch {begins[-1]}",
+                fix="change what is remembered in `observe` alone",
+            )
+        begins.append(begins[-1] + count)
+        _observe(made, number)
+        if number == 24:
+            state = json.loads(json.dumps(declared(made, "state")))
+    again = subject.growth()
+    declared(again, "state").update(state)
+    for number in range(25, 50):
+        if (count := again(begins[number])) != begins[number + 1] - begins[number]:
+            raise Broken(
+                f"the step takes {begins[number + 1] - begins[number]} batches, and after saving and loading {count}",
+                where=f"the step that begins at batch {begins[number]}",
+                fix="keep all that is remembered as numbers in the dictionary self.state, and count on nothing else",
+            )
+        _observe(again, number)
+
+
+def _observe(growth: Any, number: int) -> None:
+    if (observe := declared(growth, "observe")) is not None:
+        observe(torch.tensor(math.inf if number == 10 else 10 ** (2 * math.sin(number / 3))))
 
 
 @contract("shares", "weights are at least 0 and sum to 1 at any progress", "mix")

@@ -11,8 +11,8 @@ from gptlab.config import SLOTS, RunConfig
 from gptlab.config.signatures import signature
 from gptlab.errors import ConfigError
 
-DATA_DEFAULTS = {"mix": "Weights", "stream": "BatchStream"}
-"""Slots of the data section, which are null by default, and what null means."""
+NULL_DEFAULTS = {"mix": ("data", "Weights"), "stream": ("data", "BatchStream"), "growth": ("train", "Fixed")}
+"""Slots of other sections than the model, which are null by default: the section, and what null means."""
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def places() -> dict[str, tuple[str, ...]]:
     queue: list[tuple[tuple[str, ...], str, str | None]] = [
         ((kind,), kind, getattr(default, kind)["use"]) for kind in RunConfig.model_fields if kind in SLOTS
     ]
-    queue += [(("data", kind), kind, None) for kind in DATA_DEFAULTS]
+    queue += [((section, kind), kind, None) for kind, (section, _) in NULL_DEFAULTS.items()]
     found: dict[str, tuple[str, ...]] = {}
     while queue:
         path, kind, use = queue.pop(0)
@@ -39,8 +39,8 @@ def places() -> dict[str, tuple[str, ...]]:
 
 def default_component(kind: str) -> Any:
     """The slot value that a default run has in `kind`'s place, or means where it has none."""
-    if kind in DATA_DEFAULTS:
-        return DATA_DEFAULTS[kind]
+    if kind in NULL_DEFAULTS:
+        return NULL_DEFAULTS[kind][1]
     value: Any = RunConfig()
     for key in place_of(kind):
         value = getattr(value, key)

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from gptlab.config import config_from
 from gptlab.contracts.subject import SEED, B, Subject, gradients, rows_of, seeded_hidden
 from gptlab.model.component import after_step, before_step
+from gptlab.optim import show_loss
 from gptlab.parallel import World, choose_layout
 from gptlab.parallel.sharding import shard
 from gptlab.training.accumulation import accumulate
@@ -79,6 +80,7 @@ def two_steps(
             shares = {"sum": done.loss, "count": done.count, **done.metrics}
             sums = {name: world.all_reduce(value.detach().double()) for name, value in shares.items()}
             first = gradients(model)
+        show_loss(optimizer, done.loss, world.all_reduce)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         after_step(model, world.all_reduce)

@@ -28,7 +28,7 @@ from gptlab.config.messages import SlotError
 from gptlab.config.preset import PREFIX, presets
 from gptlab.config.signatures import locate
 from gptlab.config.yamlfile import parse_yaml
-from gptlab.contracts.places import DATA_DEFAULTS, nested, place_of
+from gptlab.contracts.places import NULL_DEFAULTS, nested, place_of
 from gptlab.data import TokenDataset, TokenStream, open_stream
 from gptlab.errors import ConfigError, GptlabError, did_you_mean, option
 from gptlab.loss import IGNORE, LossSum, TokenBatch
@@ -45,7 +45,7 @@ _MOST_LAYERS, _MOST_HEADS = 6, 4  # of a config made small
 _WINDOW = 8  # of a config made small
 _LONGEST = 1024  # no check takes a longer sequence, however wide a window is
 _PERTURBATION = 0.2  # standard deviation of the noise that makes no weight small
-_RUN_PARTS = ("model", "loss", "optimizer", "schedule", "mix", "stream")
+_RUN_PARTS = ("model", "loss", "optimizer", "schedule", "growth", "mix", "stream")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Subject:
     """A component (or a whole config) in a tiny run.
 
     `kind`: its slot, or "config". `config`: the tiny run. `parts`: the parts of a run that it changes, of model, loss,
-    optimizer, schedule, mix, stream. `component`: its class, None for a config. `file`: where that is written.
+    optimizer, schedule, growth, mix, stream. `component`: its class, None for a config. `file`: where that is written.
     """
 
     kind: str
@@ -103,6 +103,11 @@ class Subject:
     def schedule(self, total_steps: int = 100) -> Any:
         """The run's schedule, over `total_steps`."""
         return build("schedule", self.config.schedule, total_steps=total_steps)
+
+    def growth(self) -> Any:
+        """The growth of the run's batch, for a model of ten thousand parameters."""
+        train = self.config.train
+        return build("growth", train.growth or "Fixed", batch_tokens=train.batch_tokens, parameters=10_000)
 
     def mixture(self) -> Any:
         """The run's mixture, over made-up data sets of its names, each half as large as the one before."""
@@ -235,7 +240,7 @@ def component_subject(
         kind=kind,
         label=f"{kind} {name}" + (f" {shown}" if shown else ""),
         config=config,
-        parts=(path[0],) if path[0] != "data" else (kind,),
+        parts=(kind,) if kind in NULL_DEFAULTS else (path[0],),
         component=component,
         file=file,
         value=slot.plain(),
@@ -272,7 +277,7 @@ def config_subject(path: str | Path, *, stage: str | None = None, backend: str =
         _narrow_window(attention)
     model |= {key: None for key in ("context_length",) if key in model}
     values["train"] |= {"sequence_length": T, "batch_tokens": B * T, "tokens": B * T * 100, "dtype": "float32"}
-    unset = {kind for kind in DATA_DEFAULTS if getattr(config.data, kind) is None}
+    unset = {kind for kind, (section, _) in NULL_DEFAULTS.items() if getattr(getattr(config, section), kind) is None}
     subject = Subject(
         kind="config",
         label=f"config {path}" + (f", {config.name}" if has_stages(path) else ""),

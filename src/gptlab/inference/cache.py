@@ -67,6 +67,12 @@ class KVCache:
             larger[:, :, : self.length] = held[:, :, : self.length]
         return larger
 
+    def select(self, rows_B: Tensor) -> None:
+        """Keep these rows of the batch, in this order; one may come twice."""
+        for held in (self._keys, self._values):
+            held[:] = [None if tensor is None else tensor[rows_B] for tensor in held]
+        self.padding = None if self.padding is None else self.padding[rows_B]
+
     def advance(self, length: int) -> None:
         """Count `length` tokens as read, after every layer has stored them."""
         self.length += length

@@ -13,7 +13,7 @@ from gptlab.errors import CheckpointError, option
 if TYPE_CHECKING:
     from gptlab.run import Run
 
-FORMATS = ("hf", "nanogpt", "gguf")
+FORMATS = ("hf", "hf-code", "nanogpt", "gguf")
 
 
 def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
@@ -93,7 +93,8 @@ def _importer(source: Path) -> Callable[..., Path] | None:
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
-    """Write `run` into the new folder `folder` as "hf", "nanogpt" or "gguf"; return the folder or the file in it.
+    """Write `run` into the new folder `folder` as "hf", "hf-code", "nanogpt" or "gguf"; return the folder or the file
+    in it.
 
     Raises CheckpointError naming the part of the model that the format has no place for; then nothing is written.
     """
@@ -103,6 +104,10 @@ def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
             from gptlab.interop.huggingface import export_huggingface
 
             return export_huggingface(run, folder)
+        if format == "hf-code":
+            from gptlab.interop.remote_code import export_remote_code
+
+            return export_remote_code(run, folder)
         if format == "nanogpt":
             from gptlab.interop.nanogpt import export_nanogpt
 

@@ -37,10 +37,13 @@ from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer
 _ALL = (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, OLMO, OLMO2, PHI3, GEMMA2, GEMMA3, SMOLLM3)
 ARCHITECTURES = {each.name: each for each in _ALL}
 """What can be imported and exported, by the `model_type` of config.json."""
-
 _GPT2_VOCABULARY = 50257
 GENERATION = "generation_config.json"
 _BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", GENERATION)
+
+
+class NoArchitecture(CheckpointError):
+    """No architecture of others has the parts of a model."""
 
 
 # ---------------------------------------------------------------- in
@@ -181,6 +184,13 @@ def export_huggingface(run: Run, folder: Path) -> Path:
     architecture, section = fitting_architecture(run)
     config = huggingface_config(run, architecture, section)
     tensors = {name: tensor.contiguous() for name, tensor in huggingface_tensors(run, architecture, section).items()}
+    return write_folder(run, folder, config, tensors, {})
+
+
+def write_folder(
+    run: Run, folder: Path, config: Values, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
+) -> Path:
+    """Write a folder for transformers in one step: weights, config.json, the run's tokenizer, and `texts` by name."""
     with new_folder(folder) as aside:
         run.tokenizer.save(aside / "tokenizer", for_others=True)
         for file in (aside / "tokenizer").iterdir():
@@ -189,7 +199,8 @@ def export_huggingface(run: Run, folder: Path) -> Path:
         if (run.folder / GENERATION).is_file():
             (aside / GENERATION).write_bytes((run.folder / GENERATION).read_bytes())
         save_tensors(tensors, aside / "model.safetensors")
-        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, text in {"config.json": json.dumps(config, indent=2) + "\n", **texts}.items():
+            (aside / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -201,7 +212,7 @@ def fitting_architecture(
     Raises CheckpointError naming the parts that stand in the way of the one that comes closest.
     """
     if run.config.model.use != "GPT":
-        raise CheckpointError(f"{run.folder} cannot be exported: model is {run.config.model.use}, a class of your own")
+        raise NoArchitecture(f"{run.folder} cannot be exported: model is {run.config.model.use}, a class of your own")
     section = with_computed_sizes(run.config.model.plain(), run.config.train.sequence_length)
     found = [(architecture.mismatches(section), architecture) for architecture in among]
     came_as = _imported_as(run.folder)  # of two that fit, as which it came: Mistral without a window is a Llama, too
@@ -209,7 +220,7 @@ def fitting_architecture(
     if not obstacles:
         return closest, section
     parts = ", ".join(f"model.{key} is {_short(here)} (there: {_short(there)})" for key, here, there in obstacles[:4])
-    raise CheckpointError(
+    raise NoArchitecture(
         f"{run.folder} cannot be exported: no known architecture has its parts; {closest.name} comes closest, but "
         f"{parts}"
     )

@@ -160,7 +160,7 @@ class LatentAttentionBlock(nn.Module):
         self.score_width, self.scale = self.qk_dim, self.qk_dim**-0.5
         self.norm = build("norm", norm, dim=dim)
         self.expand = nn.Linear(dim, 2 * self.qk_dim + 2 * self.hidden, bias=False)
-        self.expand.weight.stacked = (self.qk_dim, self.qk_dim, self.hidden, self.hidden)
+        self.widths = self.expand.weight.stacked = (self.qk_dim, self.qk_dim, self.hidden, self.hidden)
         self.project = nn.Linear(self.hidden, dim, bias=False)
         self.project.writes_residual = True
         self.distance = nn.Parameter(torch.ones(1))
@@ -168,7 +168,7 @@ class LatentAttentionBlock(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """(B, T, D) → (B, T, D)"""
-        q, k, linear, gate = self.expand(self.norm(x_BTD)).split(self.expand.weight.stacked, dim=-1)
+        q, k, linear, gate = self.expand(self.norm(x_BTD)).split(self.widths, dim=-1)
         local, v = (linear * F.gelu(gate)).split((self.hidden - self.dim, self.dim), dim=-1)
         q, k, v = q[:, None], k[:, None], v[:, None]  # one head
         if context.cache is not None:

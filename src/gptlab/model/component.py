@@ -34,7 +34,7 @@ class Attribute:
 
     Attributes:
         name: what it is called.
-        on: where it stands: a "module", a "parameter", or the "class" of a component.
+        on: where it stands: a "module", a "parameter", the "class" of a component, an "optimizer" or a "growth".
         type: of its value; of a method, its signature.
         default: what holds where it is absent.
         reader: the module of gptlab that reads it.
@@ -42,7 +42,7 @@ class Attribute:
     """
 
     name: str
-    on: Literal["module", "parameter", "class"]
+    on: Literal["module", "parameter", "class", "optimizer", "growth"]
     type: str
     default: Any
     reader: str
@@ -187,6 +187,30 @@ PROTOCOL = (
         None,
         "model.initialization, optim",
         "what muP found for the parameter: factors of its initial std and of its learning rate",
+    ),
+    Attribute(
+        "see_loss",
+        "optimizer",
+        "(loss: Tensor) → None",
+        None,
+        "optim",
+        "called before each step with the mean loss of its tokens, a scalar on the device, the same on all processes",
+    ),
+    Attribute(
+        "observe",
+        "growth",
+        "(gradient_norm: Tensor) → None",
+        None,
+        "training.loop",
+        "called after each step with the norm before clipping, a scalar on the device: reading it waits for that",
+    ),
+    Attribute(
+        "state",
+        "growth",
+        "{name: number}",
+        {},
+        "training.loop, training.setup",
+        "what it remembers between steps: a checkpoint keeps it",
     ),
     Attribute("slot", "class", "str", None, "config", "the kind of slot whose menu lists the class"),
     Attribute(

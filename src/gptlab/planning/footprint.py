@@ -23,11 +23,12 @@ from gptlab.hardware.precision import autocast, pick_dtype
 from gptlab.loss import TokenBatch
 from gptlab.model import build_model
 from gptlab.model.backends import Scores, View, override
-from gptlab.model.component import before_step, modules_with, training_flops
+from gptlab.model.component import before_step, declared, modules_with, training_flops
 from gptlab.planning.formatting import format_bytes
 from gptlab.planning.plan import Footprint, largest_fit
 
 _CPU = torch.device("cpu")
+_COUNTED = 1_000_000  # steps, of a growth that is asked for every one
 _MARGIN = 2  # how many times a rough count must fit, so that no exact one is made
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "new_empty")  # the last: `_FusedAttention`'s output
 
@@ -80,6 +81,19 @@ def footprint(
         activations=bytes_of.products if compiled else bytes_of.kept,
         logits=bytes_of.head_products if compiled else bytes_of.peak - bytes_of.kept,
     )
+
+
+def describe_growth(config: RunConfig, parameters: int) -> str:
+    """What can be said beforehand of how many batches a step takes; empty where the batch does not grow."""
+    if config.train.growth is None:
+        return ""
+    growth = build("growth", config.train.growth, batch_tokens=config.train.batch_tokens, parameters=parameters)
+    if declared(growth, "observe") is not None:
+        return "as many a step as train.growth decides while it trains"
+    step = count = 0
+    while step < config.total_steps and count < _COUNTED:
+        step, count = step + growth(step), count + 1
+    return f"in {count:,} steps" if step >= config.total_steps else f"in more than {count:,} steps"
 
 
 def fitting_footprint(

@@ -148,6 +148,7 @@ class Plan:
     priced: str
     overhead_minutes: float
     assumptions: tuple[str, ...]
+    growth: str = ""  # what is known of how many batches a step takes, where that is not one
 
     @property
     def flops(self) -> float:
@@ -214,11 +215,12 @@ def plan_run(
     overhead_minutes: float = OVERHEAD_MINUTES,
     memory_limit: int | None = None,
     validation_tokens: int | None = None,
+    growth: str = "",
 ) -> Plan:
     """The plan of one run: on this machine by its `probe`, on `devices` cards of the table's `gpu`, or in size alone.
 
     `price` takes the place of the card's own. `validation_tokens`: of one validation, where the data is not at hand
-    the config's own number; None leaves validation out of a table's time, which is said.
+    the config's own number; None leaves validation out of a table's time, which is said. `growth`: as of `Plan`.
     """
     if gpu is not None and price is None:
         price = Price(gpu.dollars_per_hour, gpu.priced, gpu.source)
@@ -254,6 +256,7 @@ def plan_run(
         priced="" if price is None else f"{price.priced}, {price.source}",
         overhead_minutes=overhead_minutes,
         assumptions=tuple(assumptions),
+        growth=growth,
     )
 
 

@@ -1,7 +1,8 @@
 """Numbers of a run: one JSON object a line in metrics.jsonl. Console, CSV, plots, TensorBoard and W&B are views of it.
 
-Rows carry `step` (optimizer steps done), `tokens` (trained on so far) and what was measured there: `train/loss` and its
-companions for a step, `val/loss` and its companions for a validation. Losses are in nats a token.
+Rows carry `step` (batches done: the optimizer's steps, where batches do not grow), `tokens` (trained on so far) and
+what was measured there: `train/loss` and its companions for a step, `val/loss` and its companions for a validation.
+Losses are in nats a token.
 """
 
 from __future__ import annotations

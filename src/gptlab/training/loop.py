@@ -27,8 +27,8 @@ from gptlab.errors import BusyError, DivergedError, GptlabError, option
 from gptlab.hardware.allocator import keep_freed_memory
 from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
-from gptlab.model.component import after_step, before_step, training_flops
-from gptlab.optim import set_learning_rate
+from gptlab.model.component import after_step, before_step, declared, training_flops
+from gptlab.optim import set_learning_rate, show_loss
 from gptlab.parallel import destroy_distributed, find_world, init_distributed
 from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.record import runfolder
@@ -98,12 +98,12 @@ def loop(job: Job) -> None:
         while True:
             done, stopping = job.step == total or job.reached, bool(job.stop.reason)
             evaluating = job.evaluated != job.step and (
-                done or _is_multiple(job.step, config.eval.every) or (job.step == 0 and config.is_validated_at_start)
+                done or job.passed(config.eval.every) or (job.step == 0 and config.is_validated_at_start)
             )
             saving = job.step > first and (
                 done
                 or stopping
-                or _is_multiple(job.step, config.checkpoint.every)
+                or job.passed(config.checkpoint.every)
                 or job.save_due
                 or (evaluating and config.checkpoint.best)
             )
@@ -129,7 +129,7 @@ def loop(job: Job) -> None:
             if not pending:
                 clock = time.monotonic()
             pending.append(step(job))
-            job.step += 1
+            job.step, job.batches = pending[-1].step, pending[-1].batches
             if len(pending) == flush_every:
                 _flush(job, pending, display, clock)
     if job.metrics is not None:
@@ -147,7 +147,8 @@ def loop(job: Job) -> None:
 class StepResult:
     """What a step leaves to be logged; tensors stay on the device until then, so that nothing waits for them."""
 
-    step: int
+    step: int  # batches of the run that are done
+    batches: int  # of these, what the step took
     loss: Tensor  # this process's sum over the mean's divisor, nats
     metrics: dict[str, Tensor]
     gradient_norm: Tensor
@@ -156,17 +157,18 @@ class StepResult:
 
 
 def step(job: Job) -> StepResult:
-    """One optimizer step on the whole global batch."""
+    """One optimizer step on the whole global batch, of as many batches as the run's growth says."""
     config = job.config
     torch.manual_seed(hash64(config.seed.dropout, job.step, job.world.rank) >> 1)
     multiplier = job.schedule(job.step)
     set_learning_rate(job.optimizer, multiplier)
-    batch = job.stream.batch(job.step, job.world.rank, job.world.size)
+    count = min(job.growth(job.step), config.total_steps - job.step)
+    batches = [job.stream.batch(job.step + index, job.world.rank, job.world.size) for index in range(count)]
     done = accumulate(
         job.wrapped,
         job.loss,
-        (to_device(piece, job.device) for piece in micro_batches(batch, job.micro_batch)),
-        global_targets=batch.global_targets,
+        (to_device(piece, job.device) for batch in batches for piece in micro_batches(batch, job.micro_batch)),
+        global_targets=sum(batch.global_targets for batch in batches),
         layout=job.layout,
         dtype=job.dtype,
         scaler=job.scaler,
@@ -175,13 +177,16 @@ def step(job: Job) -> StepResult:
     norm = job.layout.clip(job.model, config.train.gradient_clip)
     skipped = config.train.bad_step == "skip" and _must_skip(job, done.loss, norm)
     if not skipped:
+        show_loss(job.optimizer, done.loss, job.world.all_reduce)
         job.scaler.step(job.optimizer)
+        if (observe := declared(job.growth, "observe")) is not None:  # a mean, so that all processes decide alike
+            observe(job.world.all_reduce(norm.detach().clone()) / job.world.size)
     job.scaler.update()  # of a skipped step too: the next one unscales again
     if not skipped:
         for name, value in after_step(job.model, job.world.all_reduce).items():
             done.metrics[name] = value / job.world.size  # the log adds up what the processes say
     job.optimizer.zero_grad(set_to_none=True)
-    return StepResult(job.step + 1, done.loss, done.metrics, norm.detach(), multiplier, skipped)
+    return StepResult(job.step + count, count, done.loss, done.metrics, norm.detach(), multiplier, skipped)
 
 
 def _must_skip(job: Job, loss: Tensor, norm: Tensor) -> bool:
@@ -202,11 +207,12 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
         job.stop.reason = job.stop.signal or "another process was stopped"
     job.save_due = bool(values[1])
     elapsed = time.monotonic() - clock
-    width, logged, reason = 1 + len(names), [], ""
-    tokens_per_second = len(results) * job.config.train.batch_tokens / max(elapsed, 1e-9)
+    width, logged, reason, total = 1 + len(names), [], "", job.config.total_steps
+    batches = sum(result.batches for result in results)
+    tokens_per_second = batches * job.config.train.batch_tokens / max(elapsed, 1e-9)
     for index, (result, norm) in enumerate(zip(results, norms, strict=True)):
         loss, *extra = values[2 + index * width : 2 + (index + 1) * width]
-        job.seconds += elapsed / len(results)
+        job.seconds += elapsed * result.batches / batches
         row = {
             "step": result.step,
             "tokens": result.step * job.config.train.batch_tokens,
@@ -217,12 +223,15 @@ def _flush(job: Job, results: list[StepResult], display: TrainingDisplay, clock:
             "tokens_per_second": round(tokens_per_second, 1),
             "seconds": round(job.seconds, 4),
         }
+        if job.config.train.growth is not None:
+            row["batches"] = result.batches
         reason = "" if result.skipped else _divergence_reason(job, loss, norm, result.step)
         if result.skipped:
             row["skipped"] = True
         else:
             job.recent = [*job.recent, loss][-_SPIKE_WINDOW:]
-        if _is_multiple(result.step, job.config.log.every) or result.step == job.config.total_steps or reason:
+        every = job.config.log.every
+        if result.step // every > (result.step - result.batches) // every or result.step == total or reason:
             logged.append(row)
         if reason:
             break
@@ -275,6 +284,8 @@ def save(job: Job) -> None:
         "world_size": job.world.size,
         "identity": job.identity,
     }
+    if job.config.train.growth is not None:
+        state["growth"] = {"batches": job.batches, "state": declared(job.growth, "state")}
     with waiting("saving a checkpoint", shown=job.world.is_main):
         path = job.checkpoints.save(job.step, job.model, job.optimizer, state)
     job.saved_at, job.save_due = time.monotonic(), False
@@ -292,7 +303,3 @@ def _conclude(job: Job, seconds: float) -> None:
         measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory)
         write_facts(job.folder, measured)
         runfolder.log_line(job.folder, f"peak memory {format_bytes(memory)}, {format_seconds(job.seconds)} of training")
-
-
-def _is_multiple(step: int, every: int) -> bool:
-    return every > 0 and step > 0 and step % every == 0

@@ -82,7 +82,7 @@ def probe(config: RunConfig, folder: Path, *, seconds: float, launched: float) -
 
 
 def _time_steps(job: Job, fewest: int, seconds: float) -> list[float]:
-    """Seconds of each of `fewest` steps or more, for so long, to the end of the run at most.
+    """Seconds of each of `fewest` steps or more, a batch, for so long, to the end of the run at most.
 
     What changes over a run (windows that grow) is met as often as in all of it.
     """
@@ -94,10 +94,10 @@ def _time_steps(job: Job, fewest: int, seconds: float) -> list[float]:
         result = step(job)
         row = {"step": result.step, "tokens": result.step * job.config.train.batch_tokens}
         row |= {"train/loss": result.loss.item(), "gradient_norm": result.gradient_norm.item()}
-        job.step += 1
+        job.step = result.step
         if job.metrics is not None:
             job.metrics.write([row])
-        times.append(time.monotonic() - start)
+        times.append((time.monotonic() - start) / result.batches)
     return times
 
 

@@ -12,7 +12,7 @@ from gptlab.training.setup import Job, announce
 def are_due(job: Job, *, done: bool) -> bool:
     """Whether samples are to be drawn now: each `log.samples.every` steps, and after the last one."""
     every = job.config.log.samples.every
-    return every > 0 and job.step > 0 and job.sampled != job.step and (done or job.step % every == 0)
+    return every > 0 and job.step > 0 and job.sampled != job.step and (done or job.passed(every))
 
 
 def draw_samples(job: Job) -> None:

@@ -24,6 +24,7 @@ from gptlab.hardware.device import describe
 from gptlab.hardware.memory import largest_micro_batch
 from gptlab.hardware.precision import pick_dtype
 from gptlab.model import build_model
+from gptlab.model.component import declared
 from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, choose_layout
 from gptlab.planning.footprint import require_memory
@@ -55,6 +56,7 @@ class Job:
     loss: Any
     optimizer: torch.optim.Optimizer
     schedule: Any
+    growth: Any
     scaler: torch.amp.GradScaler
     stream: TokenStream
     validation: dict[str, TokenDataset]
@@ -64,7 +66,8 @@ class Job:
     measured_on: Identity  # what its validations are read from
     metrics: MetricsLog | None = None  # the main process's
     micro_batch: int = 0  # sequences at once, of this process
-    step: int = 0
+    step: int = 0  # in batches of `train.batch_tokens`: where the next step begins
+    batches: int = 1  # that the last step took
     seconds: float = 0.0  # of training, over all sessions
     best: tuple[int, float] | None = None  # step and validation loss
     recent: list[float] = field(default_factory=list)  # the last losses, to know a spike by
@@ -74,6 +77,10 @@ class Job:
     saved_at: float = field(default_factory=time.monotonic)  # when the last checkpoint was written, or training began
     save_due: bool = False  # `checkpoint.minutes` have gone by, as all processes agree
     stop: StopRequest = field(default_factory=StopRequest)
+
+    def passed(self, every: int) -> bool:
+        """Whether the last step reached a multiple of `every`, or went past it; never where that is 0."""
+        return every > 0 and self.step > 0 and self.step // every > (self.step - self.batches) // every
 
     @property
     def finished(self) -> bool:
@@ -148,6 +155,9 @@ def build_job(
             load_tensors(checkpoint, job.model, job.optimizer, world)
         job.step, job.seconds, job.recent = state["step"], state["seconds"], state["recent"]
         job.scaler.load_state_dict(state["scaler"])
+        if "growth" in state:
+            job.batches = state["growth"]["batches"]
+            declared(job.growth, "state").update(state["growth"]["state"])
     if world.is_main:
         _open_folder(job, fingerprints, job.step if checkpoint is not None else None, hooks)
     job.best, job.evaluated, job.reached = world.broadcast((job.best, job.evaluated, job.reached))
@@ -232,6 +242,7 @@ def _build(
         loss=build("loss", config.loss),
         optimizer=build("optimizer", config.optimizer, named_parameters=list(model.named_parameters())),
         schedule=build("schedule", config.schedule, total_steps=config.total_steps),
+        growth=build_growth(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         stream=stream,
         validation=validation,
@@ -240,6 +251,13 @@ def _build(
         identity=identity,
         measured_on=measured_on(config, tokenizer, validation),
     )
+
+
+def build_growth(config: RunConfig, model: nn.Module) -> Any:
+    """The growth of the batch; where the config has none, one batch a step."""
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    batch_tokens = config.train.batch_tokens
+    return build("growth", config.train.growth or "Fixed", batch_tokens=batch_tokens, parameters=parameters)
 
 
 def _find_resume_checkpoint(

@@ -23,6 +23,7 @@ from gptlab.parallel import destroy_distributed, find_world, init_distributed
 from gptlab.record import runfolder
 from gptlab.shown import Sheet, Shown
 from gptlab.training.loop import train
+from gptlab.training.setup import build_growth
 from gptlab.training.soup import Soup, soup
 
 _RUNS = Path("runs")
@@ -185,6 +186,7 @@ def _describe(stage: Stage) -> _Described:
     open_stream(config, sets)
     build("schedule", config.schedule, total_steps=config.total_steps)
     model = build_model(config, tokenizer.vocab_size, device="meta")
+    build_growth(config, model)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     seeds = stage.seeds or (config.seed.data,)
     orders = {(str(one.path), one.fingerprint, seed, length) for one in sets.values() for seed in seeds}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gptlab.config import RunConfig, config_from
 from gptlab.config.numbers import require_count
-from gptlab.errors import GptlabError, option
+from gptlab.errors import ConfigError, GptlabError, option
 from gptlab.lab.experiment.spec import hash_of
 from gptlab.lab.runs.execution import Device, train_all
 from gptlab.lab.runs.store import RunSpec, Store
@@ -81,6 +81,12 @@ def range_test(config: RunConfig, *, low: float, high: float, steps: int) -> Run
     if steps < _LEAST_STEPS:
         raise GptlabError(f"{option('steps', steps)}: too few to see a slope; take {_LEAST_STEPS} or more")
     require_count("steps", steps, "steps")
+    if config.train.growth is not None:
+        raise ConfigError(
+            "train.growth: a range test raises the rate at every batch, and steps that take several would hide where "
+            f"the loss turns; test without, by {option('set', 'train.growth=null')}",
+            key="train.growth",
+        )
     values = config.plain()
     values["schedule"] = {"use": SCHEDULE, "low": low, "high": high}
     # What is too much is decided here: a run that stops at a spike would end before it is seen.

@@ -119,7 +119,13 @@ def require_equal_lengths(config: RunConfig, space: Space) -> None:
     """Refuse a space whose trials differ in length: at one step they are at different places of their schedules."""
     for key, values in space.items():
         for value in extremes(values):
-            steps = override(config, [_setting(key, value)], {}).total_steps
+            changed = override(config, [_setting(key, value)], {})
+            if changed.train.growth is not None:
+                raise GptlabError(
+                    f"{option('prune', 'asha')}: with train.growth a run validates where its steps end, and pruning "
+                    f"compares trials at the same step; leave out {option('prune')}, or set train.growth=null"
+                )
+            steps = changed.total_steps
             if steps != config.total_steps:
                 raise GptlabError(
                     f"{option('prune', 'asha')}: {_setting(key, value)} makes a run of {steps} steps, and the "
