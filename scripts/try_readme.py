@@ -27,7 +27,6 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 ELSEWHERE = ("make ", "pip ", "gptlab import openai-community", "torchrun ")
 """Beginnings of lines that are not for here: from a clone, over the network, on eight GPUs."""
 FIRST = {
-    "gptlab export": ["gptlab train llama-xs --set data.path=data/books --set train.tokens=50k"],
     "gptlab soup": [
         f"gptlab train books-xs --set name={name} --set train.tokens=50k --set seed.data={seed}"
         for seed, name in enumerate("abc", start=11)

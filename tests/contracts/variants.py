@@ -142,9 +142,13 @@ VARIANTS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"stages": [{"at": 0.0, "weights": {"web": 1, "books": 0}}, {"at": 0.8, "weights": {"web": 1, "books": 3}}]}
         ],
     },
+    "stream": {
+        "BatchStream": [],
+        "GrowingSequences": [{"start": 4, "every": 200}],
+    },
 }
 
-REQUIRED: set[tuple[str, str]] = {("mix", "Schedule"), ("growth", "Ramp")}
+REQUIRED: set[tuple[str, str]] = {("mix", "Schedule"), ("growth", "Ramp"), ("stream", "GrowingSequences")}
 """Components that cannot be built with defaults alone."""
 
 BESIDE: dict[tuple[str, ...], dict[str, Any]] = {

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptlab.data import IGNORE, Batch, BatchStream, TokenDataset, micro_batches, validation_batches
+from gptlab.data.batches import GrowingSequences
 from gptlab.data.mixture import Schedule, Weights
 from gptlab.errors import ConfigError, DataError
 
@@ -257,3 +258,63 @@ def test_a_batch_holds_copies_that_may_be_changed(tmp_path: Path, counting: Toke
     batch.inputs[:] = 0
     assert (batch.targets > 0).any()
     assert (stream(counting).batch(0).inputs > 0).any()
+
+
+# ---------------------------------------------------------------- sequences that grow
+
+
+def growing(*datasets: TokenDataset, **given: object) -> GrowingSequences:
+    named = [(f"d{number}", dataset) for number, dataset in enumerate(datasets)]
+    options = {"sequence_length": 8, "sequences_per_step": 12, "seed": 1, "total_steps": 50, "epochs": None}
+    options |= {"start": 2, "every": 200, **given}
+    return GrowingSequences(named, Weights({name: dataset.tokens for name, dataset in named}), **options)  # type: ignore[arg-type]
+
+
+def test_sequences_grow_and_their_tokens_stay(counting: TokenDataset) -> None:
+    plain, grown = stream(counting), growing(counting)
+    lengths = [grown.batch(step).inputs.shape[1] for step in range(8)]
+    assert lengths == [
+        2,
+        2,
+        2,
+        4,
+        4,
+        8,
+        8,
+        8,
+    ]  # 96 tokens a step: 200 are reached within the third, 400 within the fifth
+    for step in range(8):
+        one, other = plain.batch(step), grown.batch(step)
+        assert np.array_equal(one.inputs.ravel(), other.inputs.ravel())
+        assert np.array_equal(one.targets.ravel(), other.targets.ravel())
+        assert one.global_targets == other.global_targets
+        shares = [grown.batch(step, rank, 3).inputs for rank in range(3)]
+        assert np.array_equal(np.concatenate(shares), other.inputs)
+
+
+def test_documents_are_numbered_anew_in_each_piece(write_shards) -> None:
+    ids = np.array([0, 1, 2, 0, 3, 4, 5, 6] * 50)
+    dataset = TokenDataset.open(write_shards(ids), "train", vocab_size=7, end_of_text=0)
+    batch = growing(dataset, start=4).batch(0)
+    assert batch.documents.shape == (24, 4)
+    assert (batch.documents[:, 0] == 0).all()
+    opened = np.cumsum(batch.inputs == 0, axis=1)
+    assert np.array_equal(batch.documents, opened - opened[:, :1])
+    assert batch.documents.max() == 1
+
+
+def test_what_never_comes_to_the_whole_sequence_is_refused(counting: TokenDataset) -> None:
+    with pytest.raises(ConfigError, match="3 doubled does not come to"):
+        growing(counting, start=3)
+    with pytest.raises(ConfigError, match="every"):
+        growing(counting, every=0)
+    assert growing(counting, start=64).batch(0).inputs.shape == (12, 8)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 12])
+def test_micro_batches_of_shorter_rows_hold_as_many_tokens(counting: TokenDataset, rows: int) -> None:
+    batch = growing(counting).batch(0)
+    parts = list(micro_batches(batch, rows, 8))
+    assert np.array_equal(np.concatenate([part.inputs for part in parts]), batch.inputs)
+    assert all(len(part.inputs) == 4 * rows for part in parts[:-1])
+    assert len(list(micro_batches(stream(counting).batch(0), 1, 2))) == 12  # longer rows: one at least

@@ -239,3 +239,26 @@ def test_processes_agree(tmp_path: Path) -> None:
     assert len({count for _, count in steps(one)}) > 1
     last = [rows(run)[-1]["val/loss"] for run in found]
     assert last[0] == pytest.approx(last[1], abs=1e-4)
+
+
+# ---------------------------------------------------------------- sequences that grow
+
+SHORT_FIRST = {"data": {"stream": {"use": "GrowingSequences", "start": 8, "every": 600}}}
+
+
+def test_sequences_grow_in_micro_batches_of_as_many_tokens(train: Train) -> None:
+    one = train("one", merge(FLAT, SHORT_FIRST))
+    cut = train("cut", merge(merge(FLAT, SHORT_FIRST), {"system": {"micro_batch": 2}}))
+    plain = train("plain", FLAT)
+    losses = [[row["train/loss"] for row in rows(run) if "train/loss" in row] for run in (one, cut, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0][0] != pytest.approx(losses[2][0], abs=1e-5)  # the same tokens, with less to look back on
+    assert one.name != plain.name
+    assert [row["tokens"] for row in rows(one)] == [row["tokens"] for row in rows(plain)]
+
+
+def test_sequences_that_grow_resume_bit_for_bit(train: Train) -> None:
+    whole = train("whole", merge(merge(FLAT, SHORT_FIRST), {"train": {"tokens": 3072}}))
+    run = train("run", merge(FLAT, SHORT_FIRST))
+    train("run", merge(merge(FLAT, SHORT_FIRST), {"train": {"tokens": 3072}}), resume=True)
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

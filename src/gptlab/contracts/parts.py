@@ -220,13 +220,13 @@ def addressed(subject: Subject) -> None:
 
 
 def _require_batch(subject: Subject, batch: Batch, where: str) -> None:
-    shape = (subject.config.sequences_per_step, subject.length)
+    rows, length = subject.config.sequences_per_step, subject.length
     shapes = {name: getattr(batch, name).shape for name in ("inputs", "targets", "documents")}
-    if set(shapes.values()) != {shape}:
+    if set(shapes.values()) not in ({(rows * cuts, length // cuts)} for cuts in range(1, length + 1)):
         raise Broken(
             "a batch has another shape than the run's",
-            where=f"{where}: {shapes}, expected {shape} for each",
-            fix="give (sequences_per_step, sequence_length) of inputs, targets and documents",
+            where=f"{where}: {shapes}, expected {(rows, length)} for each, or such rows cut into equal pieces",
+            fix="give sequences_per_step × sequence_length of inputs, targets and documents",
         )
     predicted = int((batch.targets != IGNORE).sum())
     if predicted != batch.global_targets or not predicted:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gptlab.console import say
 from gptlab.data.dataset import TokenDataset
 from gptlab.data.permutation import hash64, permute
-from gptlab.errors import DataError
+from gptlab.errors import ConfigError, DataError
 
 IGNORE = -1
 
@@ -62,10 +62,13 @@ class Batch:
         return Batch(self.inputs[part], self.targets[part], self.documents[part], self.global_targets, extra)
 
 
-def micro_batches(batch: Batch, rows: int) -> Iterator[Batch]:
-    """Cut a batch into slices of at most `rows` rows, in order."""
-    for start in range(0, len(batch.inputs), rows):
-        yield batch.rows(start, start + rows)
+def micro_batches(batch: Batch, rows: int, length: int | None = None) -> Iterator[Batch]:
+    """Cut a batch into slices of at most `rows` rows, in order; where its rows are not of `length` tokens, of as many
+    rows as hold that many tokens, and of one at least."""
+    width = batch.inputs.shape[1]
+    at_once = max(1, rows * (length or width) // width)
+    for start in range(0, len(batch.inputs), at_once):
+        yield batch.rows(start, start + at_once)
 
 
 class TokenStream(Protocol):
@@ -213,6 +216,53 @@ class BatchStream:
                 )
             if needed > 1:
                 say(f"data set {name!r} is read {needed:.2f} times ({math.ceil(needed)} epochs, each shuffled anew)")
+
+
+class GrowingSequences(BatchStream):
+    """The rows of `BatchStream`, each cut into shorter ones at first: of `start` tokens, and twice as long after every
+    `every` tokens of the run, until they are whole (hlb-GPT 0.4: from 32 tokens, doubled every 80 steps; Li et al.
+    2022, "The Stability-Efficiency Dilemma", arXiv:2108.06084).
+
+    A step has the same tokens in the same order as without, in rows that see less of what came before. Raises
+    ConfigError where T is not `start` times a power of two.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[tuple[str, TokenDataset]],
+        mix: Mix,
+        sequence_length: int,
+        sequences_per_step: int,
+        seed: int,
+        total_steps: int,
+        epochs: int | None,
+        *,
+        start: int = 32,
+        every: int,
+    ) -> None:
+        from gptlab.config.numbers import require_range
+
+        require_range("data.stream", "at least 1", start=start, every=every)
+        if sequence_length > start and (sequence_length % start or (sequence_length // start).bit_count() != 1):
+            raise ConfigError(
+                f"data.stream.start: {start} doubled does not come to train.sequence_length, {sequence_length}; take "
+                "that divided by 2, 4, 8, …",
+                key="data.stream.start",
+            )
+        super().__init__(datasets, mix, sequence_length, sequences_per_step, seed, total_steps, epochs)
+        self.start, self.every = start, every
+
+    def length(self, step: int) -> int:
+        """Tokens of the rows of `step`."""
+        doublings = step * self.sequences_per_step * self.sequence_length // self.every
+        return min(self.sequence_length, self.start << min(doublings, 62))
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The rows of `step`'s global batch that are `rank`'s; as of `BatchStream`, cut."""
+        whole, length = super().batch(step, rank, world_size), self.length(step)
+        documents = whole.documents.reshape(-1, length)
+        inputs, targets = whole.inputs.reshape(-1, length), whole.targets.reshape(-1, length)
+        return Batch(inputs, targets, documents - documents[:, :1], whole.global_targets)
 
 
 def validation_batches(

@@ -163,11 +163,12 @@ def step(job: Job) -> StepResult:
     multiplier = job.schedule(job.step)
     set_learning_rate(job.optimizer, multiplier)
     count = min(job.growth(job.step), config.total_steps - job.step)
+    length = config.train.sequence_length
     batches = [job.stream.batch(job.step + index, job.world.rank, job.world.size) for index in range(count)]
     done = accumulate(
         job.wrapped,
         job.loss,
-        (to_device(piece, job.device) for batch in batches for piece in micro_batches(batch, job.micro_batch)),
+        (to_device(piece, job.device) for batch in batches for piece in micro_batches(batch, job.micro_batch, length)),
         global_targets=sum(batch.global_targets for batch in batches),
         layout=job.layout,
         dtype=job.dtype,

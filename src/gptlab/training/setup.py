@@ -306,7 +306,7 @@ def _choose_micro_batch(job: Job, state: Mapping[str, Any]) -> int:
 
 def _forward_backward(job: Job, sequences: int) -> None:
     """One micro-batch without a step, by this process alone: what it costs in memory, and what compiles the model."""
-    batch = job.stream.batch(0).rows(0, sequences)
+    batch = job.stream.batch(job.config.total_steps - 1).rows(0, sequences)  # sequences may have grown until then
     alone = choose_layout(World(), job.device)
     accumulate(
         job.model,
