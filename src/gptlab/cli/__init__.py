@@ -88,7 +88,7 @@ Your own text           gptlab tokenizer train --input 'text/*.txt' --vocab-size
                         gptlab train books-xs --set data.path=data/mine
 What there is           gptlab config list, gptlab data presets, gptlab experiment list
 What it will cost       gptlab plan gpt2 --gpu "RTX 4090"
-Change one part         gptlab new component attention my-idea
+Change one part         gptlab new component attention my-attention
 Is it better?           gptlab new my-idea --baseline demo
                         gptlab run experiments/my-idea
 Weights of others       gptlab import openai-community/gpt2 --name gpt2
