@@ -38,6 +38,7 @@ QUICK = {
     "gptlab train books-xs --set train.tokens=2M": "--set train.tokens=100k",
     "gptlab run ": "--no-probe --seeds 1",
     "gptlab train books-xs --resume": "--set train.tokens=100k",
+    "gptlab train runs/": "--set train.tokens=150k",
 }
 
 
