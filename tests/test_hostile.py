@@ -161,7 +161,7 @@ COMMANDS = [
     "import config.yaml --name x",
     "import runs/a --name a/b",
     "export nowhere --out out",
-    "export runs/a --out out",
+    "export runs/a --format hf --out out",
     "export runs/a --out runs/b",
     "tokenizer train --input nowhere --name x",
     "tokenizer train --input text --name a/b",

@@ -176,7 +176,8 @@ def test_merges_are_shown_as_they_come(monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_command_is_stopped_and_given_again(tmp_path: Path, test_data: Path, how: signal.Signals) -> None:
     text = str(test_data / "gutenberg/train-00000-of-00004.parquet")
-    command = [sys.executable, "-m", "gptlab", "tokenizer", "train", "--input", text, "--vocab-size", "2000"]
+    often = "import gptlab.tokenizer.journal as j; j._SAVE_SECONDS = 0.2; from gptlab.__main__ import main; main()"
+    command = [sys.executable, "-c", often, "tokenizer", "train", "--input", text, "--vocab-size", "2000"]
     options: dict[str, Any] = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
     started = subprocess.Popen([*command, "--name", "t", "--workers", "2"], start_new_session=True, **options)
     kept = tmp_path / "tokenizers/.t.partial/counts.npz"
