@@ -179,7 +179,9 @@ def test_the_command_is_stopped_and_given_again(tmp_path: Path, test_data: Path,
     often = "import gptlab.tokenizer.journal as j; j._SAVE_SECONDS = 0.2; from gptlab.__main__ import main; main()"
     command = [sys.executable, "-c", often, "tokenizer", "train", "--input", text, "--vocab-size", "2000"]
     options: dict[str, Any] = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
-    started = subprocess.Popen([*command, "--name", "t", "--workers", "2"], start_new_session=True, **options)
+    # A suite that runs in the background inherits that interrupts are ignored; a terminal's command does not.
+    heard = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    started = subprocess.Popen([*command, "--name", "t", "--workers", "2"], **heard, **options)
     kept = tmp_path / "tokenizers/.t.partial/counts.npz"
     while started.poll() is None and not kept.exists():
         time.sleep(0.05)
