@@ -334,7 +334,7 @@ def damage_as_data_error(name: str) -> Iterator[None]:
 def _damage() -> tuple[type[BaseException], ...]:
     import pyarrow
 
-    # zipfile says NotImplementedError of a member that is packed by a method it cannot unpack, which is as unreadable to
-    # us as a damaged one.
+    # zipfile raises NotImplementedError for a member packed by a method that it cannot undo: as unreadable to us as a
+    # damaged one.
     archives = (zipfile.BadZipFile, NotImplementedError, tarfile.TarError)
     return (OSError, EOFError, zlib.error, lzma.LZMAError, *archives, pyarrow.ArrowException)
