@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptlab.config import config_from
 from gptlab.config.schema import Log
 from gptlab.errors import GptlabError
 from gptlab.record.metrics import read_metrics, write_csv
+from gptlab.systems import plot
 from gptlab.systems.metrics import MetricsLog
 from gptlab.systems.plot import plot_loss
 from gptlab.systems.sinks import open_sinks, require_sinks
@@ -159,3 +161,13 @@ def test_the_plot_is_a_picture(tmp_path: Path, rows: list[dict[str, Any]], monke
     assert (width, height) == (1200, 720)
     assert matplotlib.pyplot.get_fignums() == []  # nothing is left open
     assert matplotlib.rcParams["backend"] == "svg"  # a notebook's choice stays
+
+
+@pytest.mark.parametrize(("steps", "label"), [(40, "training"), (120, "training (mean of 2 steps)")])
+def test_the_legend_says_what_was_averaged(steps: int, label: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    curve = np.column_stack([np.arange(steps), np.linspace(5.0, 3.0, steps)])
+    plot._draw(curve, np.empty((0, 2)), "a run", figure)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [label]

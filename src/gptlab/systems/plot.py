@@ -34,7 +34,7 @@ def _draw(train: NDArray[np.float64], val: NDArray[np.float64], title: str, figu
         window = max(1, len(train) // 50)
         averaged = np.convolve(train[:, 1], np.ones(window) / window, mode="valid")
         axes.plot(*train.T, color=_TRAINING, lw=0.6, alpha=0.35)
-        label = f"training (mean of {window} steps)"
+        label = f"training (mean of {window} steps)" if window > 1 else "training"
         axes.plot(train[window - 1 :, 0], averaged, color=_TRAINING, lw=1.6, label=label)
     if len(val):
         axes.plot(*val.T, color=_VALIDATION, lw=1.8, marker="o", ms=4, label="validation")
