@@ -227,6 +227,8 @@ class GrowingSequences(BatchStream):
     ConfigError where T is not `start` times a power of two.
     """
 
+    slot = "stream"
+
     def __init__(
         self,
         datasets: Sequence[tuple[str, TokenDataset]],
