@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gptlab.console import say
@@ -227,6 +227,12 @@ def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(paths: Sequence[Path]) -> str:
+    """Hex SHA-256 of one file; of several, that of their own, in order."""
+    each = [sha256_file(path) for path in paths]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def fsync_file(path: Path) -> None:

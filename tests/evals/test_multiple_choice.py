@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptlab.errors import DataError
-from gptlab.evals import multiple_choice as choice
+from gptlab.evals import likelihood
 from gptlab.evals.multiple_choice import Answer, Question, accuracy, answer_questions, encode_question
 from gptlab.tokenizer import byte_tokenizer
 
@@ -54,7 +54,7 @@ def test_batches_are_the_rows_one_by_one(make_run, monkeypatch: pytest.MonkeyPat
                 logp = run.model(ids[None, :-1], return_logits=True)[0].double().log_softmax(-1)
             expected.append(logp.gather(-1, ids[1:, None])[-pair.count :].sum().item())
     for places in (1, 100, 1 << 16):
-        monkeypatch.setitem(choice._BATCH_TOKENS, "cpu", places)
+        monkeypatch.setitem(likelihood._BATCH_TOKENS, "cpu", places)
         answers = answer_questions(run, asked, description="test")
         assert [a.question for a in answers] == asked
         assert [len(a.logprobs) for a in answers] == [4, 2, 3]

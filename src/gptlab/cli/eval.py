@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="run folders (or a nanoGPT ckpt.pt)")],
-    tasks: Annotated[str, typer.Option(help="comma-separated: loss, topk, hellaswag")] = "loss",
+    tasks: Annotated[
+        str, typer.Option(help="comma-separated: loss, topk, hellaswag, …; `gptlab eval --list` has all")
+    ] = "loss",
     limit: Annotated[
         int | None, typer.Option(help="questions of a task, or validation sequences; all by default")
     ] = None,
@@ -28,6 +30,9 @@ def evaluate(
     task_data: Annotated[
         Path | None,
         typer.Option(help="folder of benchmark questions; see docs/evaluation.md for where they are found without it"),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(help="examples with their answers before each question; none by default")
     ] = None,
     sequence_length: Annotated[
         int | None, typer.Option(help="tokens of a validation window, for runs that were trained on different ones")
@@ -38,7 +43,7 @@ def evaluate(
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
     from gptlab.evals.benchmark import Options
 
-    options = Options(limit=limit, data=data, task_data=task_data, sequence_length=sequence_length)
+    options = Options(limit=limit, data=data, task_data=task_data, sequence_length=sequence_length, shots=shots)
     _evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)
 
 
@@ -117,6 +122,8 @@ def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: s
         parts += [options.data.resolve().name, data["data"]["fingerprint"][:8]]
     if "sequence_length" in found.settings and options.sequence_length is not None:
         parts.append(f"window{options.sequence_length}")
+    if found.settings.get("shots"):
+        parts.append(f"{found.settings['shots']}-shot")
     if checkpoint is not None:  # by its step: what is the best one changes
         parts.append(f"step-{found.settings['step']:08}")
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")

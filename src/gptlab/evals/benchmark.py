@@ -34,6 +34,7 @@ class Options:
         sequence_length: tokens of a validation window; None: those of the run's own validation.
         world: the processes that share the questions; None: this one has them all.
         task_data: folder that holds the questions; None: GPTLAB_BENCHMARKS, else they are downloaded.
+        shots: so many examples with their answers before each question; None: none.
     """
 
     limit: int | None = None
@@ -41,10 +42,13 @@ class Options:
     task_data: Path | None = None
     sequence_length: int | None = None
     world: World | None = None
+    shots: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise GptlabError(f"{option('limit')} must be at least 1 (given: {self.limit}); leave it out for all")
+        if self.shots is not None and self.shots < 0:
+            raise GptlabError(f"{option('shots')} must be at least 0 (given: {self.shots})")
         if self.sequence_length is not None and self.sequence_length < 1:
             raise GptlabError(f"{option('sequence_length')} must be at least 1 (given: {self.sequence_length})")
 
@@ -133,10 +137,12 @@ def find_questions(task: str, questions: QuestionFile, folder: Path | None = Non
     """Where the questions of the benchmark `task` are: in `folder`; else in GPTLAB_BENCHMARKS, where that is set; else
     in one of BESIDE; else downloaded once. Which file it was stands in the results.
 
-    A folder holds them as TASK/FILE or FILE, plain or with .gz. Raises DataError where they are not to be had.
+    A folder holds them as TASK/FILE or FILE, plain, with .gz, or as Parquet. Raises DataError where they are not to be
+    had.
     """
     file, url = questions.name, questions.url
-    names = (f"{task}/{file}", f"{task}/{file}.gz", file, f"{file}.gz")
+    forms = (file, f"{file}.gz", str(Path(file).with_suffix(".parquet")))
+    names = (*(f"{task}/{form}" for form in forms), *forms)
     named = os.environ.get("GPTLAB_BENCHMARKS")
     source = option("task_data") if folder is not None else "GPTLAB_BENCHMARKS"
     if folder is None and named:
@@ -147,7 +153,9 @@ def find_questions(task: str, questions: QuestionFile, folder: Path | None = Non
         if (found := next((place / name for name in names if (place / name).is_file()), None)) is not None:
             return found
     if folder is not None:
-        raise DataError(f"{source}: {folder} holds no {task}/{file} or {file} (.gz or not); get it from {url}")
+        raise DataError(
+            f"{source}: {folder} holds no {task}/{file} or {file} (plain, .gz, or .parquet); get it from {url}"
+        )
     try:
         return download(url)
     except DataError as error:

@@ -1,43 +1,38 @@
 """Multiple choice: which of several continuations a model finds likeliest, as lm-evaluation-harness counts it.
 
-Facts learnt from the harness (github.com/EleutherAI/lm-evaluation-harness, version 0.4: `TemplateLM._encode_pair`,
-`HFLM._loglikelihood_tokens`, `ConfigurableTask.process_results`), which the tests run beside this on the same model:
+Facts learnt from the harness (github.com/EleutherAI/lm-evaluation-harness, version 0.4:
+`ConfigurableTask.process_results`), which the tests run beside this on the same model:
 
-- A choice is appended to its context after one space. Both are encoded as one text; the choice's tokens are those
-  after as many as the context alone has. Blanks at the context's end go to the choice.
-- What does not fit the model's context is cut on the left.
+- A choice is appended to its context after one space, and scored as `likelihood` says.
 - `acc` takes the choice with the largest sum of log p, `acc_norm` that with the largest sum a *character* of the
   choice (without the space before it). The first wins among equals.
 
-The end-of-text token stands before each context, as before each document in training.
+Beside them stand their continuous cousins, which say more of a small model, whose accuracy is near chance (Schaeffer
+et al. 2023, arXiv:2304.15004; Heineman et al. 2025, arXiv:2508.13144).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from gptlab.console import say, track
 from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Evaluation
-from gptlab.files import sha256_file
-from gptlab.hardware.precision import autocast
-from gptlab.inference.scoring import target_nats
+from gptlab.evals.intervals import wilson
+from gptlab.evals.likelihood import EncodedPair, PairEncoder, log_likelihoods
+from gptlab.files import sha256_files
 from gptlab.parallel import World
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
 
 DELIMITER = " "
 """What stands between a context and a choice."""
-
-_BATCH_TOKENS = {"cpu": 2**12, "mps": 2**14, "cuda": 2**16}  # places of a batch, padding included
 
 
 @dataclass(frozen=True)
@@ -49,12 +44,25 @@ class Question:
         contexts, choices: a context and its continuation for each answer. HellaSwag's answers share their context;
             WinoGrande's share their continuation.
         gold: the number of the right answer, from 0.
+        delimiter: what stands between context and choice.
+        group: what it shares with other questions, such as a passage; None where it stands alone.
+        subject: questions of one subject are examples for each other only.
+        example: its text with the right answer, as an example for others; None: context, delimiter and choice.
     """
 
-    id: int | str
+    id: int | str = field(compare=False)
     contexts: tuple[str, ...]
     choices: tuple[str, ...]
     gold: int
+    delimiter: str = DELIMITER
+    group: str | int | None = None
+    subject: str = ""
+    example: str | None = None
+
+    @property
+    def answered(self) -> str:
+        """Its text with the right answer."""
+        return self.example or self.contexts[self.gold] + self.delimiter + self.choices[self.gold]
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,14 @@ class Answer:
         logprobs: for each choice the sum of log p of its tokens, nats.
         tokens: for each choice how many tokens that were.
         truncated: whether a context had to be cut on the left.
+        greedy: for each choice whether each of its tokens was the likeliest.
     """
 
     question: Question
     logprobs: tuple[float, ...]
     tokens: tuple[int, ...]
     truncated: bool
+    greedy: tuple[bool, ...] = ()
 
     @property
     def predicted(self) -> int:
@@ -78,13 +88,39 @@ class Answer:
         return int(np.argmax(self.logprobs))
 
     @property
+    def per_character(self) -> np.ndarray:
+        """log p a character of each choice, nats."""
+        return np.array(self.logprobs) / np.array([float(len(choice)) for choice in self.question.choices])
+
+    @property
     def predicted_norm(self) -> int:
         """The choice that `acc_norm` takes."""
-        return int(np.argmax(np.array(self.logprobs) / np.array([float(len(c)) for c in self.question.choices])))
+        return int(np.argmax(self.per_character))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """−log₂ p of the right answer, by its UTF-8 bytes."""
+        right = self.question.choices[self.question.gold]
+        return -self.logprobs[self.question.gold] / math.log(2) / len(right.encode("utf-8"))
+
+    @property
+    def probability(self) -> float:
+        """Of the right answer among the choices, each taken as exp(log p a character)."""
+        scores = self.per_character
+        weights = np.exp(scores - scores.max())
+        return float(weights[self.question.gold] / weights.sum())
+
+    @property
+    def margin(self) -> float | None:
+        """log p a character of the right answer less that of the best wrong one, nats; None where it is alone."""
+        scores, gold = self.per_character, self.question.gold
+        wrong = np.delete(scores, gold)
+        return float(scores[gold] - wrong.max()) if len(wrong) else None
 
     def record(self) -> dict[str, Any]:
         """The row that is kept of it."""
         gold = self.question.gold
+        margin = self.margin
         return {
             "id": self.question.id,
             "gold": gold,
@@ -92,9 +128,13 @@ class Answer:
             "predicted_norm": self.predicted_norm,
             "acc": int(self.predicted == gold),
             "acc_norm": int(self.predicted_norm == gold),
+            "bits_per_byte": round(self.bits_per_byte, 5),
+            "probability": round(self.probability, 5),
+            "margin": None if margin is None else round(margin, 5),
             "logprobs": [round(value, 5) for value in self.logprobs],
             "tokens": list(self.tokens),
             "truncated": self.truncated,
+            **({} if self.question.group is None else {"group": self.question.group}),
         }
 
 
@@ -112,94 +152,33 @@ def answer_questions(
     listed = track(questions, f"{description}: encoding", total=len(questions), unit="questions", shown=world.is_main)
     encoded = [encode_question(run.tokenizer, question, length) for question in listed]
     every = [pair for pairs in encoded for pair in pairs]
-    logprobs = log_likelihoods(run, every, description=description, world=world)
+    found = log_likelihoods(run, every, description=description, world=world)
     answers, done = [], 0
     for question, pairs in zip(questions, encoded, strict=True):
-        mine = tuple(logprobs[done : done + len(pairs)])
+        own = found[done : done + len(pairs)]
         done += len(pairs)
-        tokens = tuple(pair.count for pair in pairs)
-        answers.append(Answer(question, mine, tokens, any(pair.truncated for pair in pairs)))
+        answers.append(
+            Answer(
+                question,
+                tuple(one.logprob for one in own),
+                tuple(pair.count for pair in pairs),
+                any(pair.truncated for pair in pairs),
+                tuple(one.greedy for one in own),
+            )
+        )
     return answers
-
-
-@dataclass(frozen=True)
-class EncodedPair:
-    """A context with its continuation as ids, cut on the left to fit; the last `count` ids are the continuation."""
-
-    ids: list[int]
-    count: int
-    truncated: bool
 
 
 def encode_question(tokenizer: Tokenizer, question: Question, context_length: int) -> list[EncodedPair]:
     """The ids of each answer of a question. Raises DataError as `answer_questions`."""
-    pairs, sizes = [], {}
-    for context, choice in zip(question.contexts, question.choices, strict=True):
-        kept = context.rstrip()
-        if kept not in sizes:
-            sizes[kept] = len(tokenizer.encode(kept))
-        whole = tokenizer.encode(context + DELIMITER + choice)
-        count = len(whole) - sizes[kept]
-        if count < 1 or not choice:
-            raise DataError(f"question {question.id}: choice {choice!r} has no tokens of its own; mend the file")
-        if count > context_length:
-            raise DataError(
-                f"question {question.id}: a choice of {count} tokens does not fit the model's context of "
-                f"{context_length}; evaluate a model with a longer one"
-            )
-        ids = [tokenizer.end_of_text, *whole]
-        kept_ids = ids[-(context_length + 1) :]  # one more than it sees: the last id is only predicted
-        pairs.append(EncodedPair(kept_ids, count, len(kept_ids) < len(ids)))
-    return pairs
-
-
-@torch.inference_mode()
-def log_likelihoods(
-    run: Run, pairs: Sequence[EncodedPair], *, description: str, world: World | None = None
-) -> list[float]:
-    """log p of each continuation given its context, nats, in the order of `pairs`, on every process of `world`.
-
-    Long ones are computed together with long ones, padded on the right, where causal attention never looks. Batches
-    are dealt to the processes in turn, so that each gets long ones and short ones.
-    """
-    world = world or World()
-    found = torch.zeros(len(pairs), dtype=torch.float64)
-    mine = list(_batches(pairs, _BATCH_TOKENS[run.device.type]))[world.rank :: world.size]
-    total = sum(map(len, mine))
-    for batch in track(mine, description, total=total, unit="answers", size=len, shown=world.is_main):
-        found[batch] = torch.tensor(_score(run, [pairs[i] for i in batch]), dtype=torch.float64)
-    if world.size > 1:
-        found = world.all_reduce(found.to(run.device))
-    return [float(value) for value in found]
-
-
-def _batches(pairs: Sequence[EncodedPair], places: int) -> Iterator[list[int]]:
-    """Numbers of the pairs of each batch, the longest first: memory that suffices for the first suffices for all."""
-    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].ids))
-    while order:
-        rows = max(1, places // len(pairs[order[0]].ids))
-        yield order[:rows]
-        order = order[rows:]
-
-
-def _score(run: Run, pairs: Sequence[EncodedPair]) -> list[float]:
-    """One forward pass; the head, which is most of a small model, only where a continuation is predicted."""
-    width = max(len(pair.ids) for pair in pairs) - 1
-    inputs = np.zeros((len(pairs), width), dtype=np.int64)  # the id of a padding place does not matter
-    places, targets = [], []
-    for row, pair in enumerate(pairs):
-        inputs[row, : len(pair.ids) - 1] = pair.ids[:-1]
-        end = row * width + len(pair.ids) - 1
-        places.append(np.arange(end - pair.count, end))
-        targets.extend(pair.ids[-pair.count :])
-    model: nn.Module = run.model
-    where = torch.from_numpy(np.concatenate(places)).to(run.device)
-    with autocast(run.device, run.dtype):
-        hidden = model(torch.from_numpy(inputs).to(run.device)).flatten(0, -2)[where]
-        nats = target_nats(model, hidden, torch.tensor(targets, device=run.device))
-    starts = np.cumsum([0, *(pair.count for pair in pairs[:-1])])
-    sums = np.add.reduceat(nats.cpu().numpy().astype(np.float64), starts)
-    return [-float(value) for value in sums]
+    encode = PairEncoder(tokenizer, context_length)
+    try:
+        return [
+            encode(context, question.delimiter + choice)
+            for context, choice in zip(question.contexts, question.choices, strict=True)
+        ]
+    except DataError as error:
+        raise DataError(f"question {question.id}: {error}") from None
 
 
 def accuracy(correct: Sequence[int]) -> tuple[float, float | None]:
@@ -209,28 +188,75 @@ def accuracy(correct: Sequence[int]) -> tuple[float, float | None]:
 
 
 def evaluate_questions(
-    run: Run, task: str, questions: Sequence[Question], path: Path, world: World | None = None
+    run: Run, task: str, questions: Sequence[Question], path: Path | Sequence[Path], world: World | None = None
 ) -> Evaluation:
-    """`acc` and `acc_norm` over `questions` of the benchmark `task`, with a record of each. `path`: their file;
-    `world`: the processes that share the work.
+    """`acc`, `acc_norm` and their cousins over `questions` of the benchmark `task`, with a record of each. `path`:
+    their file, or files; `world`: the processes that share the work.
 
     Raises GptlabError where a probability is not finite, DataError where a question does not fit the model.
     """
+    answers = sound_answers(run, task, questions, world)
+    records = [answer.record() for answer in answers]
+    results, errors = summary(records, ("acc", "acc_norm"))
+    for key in ("bits_per_byte", "probability", "margin"):
+        values = [record[key] for record in records]
+        if None not in values:
+            results[key], errors[key] = mean(values)
+    results["chance"] = sum(1 / len(question.choices) for question in questions) / len(questions)
+    say_truncated(results, run, task, world)
+    return Evaluation(task, results, errors, question_settings(path, run), records)
+
+
+def sound_answers(run: Run, task: str, questions: Sequence[Question], world: World | None = None) -> list[Answer]:
+    """As `answer_questions`, for the benchmark `task`. Raises GptlabError where a probability is not finite."""
     try:
         answers = answer_questions(run, questions, description=f"{run.folder.name}: {task}", world=world)
     except DataError as error:
         raise DataError(f"{task} with {run.folder}: {error}") from None
-    records = [answer.record() for answer in answers]
     if not all(math.isfinite(value) for answer in answers for value in answer.logprobs):
         raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier {option('checkpoint')}")
+    return answers
+
+
+def summary(
+    records: Sequence[dict[str, Any]], metrics: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, float | None]]:
+    """Accuracies over records with their intervals and standard errors, how many questions, and how many were cut."""
     results: dict[str, Any] = {}
     errors: dict[str, float | None] = {}
-    for metric in ("acc", "acc_norm"):
+    groups = groups_of(records)
+    for metric in metrics:
         results[metric], errors[metric] = accuracy([record[metric] for record in records])
     results["questions"] = len(records)
     results["truncated"] = sum(record["truncated"] for record in records)
+    results["intervals"] = {
+        metric: [round(end, 6) for end in wilson([record[metric] for record in records], groups)] for metric in metrics
+    }
+    return results, errors
+
+
+def groups_of(records: Sequence[dict[str, Any]]) -> list[str | int] | None:
+    """The group of each record, one of its own where it has none; None where none has one."""
+    if not any("group" in record for record in records):
+        return None
+    return [record.get("group", f"alone {number}") for number, record in enumerate(records)]
+
+
+def mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of values, and its standard error; None for a single one."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None
+
+
+def question_settings(path: Path | Sequence[Path], run: Run) -> dict[str, Any]:
+    """What the numbers of questions depend on beside the run: their files, and how much of one fits."""
+    paths = [path] if isinstance(path, Path) else list(path)
+    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+    return {"file": name, "sha256": sha256_files(paths), "context_length": run.model.context_length}
+
+
+def say_truncated(results: dict[str, Any], run: Run, task: str, world: World | None) -> None:
+    """Say how many questions had to be cut."""
     if results["truncated"] and (world is None or world.is_main):
-        cut = f"{results['truncated']} of {len(records)} questions"
+        cut = f"{results['truncated']} of {results['questions']} questions"
         say(f"{task}: {cut} are longer than {run.model.context_length} tokens and were cut on the left")
-    settings = {"file": path.name, "sha256": sha256_file(path), "context_length": run.model.context_length}
-    return Evaluation(task, results, errors, settings, records)

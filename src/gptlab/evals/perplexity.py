@@ -23,7 +23,7 @@ import torch
 from gptlab.console import track
 from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Evaluation, Options
-from gptlab.evals.multiple_choice import EncodedPair, log_likelihoods
+from gptlab.evals.likelihood import EncodedPair, log_likelihoods
 from gptlab.evals.validation import ratio_error
 from gptlab.files import sha256_file
 from gptlab.run import Run
@@ -98,12 +98,12 @@ def evaluate_pages(run: Run, task: str, pages: Sequence[Page], path: Path, optio
     for number, page in enumerate(
         track(pages, f"{description}: encoding", total=len(pages), unit="pages", shown=shown)
     ):
-        found = list(windows(run.tokenizer.encode(page.plain), run.tokenizer.end_of_text, run.model.context_length))
-        pairs += found
-        owners += [number] * len(found)
-    logprobs = log_likelihoods(run, pairs, description=description, world=options.world)
+        cut = list(windows(run.tokenizer.encode(page.plain), run.tokenizer.end_of_text, run.model.context_length))
+        pairs += cut
+        owners += [number] * len(cut)
+    found = log_likelihoods(run, pairs, description=description, world=options.world)
     nats = torch.zeros(len(pages), dtype=torch.float64)
-    nats.index_add_(0, torch.tensor(owners), -torch.tensor(logprobs, dtype=torch.float64))
+    nats.index_add_(0, torch.tensor(owners), -torch.tensor([one.logprob for one in found], dtype=torch.float64))
     if not nats.isfinite().all():
         raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier {option('checkpoint')}")
     sizes = torch.zeros(len(pages), 3, dtype=torch.float64)  # tokens, words, bytes

@@ -126,6 +126,12 @@ def target_nats(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> Tenso
     return torch.cat([nats for nats, _ in _scores(model, hidden_ND, targets_N, hits=False)])
 
 
+def target_scores(model: nn.Module, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """−log p(target) as `target_nats`, and whether the target is the likeliest token: (N,) fp32 and (N,) bool."""
+    nats, hits = zip(*_scores(model, hidden_ND, targets_N, hits=True), strict=True)
+    return torch.cat(nats), torch.cat(hits)
+
+
 def _scores(
     model: nn.Module, hidden_ND: Tensor, targets_N: Tensor, *, hits: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:

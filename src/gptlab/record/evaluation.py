@@ -76,6 +76,8 @@ class Evaluation(Shown):
             "window": known.get("sequence_length"),
             "context": known.get("context_length"),
             "limit": known["limit"] or ALL if "limit" in known else None,
+            "shots": known.get("shots") or None,
+            "examples": str(known["examples_sha256"])[:12] if "examples_sha256" in known else None,
             "tokenizer": str(tokenizer.get("hash"))[:12] if isinstance(tokenizer, dict) else None,
             "precision": known.get("dtype"),
             "scorer": known.get("version"),

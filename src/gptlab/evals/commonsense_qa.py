@@ -1,0 +1,34 @@
+"""CommonsenseQA: which of five concepts answers a question of common sense, by its letter (Talmor et al. 2019,
+arXiv:1811.00937)."""
+
+from __future__ import annotations
+
+import re
+
+from gptlab.evals.benchmark import Benchmark, QuestionFile
+from gptlab.evals.multiple_choice import Question
+from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, lettered, text, texts
+
+
+def question(row: Row, number: int) -> Question:
+    """A question of CommonsenseQA's own file, or of LLM Foundry's, which has four of the five choices."""
+    if "query" in row:
+        query, letters, gold = foundry_row(row)
+        asked, _, rest = query.removeprefix("Question: ").partition("\nChoices:\n")
+        choices = tuple(re.findall(r"^[A-Z]\. (.*)$", rest, re.M))
+        if len(choices) != len(letters):
+            raise ValueError("its choices are not listed by letters")
+    else:
+        asked, choices = text(row, "question"), texts(row["choices"], "text")
+        gold = texts(row["choices"], "label").index(text(row, "answerKey"))
+    return lettered(f"Question: {asked.strip()}", choices, gold, row.get("id", number))
+
+
+TASK = QuestionTask(
+    "commonsense_qa",
+    question,
+    (QuestionFile("commonsense_qa.jsonl", hub_file("tau/commonsense_qa", "default", "validation")),),
+    examples=(QuestionFile("commonsense_qa_train.jsonl", hub_file("tau/commonsense_qa", "default", "train")),),
+)
+
+BENCHMARK = Benchmark("commonsense_qa", TASK.evaluate, columns("commonsense_qa", "acc"), files=TASK.files)

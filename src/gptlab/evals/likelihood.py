@@ -1,0 +1,204 @@
+"""Likelihoods: how likely a model finds one text after another, many at once.
+
+Every benchmark that asks for probabilities comes here: multiple choice, completion, perplexity, CORE. As
+lm-evaluation-harness encodes a pair (version 0.4: `TemplateLM._encode_pair`, `HFLM._loglikelihood_tokens`):
+
+- Context and continuation are encoded as one text; the continuation's tokens are those after as many as the context
+  alone has. Blanks at the context's end go to the continuation.
+- What does not fit the model's context is cut on the left.
+
+The end-of-text token stands before each context, as before each document in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import numpy as np
+import torch
+from torch import nn
+
+from gptlab.console import track
+from gptlab.errors import DataError
+from gptlab.hardware.precision import autocast
+from gptlab.inference.cache import KVCache
+from gptlab.inference.scoring import target_scores
+from gptlab.parallel import World
+from gptlab.run import Run
+from gptlab.tokenizer import Tokenizer
+
+_BATCH_TOKENS = {"cpu": 2**12, "mps": 2**14, "cuda": 2**16}  # places of a batch, padding included
+
+_WORTH_SHARING = 16
+"""A beginning of fewer tokens is read again for each continuation: to keep it apart costs a forward pass of its own."""
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A context with its continuation as ids, cut on the left to fit; the last `count` ids are the continuation."""
+
+    ids: list[int]
+    count: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model makes of a continuation: the sum of log p of its tokens, nats; whether each was the likeliest."""
+
+    logprob: float
+    greedy: bool
+
+
+class PairEncoder:
+    """Turns contexts and what follows them, without anything between, into ids. A context that comes again, as a
+    question's does for each of its choices, is not encoded again."""
+
+    def __init__(self, tokenizer: Tokenizer, context_length: int) -> None:
+        self.tokenizer, self.context_length = tokenizer, context_length
+        self._context, self._size = "", 0
+
+    def __call__(self, context: str, continuation: str) -> EncodedPair:
+        """Raises DataError where the continuation has no tokens of its own, or more than the model's context."""
+        whole = self.tokenizer.encode(context + continuation)
+        count = len(whole) - self._tokens(context.rstrip())
+        if count < 1 or not continuation.strip():
+            raise DataError(f"{continuation.strip()!r} has no tokens of its own; mend the file")
+        if count > self.context_length:
+            raise DataError(
+                f"an answer of {count} tokens does not fit the model's context of {self.context_length}; evaluate a "
+                "model with a longer one"
+            )
+        ids = [self.tokenizer.end_of_text, *whole]
+        kept = ids[-(self.context_length + 1) :]  # one more than it sees: the last id is only predicted
+        return EncodedPair(kept, count, len(kept) < len(ids))
+
+    def _tokens(self, context: str) -> int:
+        if context != self._context:
+            self._context, self._size = context, len(self.tokenizer.encode(context))
+        return self._size
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    run: Run, pairs: Sequence[EncodedPair], *, description: str, world: World | None = None
+) -> list[Likelihood]:
+    """The likelihood of each continuation given its context, in the order of `pairs`, on every process of `world`.
+
+    Neighbours that begin alike (the choices of a question) share one reading of their beginning. Long ones are computed
+    together with long ones. Batches are dealt to the processes in turn, so that each gets long ones and short ones.
+    """
+    world = world or World()
+    found = torch.zeros(len(pairs), 2, dtype=torch.float64)
+    places, length = _BATCH_TOKENS[run.device.type], run.model.context_length
+    mine = list(_batches(_families(pairs), pairs, places, length))[world.rank :: world.size]
+    total = sum(map(_members, mine))
+    for batch in track(mine, description, total=total, unit="answers", size=_members, shown=world.is_main):
+        members = [member for family in batch for member in family.members]
+        found[members] = _score(run, batch, pairs)
+    if world.size > 1:
+        found = world.all_reduce(found.to(run.device)).cpu()
+    return [Likelihood(logprob, bool(greedy)) for logprob, greedy in found.tolist()]
+
+
+def _members(batch: Sequence[_Family]) -> int:
+    return sum(len(family.members) for family in batch)
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Numbers of pairs whose first `prefix` ids are the same, and all before what is predicted; 0 for a lone pair."""
+
+    members: tuple[int, ...]
+    prefix: int
+
+
+def _families(pairs: Sequence[EncodedPair]) -> list[_Family]:
+    """Neighbours with a common beginning that is worth sharing, the others alone."""
+    families: list[_Family] = []
+    for number, pair in enumerate(pairs):
+        if families:
+            last = families[-1]
+            first = pairs[last.members[0]]
+            most = min(last.prefix or len(first.ids) - 1 - first.count, len(pair.ids) - 1 - pair.count)
+            alike = zip(first.ids[:most], pair.ids, strict=False)
+            common = sum(1 for _ in takewhile(lambda two: two[0] == two[1], alike))
+            # Most of the longer one at least: a family must not lose a long beginning to a stranger with a short one.
+            if common >= max(_WORTH_SHARING, len(pair.ids) // 2, last.prefix // 2):
+                families[-1] = _Family((*last.members, number), common)
+                continue
+        families.append(_Family((number,), 0))
+    return [family if len(family.members) > 1 else _Family(family.members, 0) for family in families]
+
+
+def _batches(
+    families: Sequence[_Family], pairs: Sequence[EncodedPair], places: int, context_length: int
+) -> Iterator[list[_Family]]:
+    """Families of each batch, the longest first: memory that suffices for the first suffices for all.
+
+    A batch has shared beginnings or none; and its longest beginning with its longest end, padding of another row, stays
+    in the model's context.
+    """
+    longest = [max(len(pairs[member].ids) for member in family.members) for family in families]
+    batch: list[_Family] = []
+    rows = width = prefix = rest = 0
+    for number in sorted(range(len(families)), key=lambda n: (not families[n].prefix, -longest[n])):
+        family = families[number]
+        prefix, rest = max(prefix, family.prefix), max(rest, longest[number] - 1 - family.prefix)
+        full = (rows + len(family.members)) * width > places or prefix + rest > context_length
+        if batch and (full or bool(batch[0].prefix) != bool(family.prefix)):
+            yield batch
+            batch, rows, prefix, rest = [], 0, family.prefix, longest[number] - 1 - family.prefix
+        if not batch:
+            width = longest[number]
+        batch.append(family)
+        rows += len(family.members)
+    if batch:
+        yield batch
+
+
+def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair]) -> torch.Tensor:
+    """log p, and 1 where every token was the likeliest, of the batch's pairs in turn: (N, 2) float64.
+
+    Rows are padded on the right, where causal attention never looks; the head, which is most of a small model, is
+    computed only where a continuation is predicted.
+    """
+    model: nn.Module = run.model
+    rows = [(pairs[member], family.prefix) for family in batch for member in family.members]
+    width = max(len(pair.ids) - prefix for pair, prefix in rows) - 1
+    inputs = np.zeros((len(rows), width), dtype=np.int64)  # the id of a padding place does not matter
+    places, targets = [], []
+    for row, (pair, prefix) in enumerate(rows):
+        length = len(pair.ids) - prefix - 1
+        inputs[row, :length] = pair.ids[prefix:-1]
+        end = row * width + length
+        places.append(np.arange(end - pair.count, end))
+        targets.extend(pair.ids[-pair.count :])
+    where = torch.from_numpy(np.concatenate(places)).to(run.device)
+    with autocast(run.device, run.dtype):
+        cache = _read_prefixes(run, batch, pairs, width) if batch[0].prefix else None
+        ids = torch.from_numpy(inputs).to(run.device)
+        hidden = (model(ids) if cache is None else model(ids, cache=cache)).flatten(0, -2)[where]
+        nats, hits = target_scores(model, hidden, torch.tensor(targets, device=run.device))
+    starts = np.cumsum([0, *(pair.count for pair, _ in rows[:-1])])
+    sums = np.add.reduceat(nats.cpu().numpy().astype(np.float64), starts)
+    greedy = np.minimum.reduceat(hits.cpu().numpy().astype(np.float64), starts)
+    return torch.from_numpy(np.stack([-sums, greedy], axis=1))
+
+
+def _read_prefixes(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], width: int) -> KVCache:
+    """Each family's beginning read once, and held for each of its members; `width` more tokens will follow."""
+    longest = max(family.prefix for family in batch)
+    ids = np.zeros((len(batch), longest), dtype=np.int64)
+    for row, family in enumerate(batch):
+        ids[row, longest - family.prefix :] = pairs[family.members[0]].ids[: family.prefix]
+    padding = torch.tensor([longest - family.prefix for family in batch], device=run.device)
+    same = all(family.prefix == longest for family in batch)
+    model: nn.Module = run.model
+    cache = KVCache(len(model.blocks), longest + width, None if same else padding, device=run.device)
+    model(torch.from_numpy(ids).to(run.device), cache=cache)
+    cache.advance(longest)
+    cache.select(torch.tensor([row for row, family in enumerate(batch) for _ in family.members], device=run.device))
+    return cache

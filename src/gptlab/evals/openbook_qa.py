@@ -1,0 +1,27 @@
+"""OpenBookQA: elementary science that takes a fact and common sense (Mihaylov et al. 2018, arXiv:1809.02789)."""
+
+from __future__ import annotations
+
+from gptlab.evals.benchmark import Benchmark, QuestionFile
+from gptlab.evals.multiple_choice import Question
+from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, shared, text, texts
+
+
+def question(row: Row, number: int) -> Question:
+    """A question of OpenBookQA's own file, or of LLM Foundry's; its stem is all of the prompt."""
+    if "query" in row:
+        stem, choices, gold = foundry_row(row)
+    else:
+        stem, choices = text(row, "question_stem"), texts(row["choices"], "text")
+        gold = texts(row["choices"], "label").index(text(row, "answerKey").lstrip())
+    return shared(stem, choices, gold, row.get("id", number))
+
+
+TASK = QuestionTask(
+    "openbook_qa",
+    question,
+    (QuestionFile("openbook_qa.jsonl", hub_file("allenai/openbookqa", "main", "test")),),
+    examples=(QuestionFile("openbook_qa_train.jsonl", hub_file("allenai/openbookqa", "main", "train")),),
+)
+
+BENCHMARK = Benchmark("openbook_qa", TASK.evaluate, columns("openbook_qa"), files=TASK.files)
