@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import json
 import re
 from collections.abc import Callable
@@ -11,68 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
+from evals.harness import harness_model, harness_task
 from foreign import foreign_tokenizer
 
 from gptlab.evals.benchmark import Options, evaluate
 from gptlab.evals.hellaswag import read_questions
 from gptlab.interop import export_run
-from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer, import_tokenizer, load_tokenizer, train_bpe, train_char
 
 QUESTIONS = 200
 
 
-def harness_task(rows: list[dict[str, Any]]) -> Any:
-    """The harness's HellaSwag: its YAML and its `process_docs`, over `rows` instead of a download."""
-    import datasets
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks.hellaswag.utils import process_docs
-
-    text = (importlib.resources.files("lm_eval") / "tasks/hellaswag/hellaswag.yaml").read_text()
-    config = yaml.safe_load(text.replace("!function utils.process_docs", "null"))
-    config |= {
-        "process_docs": process_docs,
-        "training_split": None,
-        "metadata": {},
-        "custom_dataset": lambda **_: datasets.DatasetDict({"validation": datasets.Dataset.from_list(rows)}),
-    }
-    config.pop("tag")
-    return ConfigurableTask(config=config)
-
-
-def harness_model(run: Run) -> Any:
-    """The run's model behind the harness's interface: the harness encodes, the model reads one row at a time."""
-    from lm_eval.api.model import TemplateLM
-
-    class Adapter(TemplateLM):
-        eot_token_id = run.tokenizer.end_of_text  # type: ignore[assignment]
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            ids = run.tokenizer.encode(string)
-            return ids if add_special_tokens is False else [self.eot_token_id, *ids]
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            answers = []
-            for _, context, continuation in requests:
-                ids = torch.tensor((context + continuation)[-(run.model.context_length + 1) :])
-                with torch.no_grad():
-                    logprobs = run.model(ids[None, :-1], return_logits=True)[0].log_softmax(-1)
-                count = len(continuation)
-                chosen = logprobs[-count:].gather(-1, ids[-count:, None])
-                greedy = bool((logprobs[-count:].argmax(-1) == ids[-count:]).all())
-                answers.append((chosen.sum().item(), greedy))
-            return answers
-
-        # The base class wants these two as well; a task of questions asks for neither, and the test fails if it does.
-        def loglikelihood_rolling(self, *_: Any, **__: Any) -> list[float]:
-            pytest.fail("the task asked for the likelihood of a whole text")
-
-        def generate_until(self, *_: Any, **__: Any) -> list[str]:
-            pytest.fail("the task asked for generated text")
-
-    return Adapter()
+def hellaswag_task(rows: list[dict[str, Any]]) -> Any:
+    return harness_task("hellaswag/hellaswag.yaml", rows)
 
 
 def test_every_row_is_lm_evals(test_data: Path, make_run) -> None:
@@ -92,7 +42,7 @@ def test_every_row_is_lm_evals(test_data: Path, make_run) -> None:
         }
         for q in questions
     ]
-    task = harness_task(rows)
+    task = hellaswag_task(rows)
     docs = list(task.validation_docs())
     assert [doc["query"] for doc in docs] == [q.contexts[0] for q in questions]
     requests = [
@@ -137,7 +87,7 @@ def test_the_authors_file_is_cleaned_as_lm_eval_does(test_data: Path, tmp_path: 
     path = tmp_path / "hellaswag_val.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     ours = read_questions(path)
-    theirs = list(harness_task(rows).validation_docs())
+    theirs = list(hellaswag_task(rows).validation_docs())
     assert [q.contexts[0] for q in ours] == [doc["query"] for doc in theirs]
     assert [list(q.choices) for q in ours] == [doc["choices"] for doc in theirs]
     assert [q.gold for q in ours] == [doc["gold"] for doc in theirs]
@@ -182,7 +132,7 @@ def test_an_export_with_add_bos_token_is_scored_as_ours(
         | {"label": str(row["label"])}
         for row in questions
     ]
-    task = harness_task(rows)
+    task = hellaswag_task(rows)
     requests = [
         request
         for i, doc in enumerate(task.validation_docs())

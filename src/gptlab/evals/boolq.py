@@ -26,6 +26,7 @@ TASK = QuestionTask(
     question,
     (QuestionFile("boolq.jsonl", hub_file("aps/super_glue", "boolq", "validation")),),
     examples=(QuestionFile("boolq_train.jsonl", hub_file("aps/super_glue", "boolq", "train")),),
+    spare=True,
 )
 
 BENCHMARK = Benchmark("boolq", TASK.evaluate, columns("boolq", "acc"), files=TASK.files)

@@ -29,6 +29,7 @@ TASK = QuestionTask(
     question,
     (QuestionFile("commonsense_qa.jsonl", hub_file("tau/commonsense_qa", "default", "validation")),),
     examples=(QuestionFile("commonsense_qa_train.jsonl", hub_file("tau/commonsense_qa", "default", "train")),),
+    spare=True,
 )
 
 BENCHMARK = Benchmark("commonsense_qa", TASK.evaluate, columns("commonsense_qa", "acc"), files=TASK.files)

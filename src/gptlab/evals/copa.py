@@ -31,6 +31,7 @@ TASK = QuestionTask(
     question,
     (QuestionFile("copa.jsonl", hub_file("aps/super_glue", "copa", "validation")),),
     examples=(QuestionFile("copa_train.jsonl", hub_file("aps/super_glue", "copa", "train")),),
+    spare=True,
 )
 
 BENCHMARK = Benchmark("copa", TASK.evaluate, columns("copa", "acc"), files=TASK.files)

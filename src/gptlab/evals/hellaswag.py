@@ -45,6 +45,7 @@ TASK = QuestionTask(
     question,
     (QUESTIONS,),
     examples=(QuestionFile("hellaswag_train.jsonl", hub_file("Rowan/hellaswag", "default", "train")),),
+    spare=True,
 )
 
 BENCHMARK = Benchmark("hellaswag", TASK.evaluate, columns("hellaswag"), files=TASK.files)

@@ -22,6 +22,7 @@ TASK = QuestionTask(
     question,
     (QuestionFile("piqa.jsonl", hub_file("baber/piqa", "default", "validation")),),
     examples=(QuestionFile("piqa_train.jsonl", hub_file("baber/piqa", "default", "train")),),
+    spare=True,
 )
 
 BENCHMARK = Benchmark("piqa", TASK.evaluate, columns("piqa"), files=TASK.files)

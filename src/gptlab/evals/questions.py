@@ -2,7 +2,8 @@
 
 Prompts and examples are lm-evaluation-harness's to the letter (version 0.4), so that numbers compare with published
 ones: with K examples, for each question in turn K are drawn from the training split by one generator of seed 1234, or,
-where there is none, from the questions themselves, never the one that is asked; a blank line stands after each.
+where there is none, from the questions themselves; a blank line stands after each. One difference: the harness may then draw
+the very question that is asked, with its answer; here another takes its place.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class QuestionTask:
             ValueError or IndexError of it becomes the message that the row is none.
         files: of the questions.
         examples: of the questions from which examples are drawn; none: from the questions themselves.
+        spare: whether the harness draws one example more than it shows, which it does where a data set has no test
+            split and the questions are its validation split.
         describe: the prompt's opening, of a subject; with it examples are the subject's first ones, in order.
         score: what is made of the questions.
     """
@@ -69,6 +72,7 @@ class QuestionTask:
     question: Callable[[Row, int], Question | None]
     files: tuple[QuestionFile, ...]
     examples: tuple[QuestionFile, ...] = ()
+    spare: bool = False
     describe: Callable[[str], str] | None = None
     score: Callable[[Run, str, Sequence[Question], Sequence[Path], World | None], Evaluation] = evaluate_questions
 
@@ -128,18 +132,17 @@ class QuestionTask:
 
         def draw(question: Question) -> list[Question]:
             known = by_subject.get(question.subject, [])
-            if len(known) < shots + own:
+            if len(known) < shots + (own or self.spare):
                 subject = f" of {question.subject}" if question.subject else ""
                 raise GptlabError(
-                    f"{option('shots')} {shots}: {self.name} has {len(known) - own} examples{subject}; ask for fewer"
+                    f"{option('shots')} {shots}: {self.name} has {max(0, len(known) - (own or self.spare))} examples{subject}; ask for fewer"
                 )
             if self.describe is not None:
                 return [other for other in known if not own or other != question][:shots]
-            if not own:
-                return generator.sample(known, shots)
-            chosen = [other for other in generator.sample(known, shots + 1) if other != question][:shots]
-            if len(chosen) < shots:  # an equal question was among them too
-                chosen = generator.sample([other for other in known if other != question], shots)
+            chosen = generator.sample(known, shots + (self.spare and not own))[:shots]
+            if own and question in chosen:
+                others = [other for other in known if other != question and other not in chosen]
+                chosen[chosen.index(question)] = others[len(others) // 2]
             return chosen
 
         return draw

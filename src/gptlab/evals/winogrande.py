@@ -26,6 +26,7 @@ TASK = QuestionTask(
     question,
     (QuestionFile("winogrande.jsonl", hub_file("allenai/winogrande", "winogrande_xl", "validation")),),
     examples=(QuestionFile("winogrande_train.jsonl", hub_file("allenai/winogrande", "winogrande_xl", "train")),),
+    spare=True,
 )
 
 BENCHMARK = Benchmark("winogrande", TASK.evaluate, columns("winogrande", "acc"), files=TASK.files)
