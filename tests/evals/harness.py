@@ -13,7 +13,7 @@ from gptlab.run import Run
 Rows = list[dict[str, Any]]
 
 
-def harness_task(file: str, rows: Rows, examples: Rows | None = None) -> Any:
+def harness_task(file: str, rows: Rows, examples: Rows | None = None, *, fewshot_split: str | None = None) -> Any:
     """The task of the harness's `tasks/FILE`, its YAML and its functions, over `rows` instead of a download."""
     import datasets
     import lm_eval
@@ -26,7 +26,7 @@ def harness_task(file: str, rows: Rows, examples: Rows | None = None) -> Any:
     if examples is None:
         config["training_split"] = None
     else:
-        splits[config["training_split"]] = datasets.Dataset.from_list(examples)
+        splits[fewshot_split or config["training_split"]] = datasets.Dataset.from_list(examples)
     # The harness asks the test questions where there are both, and the validation split has none here.
     config |= {"validation_split": split if config.get("test_split") is None else None}
     config |= {"metadata": {}, "custom_dataset": lambda **_: datasets.DatasetDict(splits)}

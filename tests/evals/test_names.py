@@ -91,9 +91,9 @@ def test_a_file_that_is_no_python(add: Add) -> None:
 def test_ours_are_known_as_they_are() -> None:
     of_questions = {
         *("arc_challenge", "arc_easy", "boolq", "commonsense_qa", "copa", "hellaswag", "lambada_openai"),
-        *("openbook_qa", "piqa", "winograd_wsc", "winogrande"),
+        *("blimp", "mmlu", "openbook_qa", "piqa", "race", "sciq", "triviaqa", "winograd_wsc", "winogrande"),
     }
-    assert set(benchmark_names()) == of_questions | {"loss", "ptb", "topk", "wikitext"}
+    assert set(benchmark_names()) == of_questions | {"core", "loss", "ptb", "topk", "wikitext"}
     found = {name: find_benchmark(name) for name in benchmark_names()}
     assert benchmark_names(published=True) == tuple(name for name in found if not found[name].reads_data)
     assert set(benchmark_names(of_questions=True)) == of_questions

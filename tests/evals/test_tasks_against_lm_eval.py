@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from evals.harness import Rows, harness_model, harness_requests, harness_task
 
+from gptlab.evals import blimp, generation, mmlu
 from gptlab.evals.benchmark import Options, evaluate, find_benchmark
 from gptlab.evals.questions import QuestionTask
-from gptlab.tokenizer import train_bpe
+from gptlab.tokenizer import train_bpe, train_char
 
 QUESTIONS, EXAMPLES = 100, 40
 
@@ -191,6 +193,135 @@ def test_prompts_and_answers_are_lm_evals(
         assert found.results["perplexity"] == pytest.approx(perplexity([row["perplexity"] for row in theirs]))
     assert found.settings["shots"] == shots
     assert found.identity.get("shots") == (str(shots) if shots else None)
+
+
+# ---------------------------------------------------------------- those of which no real questions are at hand
+
+
+def made_up(name: str, count: int) -> Rows:
+    """Rows in the form of the authors' files, made up."""
+    animals = ["cat", "dog", "emu", "bee", "ant", "hen", "yak"]
+    rows = []
+    for n in range(count):
+        a, b, c, d = (animals[(n * k + k) % 7] + str(n) for k in (1, 2, 3, 5))
+        rows.append(
+            {
+                "sciq": {"support": f" The {a} eats." if n % 3 else "", "question": f"Who is {b}?"}
+                | {f"distractor{k}": f"{word}." for k, word in enumerate((a, b, c), 1)}
+                | {"correct_answer": f"the {d}"},
+                "race": {
+                    "article": f"A {a} met a {b}.\nThey left.",
+                    "problems": str(
+                        [
+                            {"question": f"The {a} met  _  .", "answer": "B", "options": [a, b, c, d]},
+                            {"question": "Who left?", "answer": "D", "options": [a, b, c, "both"]},
+                            {"question": f"Why did the {b} leave?", "answer": "ABCD"[n % 4], "options": [a, b, c, d]},
+                        ]
+                    ),
+                },
+                "mmlu": {"question": f" Is a {a} a {b}? ", "subject": "us_foreign_policy", "choices": [a, b, c, d]}
+                | {"answer": n % 4},
+                "blimp": {"sentence_good": f"The {a} sees itself.", "sentence_bad": f"The {a} see itself."}
+                | {"UID": "anaphor_gender_agreement"},
+            }[name]
+        )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "shots"),
+    [
+        ("sciq", "sciq/sciq.yaml", 0),
+        ("sciq", "sciq/sciq.yaml", 2),
+        ("race", "race/race.yaml", 0),
+        ("mmlu", "mmlu/default/mmlu_us_foreign_policy.yaml", 0),
+        ("mmlu", "mmlu/default/mmlu_us_foreign_policy.yaml", 5),
+        ("blimp", "blimp/anaphor_gender_agreement.yaml", 0),
+    ],
+)
+def test_made_up_rows_are_asked_as_the_harness_asks_them(
+    tmp_path: Path, make_run: Any, name: str, file: str, shots: int
+) -> None:
+    rows = made_up(name, 60)
+    asked, examples = rows[:30], rows[30:] if task_of(name).examples else None
+    task = task_of(name)
+    files = task.files if name != "blimp" else [one for one in task.files if "anaphor_gender" in one.name]
+    for one, content in zip((*files, *task.examples), (asked, examples), strict=False):
+        (tmp_path / one.name).write_text("\n".join(json.dumps(row) for row in content or []), encoding="utf-8")
+    if name == "blimp":
+        for one in set(task.files) - set(files):
+            (tmp_path / one.name).write_text(json.dumps(rows[0] | {"UID": one.name[:-6]}), encoding="utf-8")
+    theirs = harness_task(file, asked, examples, fewshot_split="dev" if name == "mmlu" else None)
+    docs, requests = harness_requests(theirs, shots)
+    options = Options(task_data=tmp_path, shots=shots or None)
+    ours = [q for q in task.ask(options)[0] if name != "blimp" or q.subject == "anaphor_gender_agreement"]
+    for question, pairs in zip(ours, requests, strict=True):
+        mine = [(c, question.delimiter + choice) for c, choice in zip(question.contexts, question.choices, strict=True)]
+        assert mine == [request.arguments for request in pairs]
+
+    texts = [context + choice for pairs in requests for context, choice in (pairs[0].arguments,)]
+    run = make_run(train_bpe(texts, [300], name="questions")[0], context=400)
+    answers = harness_model(run).loglikelihood([r for pairs in requests for r in pairs], disable_tqdm=True)
+    per = len(requests[0])
+    found = [theirs.process_results(doc, answers[per * i : per * i + per]) for i, doc in enumerate(docs)]
+    records = evaluate(run, name, options).records
+    if name == "blimp":
+        records = [row for row in records if str(row["id"]).startswith("anaphor_gender_agreement ")]
+    assert [row["acc"] for row in records] == [row["acc"] for row in found]
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_triviaqa_is_asked_and_marked_as_the_harness_does(tmp_path: Path, make_run: Any, shots: int) -> None:
+    words = ["Rome", "St. John's", "the U.S.", "red, white", "O'Neil", "Bath"]
+    rows = [
+        {"question_id": f"t{n}", "question": f"Which town is number {n}"}
+        | {"answer": {"aliases": [words[n % 6], f"{words[n % 6]} {n}".upper()], "value": words[n % 6]}}
+        for n in range(40)
+    ]
+    theirs = harness_task("triviaqa/default.yaml", rows[:20], rows[20:])
+    docs, requests = harness_requests(theirs, shots)
+    task = task_of("triviaqa")
+    for one, content in zip((*task.files, *task.examples), (rows[:20], rows[20:]), strict=True):
+        (tmp_path / one.name).write_text("\n".join(json.dumps(row) for row in content), encoding="utf-8")
+    options = Options(task_data=tmp_path, shots=shots)
+    assert [q.contexts[0] for q in task.ask(options)[0]] == [request.arguments[0] for (request,) in requests]
+
+    texts = [text for row in rows for text in (row["question"], *row["answer"]["aliases"])]
+    run = make_run(train_char([*texts, "\nQuestion:?Answer: .,"], name="char"), context=256)
+    found = evaluate(run, "triviaqa", options)
+    marks = [
+        theirs.process_results(doc, [row["said"]])["exact_match"] for doc, row in zip(docs, found.records, strict=True)
+    ]
+    assert [row["acc"] for row in found.records] == marks
+    # What it says is what greedy decoding says, up to the first stop.
+    whole = run.generate(
+        [q.contexts[0] for q in task.ask(options)[0]], max_new_tokens=generation.NEW_TOKENS, temperature=0
+    )
+    assert [row["said"] for row in found.records] == [re.split(r"[\n.,]", text)[0].strip() for text in whole]
+    said = ["rome", "ROME!", "Rome 0", "Rom", "st johns", ""]
+    for doc in docs[:6]:
+        for one in said:
+            mine = any(generation.plain(one) == generation.plain(name) for name in doc["answer"]["aliases"])
+            assert mine == theirs.process_results(doc, [one])["exact_match"]
+
+
+def test_mmlus_openings_are_the_harnesss() -> None:
+    import lm_eval
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    folder = Path(lm_eval.__file__).parent / "tasks/mmlu/default"
+    configs = [load_yaml(file, resolve_func=False) for file in sorted(folder.glob("mmlu_*.yaml"))]
+    assert len(configs) == 57
+    for config in configs:
+        assert mmlu.opening(config["dataset_name"]) == config["description"]
+
+
+def test_blimps_kinds_are_the_harnesss() -> None:
+    import lm_eval
+
+    files = (Path(lm_eval.__file__).parent / "tasks/blimp").glob("[!_]*.yaml")
+    assert {file.stem for file in files if "group" not in file.stem} >= set(blimp.KINDS)
+    assert len(set(blimp.KINDS)) == 67
 
 
 @pytest.mark.parametrize("name", sorted(set(YAML) - {"commonsense_qa"}))

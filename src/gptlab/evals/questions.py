@@ -2,8 +2,8 @@
 
 Prompts and examples are lm-evaluation-harness's to the letter (version 0.4), so that numbers compare with published
 ones: with K examples, for each question in turn K are drawn from the training split by one generator of seed 1234, or,
-where there is none, from the questions themselves; a blank line stands after each. One difference: the harness may then draw
-the very question that is asked, with its answer; here another takes its place.
+where there is none, from the questions themselves; a blank line stands after each. One difference: the harness may then
+draw the very question that is asked, with its answer; here another takes its place.
 """
 
 from __future__ import annotations
@@ -132,11 +132,10 @@ class QuestionTask:
 
         def draw(question: Question) -> list[Question]:
             known = by_subject.get(question.subject, [])
-            if len(known) < shots + (own or self.spare):
+            most = max(0, len(known) - (own or self.spare))
+            if most < shots:
                 subject = f" of {question.subject}" if question.subject else ""
-                raise GptlabError(
-                    f"{option('shots')} {shots}: {self.name} has {max(0, len(known) - (own or self.spare))} examples{subject}; ask for fewer"
-                )
+                raise GptlabError(f"{option('shots')} {shots}: {self.name} has {most} examples{subject}; ask for fewer")
             if self.describe is not None:
                 return [other for other in known if not own or other != question][:shots]
             chosen = generator.sample(known, shots + (self.spare and not own))[:shots]
@@ -167,7 +166,7 @@ def read_questions(
     Raises DataError where the file is missing or damaged, or holds something else.
     """
     found: list[Question] = []
-    for number, (place, row) in enumerate(_rows(path, name, url)):
+    for number, (place, row) in enumerate(read_rows(path, name, url)):
         if limit is not None and len(found) == limit:
             break
         try:
@@ -187,8 +186,11 @@ def read_questions(
     return found
 
 
-def _rows(path: Path, name: str, url: str) -> Iterator[tuple[str, Row]]:
-    """The rows of a file of JSON lines, plain or gzipped, or of Parquet, each with where it stands."""
+def read_rows(path: Path, name: str, url: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a file of JSON lines, plain or gzipped, or of Parquet, each with where it stands.
+
+    Raises DataError where it is damaged. `name` and `url`: of the benchmark and its file, for messages.
+    """
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq

@@ -1,0 +1,100 @@
+"""Generation: whether what a model says, by itself and to the end of a phrase, is the answer.
+
+As lm-evaluation-harness counts it (version 0.4: `generate_until`, `exact_match` with case and punctuation left out):
+greedy, up to the first stop, blanks around it taken off; right where it is one of the names that the answer goes by.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptlab.console import track
+from gptlab.evals.benchmark import Evaluation
+from gptlab.evals.multiple_choice import Question, question_settings, say_truncated, summary
+from gptlab.inference.generate import Sampling, stream_tokens
+from gptlab.parallel import World
+from gptlab.run import Run
+
+STOPS = ("\n", ".", ",")
+NEW_TOKENS = 48
+"""A longer answer is none of those that are asked for here."""
+
+_ROWS = {"cpu": 8, "mps": 16, "cuda": 64}  # of a batch
+
+
+def evaluate_generations(
+    run: Run, task: str, questions: Sequence[Question], path: Path | Sequence[Path], world: World | None = None
+) -> Evaluation:
+    """`acc`: the share of questions of which the model says one of the choices (exact match). A prompt that leaves no room
+    for an answer in the model's context is cut on the left. Arguments as of `evaluate_questions`.
+
+    Raises DataError where the tokenizer cannot encode a prompt.
+    """
+    world = world or World()
+    room = max(1, run.model.context_length - NEW_TOKENS)
+    whole = [run.encode_prompt(question.contexts[0]) for question in questions]
+    prompts = [ids[-room:] for ids in whole]
+    said = _answers(run, prompts, f"{run.folder.name}: {task}", world)
+    records = [_record(question, answer) for question, answer in zip(questions, said, strict=True)]
+    for record, ids in zip(records, whole, strict=True):
+        record["truncated"] = len(ids) > room
+    results, errors = summary(records, ("acc",))
+    results["chance"] = 0.0
+    say_truncated(results, run, task, world)
+    return Evaluation(task, results, errors, question_settings(path, run), records)
+
+
+def _answers(run: Run, prompts: Sequence[Sequence[int]], description: str, world: World) -> list[str]:
+    """What the model says to each prompt, on every process of `world`."""
+    order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
+    rows = _ROWS[run.device.type]
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)][world.rank :: world.size]
+    ids = torch.zeros(len(prompts), NEW_TOKENS, dtype=torch.int64)  # 1 more than the token's id; 0 where there is none
+    total = sum(map(len, batches))
+    for batch in track(batches, description, total=total, unit="answers", size=len, shown=world.is_main):
+        for number, tokens in zip(batch, _until_stop(run, [prompts[n] for n in batch]), strict=True):
+            ids[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64) + 1
+    if world.size > 1:
+        ids = world.all_reduce(ids.to(run.device)).cpu()
+    return [until(_text(run, [token - 1 for token in row if token])) for row in ids.tolist()]
+
+
+def _until_stop(run: Run, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Greedy continuations, until each has said a stop."""
+    said: list[list[int]] = [[] for _ in prompts]
+    greedy = Sampling(max_new_tokens=NEW_TOKENS, temperature=0)
+    steps = stream_tokens(run.generator, prompts, greedy, stop_ids=run.tokenizer.stop_ids, device=run.device)
+    for step in steps:
+        for row, token in zip(said, step, strict=True):
+            if token is not None:
+                row.append(token)
+        if all(any(stop in _text(run, row) for stop in STOPS) for row in said):
+            break
+    return said
+
+
+def _text(run: Run, tokens: list[int]) -> str:
+    return run.tokenizer.decode_continuation(tokens, begins=False)
+
+
+def until(said: str) -> str:
+    """What was said before the first stop, without blanks around it."""
+    for stop in STOPS:
+        said = said.partition(stop)[0]
+    return said.strip()
+
+
+def plain(answer: str) -> str:
+    """An answer without case and punctuation."""
+    return answer.lower().translate(str.maketrans("", "", string.punctuation))
+
+
+def _record(question: Question, said: str) -> dict[str, Any]:
+    right = any(plain(said) == plain(choice) for choice in question.choices)
+    group = {} if question.group is None else {"group": question.group}
+    return {"id": question.id, "acc": int(right), "said": said, **group}
