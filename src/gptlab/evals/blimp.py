@@ -4,7 +4,7 @@ arXiv:1912.00582). No prompt, no knowledge: it tells small models apart where no
 from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, hub_file, shared, text
 
 NAMES = """
@@ -40,6 +40,7 @@ TASK = QuestionTask(
     "blimp",
     question,
     tuple(QuestionFile(f"{kind}.jsonl", hub_file("nyu-mll/blimp", kind, "train")) for kind in KINDS),
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("blimp", TASK.evaluate, columns("blimp", "acc"), files=TASK.files)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, passage_group, shared, text
 
 
@@ -27,6 +27,7 @@ TASK = QuestionTask(
     (QuestionFile("boolq.jsonl", hub_file("aps/super_glue", "boolq", "validation")),),
     examples=(QuestionFile("boolq_train.jsonl", hub_file("aps/super_glue", "boolq", "train")),),
     spare=True,
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("boolq", TASK.evaluate, columns("boolq", "acc"), files=TASK.files)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, lettered, text, texts
 
 
@@ -30,6 +30,7 @@ TASK = QuestionTask(
     (QuestionFile("commonsense_qa.jsonl", hub_file("tau/commonsense_qa", "default", "validation")),),
     examples=(QuestionFile("commonsense_qa_train.jsonl", hub_file("tau/commonsense_qa", "default", "train")),),
     spare=True,
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("commonsense_qa", TASK.evaluate, columns("commonsense_qa", "acc"), files=TASK.files)

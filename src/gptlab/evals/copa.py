@@ -4,7 +4,7 @@ al. 2019, arXiv:1905.00537)."""
 from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, shared, text
 
 CONNECTORS = {"cause": "because", "effect": "therefore"}
@@ -32,6 +32,7 @@ TASK = QuestionTask(
     (QuestionFile("copa.jsonl", hub_file("aps/super_glue", "copa", "validation")),),
     examples=(QuestionFile("copa_train.jsonl", hub_file("aps/super_glue", "copa", "train")),),
     spare=True,
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("copa", TASK.evaluate, columns("copa", "acc"), files=TASK.files)

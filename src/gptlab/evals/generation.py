@@ -30,8 +30,8 @@ _ROWS = {"cpu": 8, "mps": 16, "cuda": 64}  # of a batch
 def evaluate_generations(
     run: Run, task: str, questions: Sequence[Question], path: Path | Sequence[Path], world: World | None = None
 ) -> Evaluation:
-    """`acc`: the share of questions of which the model says one of the choices (exact match). A prompt that leaves no room
-    for an answer in the model's context is cut on the left. Arguments as of `evaluate_questions`.
+    """`acc`: the share of questions of which the model says one of the choices (exact match). Arguments as of
+    `evaluate_questions`. A prompt that leaves no room for an answer in the model's context is cut on the left.
 
     Raises DataError where the tokenizer cannot encode a prompt.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, hub_file, lettered, text, texts
 
 
@@ -24,6 +24,7 @@ TASK = QuestionTask(
     (QuestionFile("mmlu.jsonl", hub_file("cais/mmlu", "all", "test")),),
     examples=(QuestionFile("mmlu_dev.jsonl", hub_file("cais/mmlu", "all", "dev")),),
     describe=opening,
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("mmlu", TASK.evaluate, columns("mmlu", "acc"), files=TASK.files)

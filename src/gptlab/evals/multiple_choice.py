@@ -13,6 +13,7 @@ et al. 2023, arXiv:2304.15004; Heineman et al. 2025, arXiv:2508.13144).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -188,16 +189,21 @@ def accuracy(correct: Sequence[int]) -> tuple[float, float | None]:
 
 
 def evaluate_questions(
-    run: Run, task: str, questions: Sequence[Question], path: Path | Sequence[Path], world: World | None = None
+    run: Run,
+    task: str,
+    questions: Sequence[Question],
+    path: Path | Sequence[Path],
+    world: World | None = None,
+    metrics: Sequence[str] = ("acc", "acc_norm"),
 ) -> Evaluation:
     """`acc`, `acc_norm` and their cousins over `questions` of the benchmark `task`, with a record of each. `path`:
-    their file, or files; `world`: the processes that share the work.
+    their file, or files; `world`: the processes that share the work; `metrics`: the accuracies that count.
 
     Raises GptlabError where a probability is not finite, DataError where a question does not fit the model.
     """
     answers = sound_answers(run, task, questions, world)
     records = [answer.record() for answer in answers]
-    results, errors = summary(records, ("acc", "acc_norm"))
+    results, errors = summary(records, metrics)
     for key in ("bits_per_byte", "probability", "margin"):
         values = [record[key] for record in records]
         if None not in values:
@@ -205,6 +211,10 @@ def evaluate_questions(
     results["chance"] = sum(1 / len(question.choices) for question in questions) / len(questions)
     say_truncated(results, run, task, world)
     return Evaluation(task, results, errors, question_settings(path, run), records)
+
+
+evaluate_by_sum = functools.partial(evaluate_questions, metrics=("acc",))
+"""Of benchmarks that are marked by the likeliest choice, whatever its length."""
 
 
 def sound_answers(run: Run, task: str, questions: Sequence[Question], world: World | None = None) -> list[Answer]:

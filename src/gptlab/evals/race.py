@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, hub_file, shared, text, texts
 
 GAP = "  _  ."
@@ -26,6 +26,11 @@ def question(row: Row, number: int) -> Question:
     return shared(prompt + text(last, "question"), choices, gold, number)
 
 
-TASK = QuestionTask("race", question, (QuestionFile("race.jsonl", hub_file("EleutherAI/race", "high", "test")),))
+TASK = QuestionTask(
+    "race",
+    question,
+    (QuestionFile("race.jsonl", hub_file("EleutherAI/race", "high", "test")),),
+    score=evaluate_by_sum,
+)
 
 BENCHMARK = Benchmark("race", TASK.evaluate, columns("race", "acc"), files=TASK.files)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, foundry_schema, hub_file, text, texts
 
 POSSESSIVE = {"my", "his", "her", "our", "their"}
@@ -37,6 +37,7 @@ TASK = QuestionTask(
     "winograd_wsc",
     question,
     (QuestionFile("winograd_wsc.jsonl", hub_file("lighteval/winograd_wsc", "wsc273", "test")),),
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("winograd_wsc", TASK.evaluate, columns("winograd_wsc", "acc"), files=TASK.files)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
-from gptlab.evals.multiple_choice import Question
+from gptlab.evals.multiple_choice import Question, evaluate_by_sum
 from gptlab.evals.questions import QuestionTask, Row, columns, foundry_schema, hub_file, text
 
 
@@ -27,6 +27,7 @@ TASK = QuestionTask(
     (QuestionFile("winogrande.jsonl", hub_file("allenai/winogrande", "winogrande_xl", "validation")),),
     examples=(QuestionFile("winogrande_train.jsonl", hub_file("allenai/winogrande", "winogrande_xl", "train")),),
     spare=True,
+    score=evaluate_by_sum,
 )
 
 BENCHMARK = Benchmark("winogrande", TASK.evaluate, columns("winogrande", "acc"), files=TASK.files)
