@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptlab.cli.options import check_folder
-from gptlab.cli.tables import show_rows
+from gptlab.cli.tables import add_row, new_table, show, show_rows
 from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
 
@@ -18,6 +18,10 @@ def compare(
     metric: Annotated[str, typer.Option(help="loss, bits_per_byte, or a key of metrics.jsonl")] = "loss",
     top_k: Annotated[
         str | None, typer.Option(help="teacher-forced accuracy among the k likeliest: some of 1,5,10, by commas")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="benchmarks that `gptlab eval` has run on all of them, by commas: question by question"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="a folder for comparison.html, comparison.csv and curves.png")
@@ -52,7 +56,25 @@ def compare(
     output().print("\nconfigs are equal but for their names" if not lines else "\nconfigs differ in", markup=False)
     for line in lines:
         output().print(f"  {line}", markup=False)
+    if tasks is not None:
+        _show_answers(runs, list(dict.fromkeys(task.strip() for task in tasks.split(","))))
     if out is not None:
         with waiting("drawing"):
             write_comparison(found, out, metric, ks)
         say(f"wrote comparison.html, comparison.csv and curves.png in {out}")
+
+
+def _show_answers(runs: list[Path], tasks: list[str]) -> None:
+    """Each run beside the first, question by question."""
+    from gptlab.lab.report.answers import HEADER, compare_tasks, rows
+
+    compared = rows(compare_tasks(runs, tasks))
+    table = new_table(HEADER, left=2)
+    for cells, above in compared:
+        add_row(table, cells, style=None if above else "dim")
+    output().print(f"\nquestion by question, against {runs[0].resolve().name}", markup=False)
+    show(table)
+    guessing = [cells[1] for cells, above in compared if not above]
+    if guessing:
+        say(f"neither run is above chance on {', '.join(dict.fromkeys(guessing))}: its accuracies say nothing")
+    say("could show: the smallest true difference that so many questions show in 4 of 5 cases")

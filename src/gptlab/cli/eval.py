@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.options import Checkpoint, Device
-from gptlab.cli.tables import show_rows
+from gptlab.cli.tables import FORMATS, print_rows, show_rows
 from gptlab.console import say
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="run folders (or a nanoGPT ckpt.pt)")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="run folders (or a nanoGPT ckpt.pt)")] = None,
     tasks: Annotated[
         str, typer.Option(help="comma-separated: loss, topk, hellaswag, …; `gptlab eval --list` has all")
     ] = "loss",
@@ -37,18 +37,47 @@ def evaluate(
     sequence_length: Annotated[
         int | None, typer.Option(help="tokens of a validation window, for runs that were trained on different ones")
     ] = None,
+    format: Annotated[str, typer.Option(help=f"of the table: {', '.join(FORMATS)}")] = "table",
+    list_: Annotated[bool, typer.Option("--list", help="list all tasks and what they ask")] = False,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
 ) -> None:
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
+    if list_:
+        _list_tasks()
+        return
+    if format not in FORMATS:
+        raise GptlabError(f"--format {format}: {did_you_mean(format, FORMATS)}")
+    if not runs:
+        raise GptlabError("name the folder of a run, or several; `gptlab eval --list` shows what can be asked of them")
     from gptlab.evals.benchmark import Options
 
     options = Options(limit=limit, data=data, task_data=task_data, sequence_length=sequence_length, shots=shots)
-    _evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)
+    _evaluate_runs(runs, tasks.split(","), options, format, device=device, checkpoint=checkpoint)
+
+
+def _list_tasks() -> None:
+    """Each benchmark with the first sentence of its module, which is not imported for it."""
+    import ast
+    from importlib.resources import files
+
+    from gptlab.evals import benchmark_names
+
+    rows = []
+    for name in benchmark_names():
+        text = (files("gptlab.evals") / f"{name}.py").read_text(encoding="utf-8")
+        rows.append((name, " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())))
+    show_rows(("task", "what it asks"), rows, left=2)
 
 
 def _evaluate_runs(
-    runs: Sequence[Path], tasks: Sequence[str], options: Options, *, device: str = "auto", checkpoint: str | None = None
+    runs: Sequence[Path],
+    tasks: Sequence[str],
+    options: Options,
+    format: str = "table",
+    *,
+    device: str = "auto",
+    checkpoint: str | None = None,
 ) -> None:
     """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first."""
     from gptlab.evals.benchmark import check_benchmarks, find_benchmark
@@ -86,7 +115,10 @@ def _evaluate_runs(
                 unwritten = unwritten or error  # the numbers are shown all the same: they took long to compute
         rows.append((folder, found))
     columns = [column for found in rows[0][1] for column in find_benchmark(found.task).columns]
-    show_rows(("run", "step", *(column.heading for column in columns)), (_row(*row) for row in rows))
+    header = ("run", "step", *(column.heading for column in columns))
+    print_rows(header, [_row(*row) for row in rows], format)
+    if any(AT_CHANCE in cell for row in rows for cell in _row(*row)):
+        say(f"{AT_CHANCE.strip()} not above chance: its 95% interval reaches what guessing comes to")
     if unwritten is not None:
         raise unwritten
 
@@ -146,8 +178,14 @@ def _line(found: Evaluation) -> str:
     return f"{found.task}{'' if step is None else f' at step {step}'}: {', '.join(shown)}"
 
 
+AT_CHANCE = " ~"
+"""Marks an accuracy that is not above chance."""
+
+
 def _cell(found: Evaluation, column: Column) -> str:
     value, error = found.results[column.key], found.standard_errors[column.key]
     if value is None:
         return "unknown"
-    return f"{value:.{column.digits}f}" + (f" ± {error:.{column.digits}f}" if error is not None else "")
+    low, chance = (found.results.get("intervals") or {}).get(column.key, [None])[0], found.results.get("chance")
+    mark = AT_CHANCE if low is not None and chance and low <= chance else ""
+    return f"{value:.{column.digits}f}" + (f" ± {error:.{column.digits}f}" if error is not None else "") + mark

@@ -42,3 +42,30 @@ def show_rows(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int
     for row in rows:
         add_row(table, row)
     show(table)
+
+
+FORMATS = ("table", "markdown", "latex", "csv")
+"""Of `print_rows`: for the eye, and three to paste."""
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], format: str = "table", *, left: int = 1) -> None:
+    """Print a table in one of FORMATS."""
+    if format == "table":
+        show_rows(header, rows, left=left)
+        return
+    if format == "csv":
+        import csv
+        import io
+
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        lines = text.getvalue().splitlines()
+    elif format == "markdown":
+        rule = ["---" if number < left else "---:" for number in range(len(header))]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)]
+    else:
+        from gptlab.lab.report.latex import tabular
+
+        lines = tabular(header, rows, "l" * left + "r" * (len(header) - left)).splitlines()
+    for line in lines:
+        output().print(line, markup=False, highlight=False, soft_wrap=True)
