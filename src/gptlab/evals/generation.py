@@ -24,7 +24,7 @@ STOPS = ("\n", ".", ",")
 NEW_TOKENS = 48
 """A longer answer is none of those that are asked for here."""
 
-_ROWS = {"cpu": 8, "mps": 16, "cuda": 64}  # of a batch
+ROWS = {"cpu": 8, "mps": 16, "cuda": 64}  # of a batch
 
 
 def evaluate_generations(
@@ -52,28 +52,28 @@ def evaluate_generations(
 def _answers(run: Run, prompts: Sequence[Sequence[int]], description: str, world: World) -> list[str]:
     """What the model says to each prompt, on every process of `world`."""
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
-    rows = _ROWS[run.device.type]
+    rows = ROWS[run.device.type]
     batches = [order[start : start + rows] for start in range(0, len(order), rows)][world.rank :: world.size]
     ids = torch.zeros(len(prompts), NEW_TOKENS, dtype=torch.int64)  # 1 more than the token's id; 0 where there is none
     total = sum(map(len, batches))
+    greedy = Sampling(max_new_tokens=NEW_TOKENS, temperature=0)
     for batch in track(batches, description, total=total, unit="answers", size=len, shown=world.is_main):
-        for number, tokens in zip(batch, _until_stop(run, [prompts[n] for n in batch]), strict=True):
+        for number, tokens in zip(batch, say_until(run, [prompts[n] for n in batch], STOPS, greedy), strict=True):
             ids[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64) + 1
     if world.size > 1:
         ids = world.all_reduce(ids.to(run.device)).cpu()
     return [until(_text(run, [token - 1 for token in row if token])) for row in ids.tolist()]
 
 
-def _until_stop(run: Run, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Greedy continuations, until each has said a stop."""
+def say_until(run: Run, prompts: Sequence[Sequence[int]], stops: Sequence[str], sampling: Sampling) -> list[list[int]]:
+    """The ids of what follows prompts in ids, until each text has one of `stops`, which it may go beyond."""
     said: list[list[int]] = [[] for _ in prompts]
-    greedy = Sampling(max_new_tokens=NEW_TOKENS, temperature=0)
-    steps = stream_tokens(run.generator, prompts, greedy, stop_ids=run.tokenizer.stop_ids, device=run.device)
+    steps = stream_tokens(run.generator, prompts, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device)
     for step in steps:
         for row, token in zip(said, step, strict=True):
             if token is not None:
                 row.append(token)
-        if all(any(stop in _text(run, row) for stop in STOPS) for row in said):
+        if stops and all(any(stop in _text(run, row) for stop in stops) for row in said):
             break
     return said
 
