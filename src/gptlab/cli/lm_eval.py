@@ -58,8 +58,8 @@ class GptlabLM(LM):  # type: ignore[misc]
 
         encode = PairEncoder(self.run.tokenizer, self.run.model.context_length)
         pairs = [encode(*request.args) for request in requests]
-        found = log_likelihoods(self.run, pairs, description=f"{self.run.folder.name}: likelihoods")
-        return [(one.logprob, one.greedy) for one in found]
+        found = log_likelihoods(self.run, pairs, description=f"{self.run.folder.name}: likelihoods", greedy=True)
+        return [(one.logprob, bool(one.greedy)) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """log p of each whole text."""

@@ -28,7 +28,7 @@ def evaluate_completions(
     lm-evaluation-harness counts both (`loglikelihood` tasks): exp of the mean of −log p a *question*. Arguments and
     errors as of `evaluate_questions`.
     """
-    answers = sound_answers(run, task, questions, world)
+    answers = sound_answers(run, task, questions, world, greedy=True)
     records = [_record(answer) for answer in answers]
     results, errors = summary(records, ("acc",))
     nats, error = mean([-answer.logprobs[0] for answer in answers])
@@ -43,7 +43,7 @@ def evaluate_completions(
 def _record(answer: Answer) -> dict[str, Any]:
     return {
         "id": answer.question.id,
-        "acc": int(answer.greedy[0]),
+        "acc": int(bool(answer.greedy[0])),
         "bits_per_byte": round(answer.bits_per_byte, 5),
         "logprobs": [round(answer.logprobs[0], 5)],
         "tokens": list(answer.tokens),

@@ -157,7 +157,7 @@ def _common(rows: Sequence[Sequence[int]]) -> int:
 def is_right(kind: Kind, pairs: Sequence[EncodedPair], found: Sequence[Likelihood], gold: int) -> bool:
     """Whether the model answered as it should."""
     if kind == "completion":
-        return found[0].greedy
+        return bool(found[0].greedy)
     means = [-one.logprob / pair.count for pair, one in zip(pairs, found, strict=True)]
     return means.index(min(means)) == gold
 
@@ -225,7 +225,8 @@ def _records(run: Run, task: CoreTask, path: Path, options: Options) -> list[dic
             raise DataError(f"{path}: holds no {task.name} question ({what}); get it again: {task.file.url}") from None
         encoded.append(encode(task, asked, run.tokenizer, run.model.context_length))
         golds.append(gold)
-    every = log_likelihoods(run, [pair for pairs in encoded for pair in pairs], description=description, world=world)
+    pairs, greedy = [pair for pairs in encoded for pair in pairs], task.kind == "completion"
+    every = log_likelihoods(run, pairs, description=description, world=world, greedy=greedy)
     if not all(math.isfinite(one.logprob) for one in every):
         raise GptlabError(f"{run.folder}: a probability is not finite; evaluate an earlier {option('checkpoint')}")
     records, done = [], 0

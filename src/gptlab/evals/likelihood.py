@@ -24,7 +24,7 @@ from gptlab.console import track
 from gptlab.errors import DataError
 from gptlab.hardware.precision import autocast
 from gptlab.inference.cache import KVCache
-from gptlab.inference.scoring import target_scores
+from gptlab.inference.scoring import target_nats, target_scores
 from gptlab.parallel import World
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
@@ -46,10 +46,11 @@ class EncodedPair:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model makes of a continuation: the sum of log p of its tokens, nats; whether each was the likeliest."""
+    """What a model makes of a continuation: the sum of log p of its tokens, nats; whether each was the likeliest, None
+    where that was not asked."""
 
     logprob: float
-    greedy: bool
+    greedy: bool | None
 
 
 class PairEncoder:
@@ -83,9 +84,10 @@ class PairEncoder:
 
 @torch.inference_mode()
 def log_likelihoods(
-    run: Run, pairs: Sequence[EncodedPair], *, description: str, world: World | None = None
+    run: Run, pairs: Sequence[EncodedPair], *, description: str, world: World | None = None, greedy: bool = False
 ) -> list[Likelihood]:
-    """The likelihood of each continuation given its context, in the order of `pairs`, on every process of `world`.
+    """The likelihood of each continuation given its context, in the order of `pairs`, on every process of `world`;
+    with `greedy` also whether greedy decoding says it, which costs a quarter of the head once more.
 
     Neighbours that begin alike (the choices of a question) share one reading of their beginning. Long ones are computed
     together with long ones. Batches are dealt to the processes in turn, so that each gets long ones and short ones.
@@ -97,10 +99,10 @@ def log_likelihoods(
     total = sum(map(_members, mine))
     for batch in track(mine, description, total=total, unit="answers", size=_members, shown=world.is_main):
         members = [member for family in batch for member in family.members]
-        found[members] = _score(run, batch, pairs)
+        found[members] = _score(run, batch, pairs, greedy)
     if world.size > 1:
         found = world.all_reduce(found.to(run.device)).cpu()
-    return [Likelihood(logprob, bool(greedy)) for logprob, greedy in found.tolist()]
+    return [Likelihood(logprob, bool(hits) if greedy else None) for logprob, hits in found.tolist()]
 
 
 def _members(batch: Sequence[_Family]) -> int:
@@ -159,8 +161,8 @@ def _batches(
         yield batch
 
 
-def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair]) -> torch.Tensor:
-    """log p, and 1 where every token was the likeliest, of the batch's pairs in turn: (N, 2) float64.
+def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], greedy: bool) -> torch.Tensor:
+    """log p, and with `greedy` 1 where every token was the likeliest, of the batch's pairs in turn: (N, 2) float64.
 
     Rows are padded on the right, where causal attention never looks; the head, which is most of a small model, is
     computed only where a continuation is predicted.
@@ -181,11 +183,12 @@ def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair]) -> 
         cache = _read_prefixes(run, batch, pairs, width) if batch[0].prefix else None
         ids = torch.from_numpy(inputs).to(run.device)
         hidden = (model(ids) if cache is None else model(ids, cache=cache)).flatten(0, -2)[where]
-        nats, hits = target_scores(model, hidden, torch.tensor(targets, device=run.device))
+        ids = torch.tensor(targets, device=run.device)
+        nats, hits = target_scores(model, hidden, ids) if greedy else (target_nats(model, hidden, ids), None)
     starts = np.cumsum([0, *(pair.count for pair, _ in rows[:-1])])
     sums = np.add.reduceat(nats.cpu().numpy().astype(np.float64), starts)
-    greedy = np.minimum.reduceat(hits.cpu().numpy().astype(np.float64), starts)
-    return torch.from_numpy(np.stack([-sums, greedy], axis=1))
+    all_hit = 0 * sums if hits is None else np.minimum.reduceat(hits.cpu().numpy().astype(np.float64), starts)
+    return torch.from_numpy(np.stack([-sums, all_hit], axis=1))
 
 
 def _read_prefixes(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], width: int) -> KVCache:

@@ -74,14 +74,14 @@ class Answer:
         logprobs: for each choice the sum of log p of its tokens, nats.
         tokens: for each choice how many tokens that were.
         truncated: whether a context had to be cut on the left.
-        greedy: for each choice whether each of its tokens was the likeliest.
+        greedy: for each choice whether each of its tokens was the likeliest; None where that was not asked.
     """
 
     question: Question
     logprobs: tuple[float, ...]
     tokens: tuple[int, ...]
     truncated: bool
-    greedy: tuple[bool, ...] = ()
+    greedy: tuple[bool | None, ...] = ()
 
     @property
     def predicted(self) -> int:
@@ -140,10 +140,10 @@ class Answer:
 
 
 def answer_questions(
-    run: Run, questions: Sequence[Question], *, description: str, world: World | None = None
+    run: Run, questions: Sequence[Question], *, description: str, world: World | None = None, greedy: bool = False
 ) -> list[Answer]:
     """Let the run's model answer `questions`, in their order; `description` names the progress bar. The processes of
-    `world` share the work, and all of them get all answers.
+    `world` share the work, and all of them get all answers. `greedy` as of `log_likelihoods`.
 
     Raises DataError where a choice has no tokens or does not fit the model's context, or the tokenizer cannot
     encode a text.
@@ -153,7 +153,7 @@ def answer_questions(
     listed = track(questions, f"{description}: encoding", total=len(questions), unit="questions", shown=world.is_main)
     encoded = [encode_question(run.tokenizer, question, length) for question in listed]
     every = [pair for pairs in encoded for pair in pairs]
-    found = log_likelihoods(run, every, description=description, world=world)
+    found = log_likelihoods(run, every, description=description, world=world, greedy=greedy)
     answers, done = [], 0
     for question, pairs in zip(questions, encoded, strict=True):
         own = found[done : done + len(pairs)]
@@ -217,10 +217,12 @@ evaluate_by_sum = functools.partial(evaluate_questions, metrics=("acc",))
 """Of benchmarks that are marked by the likeliest choice, whatever its length."""
 
 
-def sound_answers(run: Run, task: str, questions: Sequence[Question], world: World | None = None) -> list[Answer]:
+def sound_answers(
+    run: Run, task: str, questions: Sequence[Question], world: World | None = None, *, greedy: bool = False
+) -> list[Answer]:
     """As `answer_questions`, for the benchmark `task`. Raises GptlabError where a probability is not finite."""
     try:
-        answers = answer_questions(run, questions, description=f"{run.folder.name}: {task}", world=world)
+        answers = answer_questions(run, questions, description=f"{run.folder.name}: {task}", world=world, greedy=greedy)
     except DataError as error:
         raise DataError(f"{task} with {run.folder}: {error}") from None
     if not all(math.isfinite(value) for answer in answers for value in answer.logprobs):
