@@ -130,7 +130,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("changed")
     shutil.copytree(ROOT / "src" / "gptlab", folder / "src" / "gptlab")
     assert apply_diffs("inside.md", folder / "src" / "gptlab") == ["schedules.py", "model/attention.py", "model/mlp.py"]
-    assert apply_diffs("benchmark.md", folder / "src" / "gptlab") == ["evals/copa.py"]
+    assert apply_diffs("benchmark.md", folder / "src" / "gptlab") == ["evals/siqa.py"]
     return folder
 
 
@@ -179,9 +179,13 @@ def test_a_schedule_an_attention_and_a_sharding_rule_are_one_file_each(changed: 
 
 @pytest.mark.slow
 def test_a_benchmark_is_one_file(changed: Path) -> None:
-    rows = [{"query": f"{a} and", "choices": ["the", "of a"], "gold": a % 2} for a in range(6)]
+    rows = [
+        {"context": f"{a} and", "question": "Why?", "answerA": "the", "answerB": "of a", "answerC": "so"}
+        | {"label": str(a % 3 + 1)}
+        for a in range(6)
+    ]
     (changed / "questions").mkdir()
-    (changed / "questions" / "copa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (changed / "questions" / "siqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     make_data(changed)
     (changed / "tiny.yaml").write_text(TINY + "data: {path: data}\n")
     gptlab("train", "tiny.yaml", cwd=changed)
@@ -189,7 +193,7 @@ def test_a_benchmark_is_one_file(changed: Path) -> None:
     shown = in_changed(
         changed,
         "import sys; from gptlab.cli import main\n"
-        f"sys.argv = ['gptlab', 'eval', {run!r}, '--tasks', 'copa', '--task-data', 'questions']; main()",
+        f"sys.argv = ['gptlab', 'eval', {run!r}, '--tasks', 'siqa', '--task-data', 'questions']; main()",
     )
-    assert "copa acc" in shown
-    assert json.loads((Path(run) / "evals" / "copa.json").read_text())["results"]["questions"] == 6
+    assert "siqa acc" in shown
+    assert json.loads((Path(run) / "evals" / "siqa.json").read_text())["results"]["questions"] == 6
