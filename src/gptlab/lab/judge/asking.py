@@ -109,7 +109,8 @@ def ask_all(
     BudgetSpentError before the first question that might cost more than what is left, EndpointError where there is no
     answer, and GptlabError where none of the first answers can be read.
     """
-    known = [rows for one in _each_once(asked) if is_settled(rows := book.verdicts.by_key.get(one.key, []))]
+    once = _each_once(asked)
+    known = [book.verdicts.by_key[one.key] for one in once if is_settled(one, book)]
     read = sum(_scores(rows) is not None for rows in known)
     unread = len(known) - read
     _check_hope(book, read, unread)
@@ -117,11 +118,11 @@ def ask_all(
     for number, one in enumerate(track(left, "asking the judge", total=len(left), unit="questions")):
         messages = one.question.messages()
         worst = price.of(size(messages) / 2 + _WRAPPING, limit)
-        while not is_settled(book.verdicts.by_key.get(one.key, [])):
+        while not is_settled(one, book):
             if budget is not None and book.dollars + worst > budget:
                 raise BudgetSpentError(
                     f"{option('budget', budget)}: ${book.dollars:.4f} of it are spent, and the next answer may cost "
-                    f"${worst:.4f}; {len(left) - number} of {len(asked)} questions are left: a larger budget goes on "
+                    f"${worst:.4f}; {len(left) - number} of {len(once)} questions are left: a larger budget goes on "
                     "with them"
                 )
             book.verdicts.append(_answered(one, endpoint, messages, price))
@@ -130,9 +131,10 @@ def ask_all(
         _check_hope(book, read, unread)
 
 
-def is_settled(rows: Sequence[Verdict]) -> bool:
-    """Whether a question that has these answers is not put again."""
-    return len(rows) >= ATTEMPTS or _scores(rows) is not None
+def is_settled(one: Asked, book: Book) -> bool:
+    """Whether a question is not put, or not again."""
+    rows = book.verdicts.by_key.get(one.key, [])
+    return one.question.foregone is not None or len(rows) >= ATTEMPTS or _scores(rows) is not None
 
 
 def _scores(rows: Sequence[Verdict]) -> Mapping[str, float] | None:
@@ -140,12 +142,13 @@ def _scores(rows: Sequence[Verdict]) -> Mapping[str, float] | None:
 
 
 def _each_once(asked: Sequence[Asked]) -> list[Asked]:
-    """Without those that ask the same as another: of two seeds that came to the same texts."""
-    return list({one.key: one for one in reversed(asked)}.values())[::-1]
+    """What is to be put: without those that ask the same as another, of two seeds that came to the same texts, and
+    those whose answer is foregone."""
+    return list({one.key: one for one in reversed(asked) if one.question.foregone is None}.values())[::-1]
 
 
 def _unsettled(asked: Sequence[Asked], book: Book) -> list[Asked]:
-    return [one for one in _each_once(asked) if not is_settled(book.verdicts.by_key.get(one.key, []))]
+    return [one for one in _each_once(asked) if not is_settled(one, book)]
 
 
 def _answered(one: Asked, endpoint: Endpoint, messages: list[dict[str, str]], price: Price) -> Verdict:
@@ -177,8 +180,8 @@ def _check_hope(book: Book, read: int, unread: int) -> None:
 
 
 def scores_of(book: Book, asked: Sequence[Asked]) -> dict[str, Mapping[str, float]]:
-    """What was read of the answers, by the key of the question."""
-    found = {one.key: _scores(book.verdicts.by_key.get(one.key, [])) for one in asked}
+    """What was read of the answers, or is foregone, by the key of the question."""
+    found = {one.key: one.question.foregone or _scores(book.verdicts.by_key.get(one.key, [])) for one in asked}
     return {key: scores for key, scores in found.items() if scores is not None}
 
 

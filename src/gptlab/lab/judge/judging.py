@@ -41,7 +41,9 @@ class Judging(Shown):
         sampling: how the runs wrote.
         criteria: by what was judged.
         seeds, repeats: how many.
-        questions, unread: that were to be put; of which no answer could be read.
+        questions: that there are, orders and repeats and all.
+        identical: pairs of texts that are one text twice: ties, which nobody was asked about.
+        unread: questions of which no answer could be read.
         complete: whether every question has its answers.
         spent: on these questions, in all sessions.
         preference: of B over A, all in all; None for grades.
@@ -58,6 +60,7 @@ class Judging(Shown):
     seeds: int
     repeats: int
     questions: int
+    identical: int
     unread: int
     complete: bool
     spent: Spent
@@ -98,6 +101,8 @@ class Judging(Shown):
             notes.append(
                 f"{one.pairs} pairs of verdicts: {one.wins} for B, {one.ties} ties, {one.losses} for A{left_out}"
             )
+        if self.identical:
+            notes.append(f"{self.identical} pairs of texts are one text twice, and count as ties unasked")
         if self.unread:
             notes.append(f"careful: of {self.unread} of {self.questions} questions no answer could be read")
         if not self.complete:
@@ -175,7 +180,7 @@ def conclude(
     if not scores:
         raise GptlabError(f"{book.verdicts.path}: no answer in it can be read, so there is nothing to conclude")
     cells = _cells(asked, scores)
-    settled = [is_settled(book.verdicts.by_key.get(one.key, [])) for one in asked]
+    settled = [is_settled(one, book) for one in asked]
     seeds, repeats = cells[next(iter(cells))].shape[1:3]
     found, won, grades = None, {}, {}
     if study.is_comparison:
@@ -203,6 +208,7 @@ def conclude(
         seeds=int(seeds),
         repeats=int(repeats),
         questions=len(asked),
+        identical=sum(one.question.foregone is not None and (one.order, one.repeat) == (0, 0) for one in asked),
         unread=sum(settled) - sum(one.key in scores for one in asked),
         complete=all(settled),
         spent=spent_on(book, asked),

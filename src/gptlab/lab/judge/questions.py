@@ -101,6 +101,11 @@ class Question:
         names = tuple(criterion.name for criterion in self.criteria)
         return (*names, OVERALL) if len(self.shown) == 2 else names
 
+    @property
+    def foregone(self) -> dict[str, float] | None:
+        """The values of a question that need not be put: two texts that are one are no better than each other."""
+        return dict.fromkeys(self.asked_for, 0.5) if len(set(self.shown)) < len(self.shown) else None
+
     def messages(self) -> list[dict[str, str]]:
         """What is sent, in the form of a chat."""
         if len(self.shown) == 2:
