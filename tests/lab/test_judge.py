@@ -380,9 +380,11 @@ PUBLIC = "https://judge.example.com/v1"
         ({"judge": PUBLIC, "budget": 2.0}, "give price_in and price_out"),
         ({"judge": PUBLIC, "budget": 2.0, "price_in": 1.0}, "give price_in and price_out"),
         ({"judge": PUBLIC, "budget": 2.0, "price_in": 1.0, "price_out": 1.0}, "OPENAI_API_KEY holds no key"),
-        ({"budget": 0.0}, "above 0 dollars"),
-        ({"budget": float("nan")}, "above 0 dollars"),
-        ({"price_in": -1.0}, "0 or more dollars"),
+        ({"budget": 0.0}, "dollars above 0"),
+        ({"budget": float("nan")}, "dollars above 0"),
+        ({"price_in": -1.0}, "dollars, 0 or more"),
+        ({"judge_temperature": float("nan")}, "0 to 2"),
+        ({"repeats": 0}, "1 or more"),
         ({"judge": "http://judge.example.com/v1"}, "use https"),
         ({"judge": "judge.example.com"}, "no URL"),
         ({"judge": "http://[1"}, "no URL"),
@@ -660,8 +662,27 @@ def test_two_runs_of_one_seed_are_refused(place: Path) -> None:
         read_study([*runs("base-*"), twin], grade=True)
 
 
-def test_lines_that_are_of_another_kind_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b'{"key": "a"}', b"[]", b"null", b"[" * 10_000, b"\xff", b"\x00", b"", b'{"key": NaN}'],
+    ids=lambda content: repr(content[:12]),
+)
+def test_lines_that_are_of_another_kind_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "verdicts.jsonl"
-    path.write_text('{"key": "a"}\n')
+    path.write_bytes(content + b"\n")
     with pytest.raises(GptlabError, match=r"verdicts\.jsonl:1: damaged"):
         Lines(path, Verdict)
+
+
+@pytest.mark.parametrize("scores", [{"overall": 1.0}, {"overall": 7.0}, {"overall": -1.0, "plot": 0.5}, {}])
+def test_scores_that_no_answer_can_have_given_are_refused(
+    scores: dict[str, float], place: Path, judge: JudgeServer
+) -> None:
+    judged(request(judge, criteria="plot"))
+    path = Path("judgings/one/verdicts.jsonl")
+    first, _, rest = path.read_text().partition("\n")
+    row = {**json.loads(first), "scores": scores}
+    del row["seal"]  # as who means the edit
+    path.write_text(f"{json.dumps(row)}\n{rest}")
+    with pytest.raises(GptlabError, match="none that were asked for"):
+        judged(request(judge, criteria="plot"))

@@ -14,6 +14,25 @@ if TYPE_CHECKING:
     from gptlab.lab.judge.judging import Judging
 
 
+Criteria = Annotated[
+    str | None,
+    typer.Option(help="a .txt, or a text: NAME: WHAT IT MEANS, one on each line", show_default="TinyStories'"),
+]
+KeyVariable = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="variable of the environment that holds the key",
+        show_default="OPENAI_API_KEY; none for a machine of one's own",
+    ),
+]
+JudgeTemperature = Annotated[float | None, typer.Option(help="of the judge", show_default="the endpoint's own")]
+JudgeTokens = Annotated[
+    int, typer.Option(min=16, help="tokens that an answer of the judge may have, its thoughts included")
+]
+Name = Annotated[str | None, typer.Option(help="of the folder in judgings/", show_default="by the runs and settings")]
+
+
 def judge(
     runs: Annotated[
         list[Path],
@@ -25,10 +44,7 @@ def judge(
         str, typer.Option(help="stories, continuations, a .txt with a prompt a line, or a .jsonl with `prompt`")
     ] = "stories",
     limit: Annotated[int | None, typer.Option(min=1, help="the first so many prompts; all by default")] = None,
-    criteria: Annotated[
-        str | None,
-        typer.Option(help="a .txt, or a text: NAME: WHAT IT MEANS, one on each line", show_default="TinyStories'"),
-    ] = None,
+    criteria: Criteria = None,
     grade: Annotated[bool, typer.Option("--grade", help="grade runs of one config, seeds together")] = False,
     repeats: Annotated[int, typer.Option(min=1, max=100, help="how often each question is put")] = 1,
     budget: Annotated[
@@ -36,27 +52,14 @@ def judge(
     ] = None,
     price_in: Annotated[float | None, typer.Option(help="dollars for a million tokens that the judge reads")] = None,
     price_out: Annotated[float | None, typer.Option(help="dollars for a million tokens that it writes")] = None,
-    key_variable: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="variable of the environment that holds the key",
-            show_default="OPENAI_API_KEY; none for a machine of one's own",
-        ),
-    ] = None,
+    key_variable: KeyVariable = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens that a run writes for each prompt")] = 200,
     temperature: Annotated[float, typer.Option(help="of the runs; 0 takes the likeliest token")] = 0.8,
     top_p: Annotated[float | None, typer.Option(help="of the runs: the fewest tokens that reach probability p")] = None,
     seed: Annotated[int, typer.Option(help="of the runs' texts")] = 1,
-    judge_temperature: Annotated[
-        float | None, typer.Option(help="of the judge", show_default="the endpoint's own")
-    ] = None,
-    judge_tokens: Annotated[
-        int, typer.Option(min=16, help="tokens that an answer of the judge may have, its thoughts included")
-    ] = 1024,
-    name: Annotated[
-        str | None, typer.Option(help="of the folder in judgings/", show_default="by the runs and settings")
-    ] = None,
+    judge_temperature: JudgeTemperature = None,
+    judge_tokens: JudgeTokens = 1024,
+    name: Name = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="let the runs write, say the cost, and ask nothing")
     ] = False,

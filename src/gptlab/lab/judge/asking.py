@@ -161,7 +161,7 @@ def _answered(one: Asked, endpoint: Endpoint, messages: list[dict[str, str]], pr
         shown=one.shown,
         prompt=one.question.prompt,
         repeat=one.repeat + 1,
-        said=reply.text[:_KEPT],
+        said=reply.text[-_KEPT:],
         scores=one.question.read(reply.text),
         tokens_in=tokens_in,
         tokens_out=tokens_out,
@@ -174,15 +174,25 @@ def _check_hope(book: Book, read: int, unread: int) -> None:
     if unread >= _HOPELESS and not read:
         said = " ".join(book.verdicts.rows[-1].said.split())[:120]
         raise GptlabError(
-            f"none of the first {unread} answers can be read, the last was {said!r}; take another {option('model')}, "
-            f"or delete {book.verdicts.path} to ask this one again"
+            f"none of the first {unread} answers can be read, the last was {said!r}; take another {option('model')} "
+            f"or a larger {option('judge_tokens')}, or delete {book.verdicts.path} to ask this one again"
         )
 
 
 def scores_of(book: Book, asked: Sequence[Asked]) -> dict[str, Mapping[str, float]]:
-    """What was read of the answers, or is foregone, by the key of the question."""
-    found = {one.key: one.question.foregone or _scores(book.verdicts.by_key.get(one.key, [])) for one in asked}
-    return {key: scores for key, scores in found.items() if scores is not None}
+    """What was read of the answers, or is foregone, by the key of the question. Raises GptlabError for scores that no
+    answer can have given."""
+    found: dict[str, Mapping[str, float]] = {}
+    for one in asked:
+        scores = one.question.foregone or _scores(book.verdicts.by_key.get(one.key, []))
+        if scores is not None and not one.question.allows(scores):
+            raise GptlabError(
+                f"{book.verdicts.path}: the scores of {one.key} are none that were asked for; delete the line: it is "
+                "asked for again"
+            )
+        if scores is not None:
+            found[one.key] = scores
+    return found
 
 
 def spent_on(book: Book, asked: Sequence[Asked]) -> Spent:

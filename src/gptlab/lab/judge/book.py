@@ -52,7 +52,7 @@ class Verdict:
         shown: the names of the runs whose texts it saw, in their order.
         prompt: the beginning.
         repeat: which time it was asked, from 1.
-        said: its words, the first 4,000 characters.
+        said: its words, the last 4,000 characters.
         scores: what was read of them; None where that could not be.
         tokens_in, tokens_out: that it took; `counted` where the endpoint said so, else guessed from bytes.
         dollars: that it cost.

@@ -150,6 +150,12 @@ class Question:
         known = {name: value for name, value in found.items() if value is not None}
         return known if len(known) == len(found) else None
 
+    def allows(self, values: Mapping[str, float]) -> bool:
+        """Whether these can have been read of an answer."""
+        possible = set(_SCORES.values())
+        fit = (v in possible if len(self.shown) == 2 else WORST <= v <= BEST for v in values.values())
+        return set(values) == set(self.asked_for) and all(fit)
+
     def _value(self, value: Any) -> float | None:
         if len(self.shown) == 2:
             return _SCORES.get(value.strip().lower()) if isinstance(value, str) else None

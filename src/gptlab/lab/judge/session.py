@@ -62,14 +62,24 @@ class Request:
     judge_tokens: int = 1024
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises GptlabError for a number out of its range."""
+        ranges = {
+            "limit": ("1 or more", self.limit is None or self.limit >= 1),
+            "repeats": ("1 or more", self.repeats >= 1),
+            "budget": ("dollars above 0", self.budget is None or 0 < self.budget < math.inf),
+            "price_in": ("dollars, 0 or more", self.price_in is None or 0 <= self.price_in < math.inf),
+            "price_out": ("dollars, 0 or more", self.price_out is None or 0 <= self.price_out < math.inf),
+            "judge_temperature": ("0 to 2", self.judge_temperature is None or 0 <= self.judge_temperature <= 2),
+            "judge_tokens": ("1 or more", self.judge_tokens >= 1),
+        }
+        for name, (range_, kept) in ranges.items():
+            if not kept:
+                raise GptlabError(f"{option(name, getattr(self, name))}: must be {range_}")
+
     def price(self, address: Address) -> Price:
-        """What tokens cost. Raises GptlabError where that is not known of a machine that is not one's own, or a number
-        is none."""
-        given = {"budget": self.budget, "price_in": self.price_in, "price_out": self.price_out}
-        for name, value in given.items():
-            if value is not None and not (0 <= value < math.inf and (value or name != "budget")):
-                least = "above 0" if name == "budget" else "0 or more"
-                raise GptlabError(f"{option(name, value)}: must be {least} dollars")
+        """What tokens cost. Raises GptlabError where that, or the most that it may come to, is not known of a machine
+        that is not one's own."""
         if not address.own and self.budget is None:
             raise GptlabError(f"{address.url} may cost money; say how much at most with {option('budget', 'DOLLARS')}")
         if not address.own and None in (self.price_in, self.price_out):
