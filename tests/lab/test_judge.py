@@ -443,6 +443,15 @@ def test_a_machine_of_ones_own_gets_no_key_unasked(
     assert judge.authorizations == {"Bearer none"}
 
 
+def test_without_the_client_nothing_is_written(
+    place: Path, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(GptlabError, match=r"pip install 'gptlab\[judge\]'"):
+        judge_runs(request(judge), unwritten)
+    assert not Path("judgings").exists()
+
+
 # ---------------------------------------------------------------- answers that are none
 
 

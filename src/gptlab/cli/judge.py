@@ -9,6 +9,7 @@ import typer
 
 from gptlab.cli.options import Device
 from gptlab.console import output, say
+from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
     from gptlab.lab.judge.judging import Judging
@@ -70,7 +71,10 @@ def judge(
     from gptlab.inference.generate import Sampling
     from gptlab.lab.judge.asking import BudgetSpentError
     from gptlab.lab.judge.session import Request, judge_runs
+    from gptlab.parallel.world import find_world
 
+    if find_world().size > 1:
+        raise GptlabError("judge is one process's work; run it without torchrun")
     settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     request = Request(
