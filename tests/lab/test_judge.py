@@ -435,6 +435,19 @@ def test_a_key_is_sent_and_never_kept(place: Path, judge: JudgeServer) -> None:
     assert KEY not in refused.stdout + refused.stderr + done.stdout + done.stderr
 
 
+def test_the_cost_is_told_without_a_key_and_without_a_server(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    asked = Request(runs(*PAIR), PUBLIC, "large", budget=0.001, price_in=10.0, price_out=10.0)
+    folder, result = judge_runs(asked, unwritten, dry_run=True)
+    told = capsys.readouterr().err
+    assert result is None
+    assert "96 questions to ask: about" in told
+    assert "more than is left of the budget" in told
+    assert not (folder / "verdicts.jsonl").exists()
+
+
 def test_a_machine_of_ones_own_gets_no_key_unasked(
     place: Path, judge: JudgeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

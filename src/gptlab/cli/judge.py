@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.options import Device
+from gptlab.cli.tables import show_rows
 from gptlab.console import output, say
 from gptlab.errors import GptlabError
 
@@ -107,6 +108,9 @@ def judge(
 
 def _show(folder: Path | None, result: Judging | None) -> None:
     if folder is not None and result is not None:
-        output().print(result)
+        sheet = result.sheet()
+        output().print(sheet.title, markup=False)
+        show_rows(sheet.header, sheet.rows)
+        output().print("\n".join(sheet.notes), markup=False)
         output().print(f"\n{result.markdown()}", markup=False)
         say(f"wrote {folder / 'result.json'}")

@@ -10,7 +10,7 @@ from gptlab.config.jsonfile import parse_json
 from gptlab.errors import DataError, did_you_mean, option
 from gptlab.files import what_is_there
 
-_SHIPPED = Path(__file__).parent / "prompts"
+_SHIPPED = Path(__file__).parent / "lists"
 
 
 @dataclass(frozen=True)

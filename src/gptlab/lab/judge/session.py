@@ -97,7 +97,7 @@ def judge_runs(request: Request, write: Writer, *, dry_run: bool = False) -> tup
     for everything that a user can mend; BudgetSpentError, which has the result so far.
     """
     address = read_address(request.judge)
-    price, key = request.price(address), read_key(address, request.key_variable)
+    price, key = request.price(address), "none" if dry_run else read_key(address, request.key_variable)
     prompts = read_prompts(request.prompts, request.limit)
     criteria = read_criteria(request.criteria)
     study = read_study(request.runs, grade=request.grade)
