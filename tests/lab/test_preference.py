@@ -161,6 +161,26 @@ def test_nothing_whole_is_refused() -> None:
         preference(np.array([[[[1.0, np.nan]]]]), np.zeros((1, 1)))
 
 
+def test_few_and_odd_verdicts_have_shares_inside_their_intervals() -> None:
+    """Handfuls of verdicts, some missing, some that lengths tell apart wholly: no error, and nothing outside of 0 to 1."""
+    rng = np.random.default_rng(7)
+    for _ in range(600):
+        prompts, seeds, repeats = rng.integers(1, 8), rng.integers(1, 4), rng.integers(1, 3)
+        scores = rng.choice([0, 0.5, 1], (prompts, seeds, repeats, 2), p=rng.dirichlet([0.5] * 3))
+        scores[rng.random(scores.shape) < rng.choice([0, 0.2])] = np.nan
+        if np.isnan(scores).any(axis=-1).all():
+            continue
+        length = np.round(rng.normal(0, rng.choice([0, 1, 100]), (prompts, seeds)))
+        if rng.random() < 0.3:
+            length = 50 * np.sign(np.nan_to_num(scores.mean(axis=(2, 3)), nan=0.5) - 0.5)
+        found = preference(scores, length)
+        for name in ("win_rate", "corrected", "first_wins", "longer_wins", "orders_agree", "repeats_agree"):
+            one = getattr(found, name)
+            if one is not None and one.low is not None:
+                assert 0 <= one.low <= one.value + 1e-12, (name, one)
+                assert one.value - 1e-12 <= one.high <= 1, (name, one)
+
+
 # ---------------------------------------------------------------- references
 
 
