@@ -162,7 +162,7 @@ def test_nothing_whole_is_refused() -> None:
 
 
 def test_few_and_odd_verdicts_have_shares_inside_their_intervals() -> None:
-    """Handfuls of verdicts, some missing, some that lengths tell apart wholly: no error, and nothing outside of 0 to 1."""
+    """Handfuls of verdicts, some missing, some that lengths tell apart wholly: no error, nothing outside of 0 to 1."""
     rng = np.random.default_rng(7)
     for _ in range(600):
         prompts, seeds, repeats = rng.integers(1, 8), rng.integers(1, 4), rng.integers(1, 3)
