@@ -12,6 +12,7 @@ import pytest
 from helpers import TINY, gptlab, make_data
 
 BIG, LONG = "9" * 400, "x" * 300
+OWN = "--judge http://localhost:9/v1 --model m"
 
 SETTINGS = [
     *("model.dim=1e9", "model.dim=0", "model.dim=1e300", "model.dim=[1, 2]", "model.dim=[1,2", f"model.dim={BIG}"),
@@ -118,6 +119,35 @@ COMMANDS = [
     "compare runs/a runs/b --out config.yaml",
     "compare runs/a runs/b --out=",
     f"compare runs/a runs/b --out {LONG}",
+    f"judge nowhere {OWN}",
+    f"judge runs {OWN}",
+    f"judge runs/a runs/a {OWN}",
+    f"judge runs/a runs/b runs/long {OWN}",
+    f"judge runs/a runs/b --grade {OWN}",
+    "judge runs/a --judge localhost --model m",
+    "judge runs/a --judge http://[ --model m",
+    "judge runs/a --judge http://example.com/v1 --model m",
+    "judge runs/a --judge https://example.com/v1 --model m",
+    "judge runs/a --judge https://example.com/v1 --model m --budget 1",
+    "judge runs/a --judge https://u:p@example.com/v1 --model m --budget 1",
+    f"judge runs/a {OWN} --key-variable NOSUCH",
+    f"judge runs/a {OWN} --prompts nosuch",
+    f"judge runs/a {OWN} --prompts nowhere.jsonl",
+    f"judge runs/a {OWN} --criteria nowhere.txt",
+    f"judge runs/a {OWN} --criteria overall",
+    f"judge runs/a {OWN} --name a/b",
+    f"judge runs/a {OWN} --name ..",
+    f"judge runs/a {OWN} --name {LONG}",
+    f"judge runs/a {OWN} --name=",
+    f"judge runs/a {OWN} --budget nan",
+    f"judge runs/a {OWN} --budget 0",
+    f"judge runs/a {OWN} --price-in -1",
+    f"judge runs/a {OWN} --price-out inf",
+    f"judge runs/a {OWN} --judge-temperature nan",
+    f"judge runs/a {OWN} --temperature nan",
+    f"judge runs/a {OWN} --top-p 2",
+    f"judge runs/a {OWN} --max-new-tokens 0",
+    f"judge runs/a {OWN} --seed {2**70}",
     "ladder config.yaml --sizes 16x1 --tokens 1k --out config.yaml",
     "mup check config.yaml --out text",
     "plan nowhere",

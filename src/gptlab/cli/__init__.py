@@ -23,6 +23,7 @@ from gptlab.cli.eval import evaluate
 from gptlab.cli.experiment import app as experiment_app
 from gptlab.cli.export import export
 from gptlab.cli.import_ import import_
+from gptlab.cli.judge import judge
 from gptlab.cli.ladder import ladder
 from gptlab.cli.list import list_
 from gptlab.cli.lr_find import lr_find
@@ -57,6 +58,7 @@ COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "run": run,
         "eval": evaluate,
         "compare": compare,
+        "judge": judge,
         "list": list_,
     },
     "Share": {"report": report, "paper": paper, "import": import_, "export": export},
