@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from foreign import smollm2_gguf
 
 from gptlab.errors import DataError
 from gptlab.evals import perplexity, ptb, wikitext
 from gptlab.evals.benchmark import Options, evaluate
+from gptlab.interop import import_run, load
 from gptlab.lab.experiment.metric import Metric
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
@@ -128,3 +130,56 @@ def test_no_experiment_is_decided_by_what_has_no_accuracy() -> None:
         Metric(logged="val/ptb/perplexity", better="lower")
     with pytest.raises(ValueError, match=r"as many questions as .* write {accuracy: hellaswag}"):
         Metric(logged="val/hellaswag/acc", better="higher")
+
+
+@pytest.mark.parametrize(("length", "stride"), [(16, 5), (16, 16), (16, 1)])
+def test_windows_that_overlap(length: int, stride: int) -> None:
+    """As Hugging Face's page on the perplexity of models of fixed length has it: max_length and stride."""
+    ids = list(range(1, 60))
+    found = list(perplexity.windows(ids, 0, length, stride))
+    whole, before, expected = [0, *ids], 0, []
+    for begin in range(0, len(whole) - 1, stride):
+        end = min(begin + length, len(whole) - 1)
+        expected.append((whole[begin : end + 1], end - before))
+        before = end
+        if end == len(whole) - 1:
+            break
+    assert [(pair.ids, pair.count) for pair in found] == expected
+    assert [token for pair in found for token in pair.ids[-pair.count :]] == ids
+
+
+@pytest.mark.slow
+def test_smollm2_by_stride_512_is_transformers_own(test_data: Path, tmp_path: Path) -> None:
+    """A published model on real text, with windows of 1,024 tokens that move on by 512, against a computation that
+    shares nothing with ours but the ids."""
+    transformers = pytest.importorskip("transformers")
+    file = smollm2_gguf()
+    with gzip.open(test_data / "wikitext" / "wiki.test.tokens.gz", "rt", encoding="utf-8") as lines:
+        text = lines.read(60_000)
+    (tmp_path / "wiki.test.tokens").write_text("".join(p.published for p in wikitext.pages(text)[:2]), encoding="utf-8")
+    run = load(import_run(file, name="smollm2", runs=tmp_path), device="cpu", dtype="float32")
+    options = Options(task_data=tmp_path, limit=1, sequence_length=1024, stride=512)
+    found = evaluate(run, "wikitext", options)
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    page = wikitext.pages((tmp_path / "wiki.test.tokens").read_text(encoding="utf-8"))[0]
+    start = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    ids = torch.tensor([[start, *tokenizer(page.plain, add_special_tokens=False)["input_ids"]]])
+    nats, before, total = 0.0, 0, ids.shape[1] - 1
+    for begin in range(0, total, 512):
+        end = min(begin + 1024, total)
+        window = ids[:, begin : end + 1]
+        labels = window.clone()
+        labels[:, : window.shape[1] - (end - before)] = -100
+        with torch.no_grad():
+            loss = theirs(window, labels=labels).loss
+        nats += float(loss) * (end - before)
+        before = end
+        if end == total:
+            break
+    assert total > 1024 + 200  # or windows would not overlap
+    assert found.results["tokens"] == total
+    assert found.results["perplexity"] == pytest.approx(math.exp(nats / total), rel=1e-4)
+    size = len(page.published.encode("utf-8"))
+    assert found.results["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)

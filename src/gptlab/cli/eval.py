@@ -35,7 +35,10 @@ def evaluate(
         int | None, typer.Option(help="examples with their answers before each question; none by default")
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(help="tokens of a validation window, for runs that were trained on different ones")
+        int | None, typer.Option(help="tokens of a window of text, for runs that were trained on different ones")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="tokens that a window of wikitext or ptb predicts; all of its own by default")
     ] = None,
     format: Annotated[str, typer.Option(help=f"of the table: {', '.join(FORMATS)}")] = "table",
     list_: Annotated[bool, typer.Option("--list", help="list all tasks and what they ask")] = False,
@@ -52,7 +55,9 @@ def evaluate(
         raise GptlabError("name the folder of a run, or several; `gptlab eval --list` shows what can be asked of them")
     from gptlab.evals.benchmark import Options
 
-    options = Options(limit=limit, data=data, task_data=task_data, sequence_length=sequence_length, shots=shots)
+    options = Options(
+        limit=limit, data=data, task_data=task_data, sequence_length=sequence_length, shots=shots, stride=stride
+    )
     _evaluate_runs(runs, tasks.split(","), options, format, device=device, checkpoint=checkpoint)
 
 
@@ -152,8 +157,10 @@ def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: s
     parts = [found.task]
     if (data := found.settings.get("data")) is not None and options.data is not None:
         parts += [options.data.resolve().name, data["data"]["fingerprint"][:8]]
-    if "sequence_length" in found.settings and options.sequence_length is not None:
+    if {"sequence_length", "pages"} & {*found.settings, *found.results} and options.sequence_length is not None:
         parts.append(f"window{options.sequence_length}")
+    if "stride" in found.settings:
+        parts.append(f"stride{found.settings['stride']}")
     if found.settings.get("shots"):
         parts.append(f"{found.settings['shots']}-shot")
     if checkpoint is not None:  # by its step: what is the best one changes

@@ -31,9 +31,10 @@ class Options:
     Attributes:
         limit: so many questions, or validation windows; all for None.
         data: another data set for the loss task.
-        sequence_length: tokens of a validation window; None: those of the run's own validation.
+        sequence_length: tokens of a window; None: those of the run's own validation, or all that the model sees.
         world: the processes that share the questions; None: this one has them all.
         task_data: folder that holds the questions; None: GPTLAB_BENCHMARKS, else they are downloaded.
+        stride: tokens that each window of a published text predicts; None: all of its own, and windows do not overlap.
         shots: so many examples with their answers before each question; None: none.
     """
 
@@ -43,14 +44,17 @@ class Options:
     sequence_length: int | None = None
     world: World | None = None
     shots: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise GptlabError(f"{option('limit')} must be at least 1 (given: {self.limit}); leave it out for all")
         if self.shots is not None and self.shots < 0:
             raise GptlabError(f"{option('shots')} must be at least 0 (given: {self.shots})")
-        if self.sequence_length is not None and self.sequence_length < 1:
-            raise GptlabError(f"{option('sequence_length')} must be at least 1 (given: {self.sequence_length})")
+        for name in ("sequence_length", "stride"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise GptlabError(f"{option(name)} must be at least 1 (given: {value})")
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,16 @@ def undo(text: str, steps: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def windows(ids: Sequence[int], end_of_text: int, context_length: int) -> Iterator[EncodedPair]:
-    """The windows of one page: each predicts up to `context_length` of its tokens, given the token before them."""
-    before = end_of_text
-    for start in range(0, len(ids), context_length):
-        piece = list(ids[start : start + context_length])
-        yield EncodedPair([before, *piece], len(piece), False)
-        before = piece[-1]
+def windows(
+    ids: Sequence[int], end_of_text: int, context_length: int, stride: int | None = None
+) -> Iterator[EncodedPair]:
+    """The windows of one page, which begin `stride` tokens after each other (None: `context_length`, so that they do
+    not overlap); each predicts what the one before did not, given what of the page it holds."""
+    whole, done, begin = [end_of_text, *ids], 0, 0
+    while done < len(ids):
+        end = min(len(ids), begin + context_length)
+        yield EncodedPair(whole[begin : end + 1], end - done, False)
+        done, begin = end, begin + (stride or context_length)
 
 
 def evaluate_pages(run: Run, task: str, pages: Sequence[Page], path: Path, options: Options) -> Evaluation:
@@ -93,12 +96,15 @@ def evaluate_pages(run: Run, task: str, pages: Sequence[Page], path: Path, optio
     Raises GptlabError where a probability is not finite, DataError where the tokenizer cannot encode a page.
     """
     pages, shown = pages[: options.limit], options.world is None or options.world.is_main
+    length = min(options.sequence_length or run.model.context_length, run.model.context_length)
+    if options.stride is not None and options.stride > length:
+        raise GptlabError(f"{option('stride')} {options.stride}: a window has {length} tokens; take so many or fewer")
     description = f"{run.folder.name}: {task}"
     owners, pairs = [], []
     for number, page in enumerate(
         track(pages, f"{description}: encoding", total=len(pages), unit="pages", shown=shown)
     ):
-        cut = list(windows(run.tokenizer.encode(page.plain), run.tokenizer.end_of_text, run.model.context_length))
+        cut = list(windows(run.tokenizer.encode(page.plain), run.tokenizer.end_of_text, length, options.stride))
         pairs += cut
         owners += [number] * len(cut)
     found = log_likelihoods(run, pairs, description=description, world=options.world)
@@ -114,7 +120,9 @@ def evaluate_pages(run: Run, task: str, pages: Sequence[Page], path: Path, optio
         {"id": number, "nats": round(cost, 5), "tokens": round(tokens), "words": round(words), "bytes": round(size)}
         for number, (cost, (tokens, words, size)) in enumerate(zip(nats.tolist(), sizes.tolist(), strict=True))
     ]
-    settings = {"file": path.name, "sha256": sha256_file(path), "context_length": run.model.context_length}
+    settings = {"file": path.name, "sha256": sha256_file(path), "context_length": length}
+    if options.stride is not None:
+        settings["stride"] = options.stride
     return Evaluation(task, results, errors, settings, records)
 
 

@@ -76,6 +76,7 @@ class Evaluation(Shown):
             "window": known.get("sequence_length"),
             "context": known.get("context_length"),
             "limit": known["limit"] or ALL if "limit" in known else None,
+            "stride": known.get("stride"),
             "shots": known.get("shots") or None,
             "examples": str(known["examples_sha256"])[:12] if "examples_sha256" in known else None,
             "tokenizer": str(tokenizer.get("hash"))[:12] if isinstance(tokenizer, dict) else None,
