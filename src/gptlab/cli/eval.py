@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Checkpoint, Device
+from gptlab.cli.options import Checkpoint, Device, Quantize
 from gptlab.cli.tables import show_rows
 from gptlab.console import say
 from gptlab.errors import GptlabError
@@ -34,16 +34,23 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
+    quantize: Quantize = None,
 ) -> None:
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
     from gptlab.evals.benchmark import Options
 
     options = Options(limit=limit, data=data, task_data=task_data, sequence_length=sequence_length)
-    _evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint)
+    _evaluate_runs(runs, tasks.split(","), options, device=device, checkpoint=checkpoint, quantize=quantize)
 
 
 def _evaluate_runs(
-    runs: Sequence[Path], tasks: Sequence[str], options: Options, *, device: str = "auto", checkpoint: str | None = None
+    runs: Sequence[Path],
+    tasks: Sequence[str],
+    options: Options,
+    *,
+    device: str = "auto",
+    checkpoint: str | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first."""
     from gptlab.evals.benchmark import check_benchmarks, find_benchmark
@@ -67,7 +74,7 @@ def _evaluate_runs(
     rows: list[tuple[Path, list[Evaluation]]] = []
     unwritten: GptlabError | None = None
     for folder in runs:
-        run = load(folder, device=device, checkpoint=checkpoint)
+        run = load(folder, device=device, checkpoint=checkpoint, quantize=quantize)
         found = []
         for name in names:
             found.append(run_benchmark(run, name, options))
@@ -110,7 +117,7 @@ def _check_alike(runs: Sequence[Path], options: Options) -> None:
 
 
 def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: str | None) -> Path:
-    """RUN/evals/TASK.json; another data set, window or checkpoint than the run's own goes into the name."""
+    """RUN/evals/TASK.json; another data set, window or checkpoint than the run's own goes into the name, and int8."""
     base = folder.parent if folder.suffix == ".pt" else folder
     parts = [found.task]
     if (data := found.settings.get("data")) is not None and options.data is not None:
@@ -119,6 +126,7 @@ def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: s
         parts.append(f"window{options.sequence_length}")
     if checkpoint is not None:  # by its step: what is the best one changes
         parts.append(f"step-{found.settings['step']:08}")
+    parts.append(found.settings.get("quantized", ""))
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 

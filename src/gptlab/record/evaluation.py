@@ -77,7 +77,7 @@ class Evaluation(Shown):
             "context": known.get("context_length"),
             "limit": known["limit"] or ALL if "limit" in known else None,
             "tokenizer": str(tokenizer.get("hash"))[:12] if isinstance(tokenizer, dict) else None,
-            "precision": known.get("dtype"),
+            "precision": " × ".join(str(known[key]) for key in ("dtype", "quantized") if known.get(key)) or None,
             "scorer": known.get("version"),
         }
         return {name: str(value)[:40] for name, value in named.items() if value is not None}
