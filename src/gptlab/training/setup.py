@@ -25,6 +25,7 @@ from gptlab.hardware.memory import largest_micro_batch
 from gptlab.hardware.precision import pick_dtype
 from gptlab.model import build_model
 from gptlab.model.component import declared
+from gptlab.model.float8 import require_float8
 from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, choose_layout
 from gptlab.planning.footprint import require_memory
@@ -224,6 +225,7 @@ def _build(
     assert vocab_size is not None
     require_memory(config, vocab_size, device, world_size=world.size)
     model = build_model(config, vocab_size, device=device)
+    require_float8(model, device, heard=world.is_main)
     if config.validation_length > model.context_length:
         raise ConfigError(
             f"eval.sequence_length: {config.validation_length} is longer than the model's context of "
