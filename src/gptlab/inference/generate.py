@@ -93,10 +93,10 @@ def decoding_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
     On a CPU they stay float32, but matrices are laid out by columns, (D, V) contiguous for a weight of (V, D): a
     product with one vector then streams them, and reaches twice the bandwidth of the usual layout
     (benchmarks/generation.py). Embeddings and gains are shared with `model`; the copied matrices take memory again.
-    Matrices in int8 are read as they are, by a kernel of torch's.
+    Matrices in int8 are read as they are, by a kernel of torch's. A copy is not compiled.
     """
-    if device.type == "cuda":
-        return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    if device.type == "cuda" and dtype != torch.float32:
+        return copy.deepcopy(model).to(dtype)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     if device.type == "cpu":

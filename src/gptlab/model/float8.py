@@ -55,8 +55,13 @@ def require_float8(model: nn.Module, device: torch.device, *, heard: bool = True
         say("model.float8_head: rounded to float8, multiplied as ever, no faster: the hardware has no such products")
 
 
-def require_multiples(dim: int, rows: int) -> None:
-    """Raises ConfigError where a head of `rows` outputs, padding included, and `dim` inputs is none for float8."""
+def build_head(dim: int, rows: int, *, bias: bool, float8: bool) -> nn.Linear:
+    """The head (…, D) → (…, V), `rows` being V with its padding.
+
+    Raises ConfigError where it is to be in float8 and its sides are no multiples of `MULTIPLE`.
+    """
+    if not float8:
+        return nn.Linear(dim, rows, bias=bias)
     if rows % MULTIPLE:
         raise ConfigError(
             f"model.float8_head: the head has {rows} rows, and float8 asks for a multiple of {MULTIPLE}; set "
@@ -69,6 +74,7 @@ def require_multiples(dim: int, rows: int) -> None:
             f"{-(-dim // MULTIPLE) * MULTIPLE}",
             key="model.float8_head",
         )
+    return Float8Linear(dim, rows, bias=bias)
 
 
 def to_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

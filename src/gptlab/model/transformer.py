@@ -23,7 +23,7 @@ from gptlab.model.component import (
     flops_per_token,
     modules_with,
 )
-from gptlab.model.float8 import Float8Linear, require_multiples
+from gptlab.model.float8 import build_head
 from gptlab.model.mup import check_base
 from gptlab.model.position import check_position
 
@@ -106,9 +106,7 @@ class GPT(nn.Module):
         self.residual = build("residual", residual, layers=layers)
         self.ahead = nn.ModuleList(layer_args[-1].build("block", block) for _ in range(ahead))
         self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
-        if float8_head:
-            require_multiples(dim, rows)
-        self.head = (Float8Linear if float8_head else nn.Linear)(dim, rows, bias=head_bias)
+        self.head = build_head(dim, rows, bias=head_bias, float8=float8_head)
         if tied:
             self.head.weight = self.embedding.weight
         self.masks_documents = any(module.document_mask for module in modules_with(self, "document_mask"))
