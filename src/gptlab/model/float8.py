@@ -2,7 +2,7 @@
 
 Forward, activations and weights are rounded to e4m3 (3 bits of mantissa, up to 448); backward, gradients to e5m2 (2
 bits, up to 57,344), as in Micikevicius et al. 2022 (arXiv:2209.05433, section 3) and in the head of the modded-nanogpt
-speed run since its record of 12 January 2025. Sums are taken in float32 or the run's precision. Outside training it is
+speed run since record 19 (January 2025). Sums are taken in float32 or the run's precision. Outside training it is
 `nn.Linear`: what is validated, sampled and exported is of unrounded weights.
 
 Each tensor has one scale, from its own largest magnitude and rounded down to a power of two. Multiplying by that
