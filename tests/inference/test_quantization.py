@@ -131,6 +131,7 @@ def test_results_are_told_apart(run: Path) -> None:
     one, other = (Evaluation(e["task"], e["results"], settings=e["settings"]).identity for e in (plain, found))
     assert {key for key in one if one[key] != other[key]} == {"precision"}
     assert (one["precision"], other["precision"]) == ("float32", "float32 × int8")
+    assert "loss at step 10 with int8 weights: loss " in (run / "log.txt").read_text()
     sampled = gptlab("sample", str(run), "the cat", "--quantize", "int8", "--seed", "1", cwd=run.parent)
     assert sampled.stdout.startswith("the cat")
     assert "torchao" not in sampled.stderr  # it tells of kernels for hardware that is not here

@@ -142,9 +142,10 @@ def _line(found: Evaluation) -> str:
     """What a task found, for the run's log."""
     from gptlab.evals.benchmark import find_benchmark
 
-    step = found.settings["step"]
+    step, kept = found.settings["step"], found.settings.get("quantized")
     shown = (f"{column.heading} {_cell(found, column)}" for column in find_benchmark(found.task).columns)
-    return f"{found.task}{'' if step is None else f' at step {step}'}: {', '.join(shown)}"
+    weights = "" if kept is None else f" with {kept} weights"
+    return f"{found.task}{'' if step is None else f' at step {step}'}{weights}: {', '.join(shown)}"
 
 
 def _cell(found: Evaluation, column: Column) -> str:
