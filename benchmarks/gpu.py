@@ -4,8 +4,9 @@
 
 1. the tests marked `cuda`;
 2. GPT-2 124M, forward + backward + clip + AdamW on random tokens: tokens/s, MFU and peak memory of gptlab and of
-   transformers, each eager and compiled. Every variant lives in a process of its own; they take turns, so that a change
-   of the card's clock hits all alike, and the table gives medians with their range and ratios taken turn by turn;
+   transformers, each eager and compiled, and of gptlab compiled as CUDA graphs and with a head in float8. Every variant
+   lives in a process of its own; they take turns, so that a change of the card's clock hits all alike, and the table
+   gives medians with their range and ratios taken turn by turn;
 3. the same model through the real thing: `gptlab tokenizer train`, `data prepare` and `train`, tokens/s from its log.
 
 MFU counts 6 FLOPs a weight and token plus attention (PaLM, appendix B) against the card's dense bfloat16 data sheet.
@@ -28,7 +29,8 @@ from turns import serve, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
-VARIANTS = ("gptlab eager", "transformers eager", "gptlab compiled", "transformers compiled")
+OWN = ("gptlab graphs", "gptlab float8")  # compiled as CUDA graphs, or with a head in float8: against gptlab compiled
+VARIANTS = ("gptlab eager", "transformers eager", "gptlab compiled", "transformers compiled", *OWN)
 FUSED = "model.block.mlp.approximate=tanh"  # torch's kernel, for speed; the preset writes the formula out
 VOCABULARY, ROWS = 50304, 50257  # rows of the embedding, padded as tensor cores like it; ids that occur
 
@@ -49,18 +51,22 @@ def worker(variant: str, rows: int, length: int) -> None:
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     if library == "gptlab":
         from gptlab.config import load_config
+        from gptlab.hardware.compile import try_compile
         from gptlab.loss import CrossEntropy, TokenBatch
         from gptlab.model import build_model
         from gptlab.optim import AdamW
 
         changes = ["model.pad_vocab=128", FUSED, f"train.sequence_length={length}"]
+        if mode == "float8":
+            changes.append("model.float8_head=true")
         config = load_config("gpt2", changes)
         model = build_model(config, ROWS, device="cuda")
         loss_of, documents = CrossEntropy(), torch.zeros_like(inputs)
         optimizer: Any = AdamW(model.named_parameters(), lr=1e-4)
-        if mode == "compiled":
-            model.compile()
-            loss_of.compile()
+        if mode != "eager" and not try_compile(
+            model, loss_of, lambda: None, "reduce-overhead" if mode == "graphs" else None
+        ):
+            sys.exit("torch.compile failed")
 
         def loss() -> Any:
             return loss_of(model, TokenBatch(inputs, targets, documents)).sum / targets.numel()
@@ -132,7 +138,8 @@ def speed(rows: int, length: int, turns: int, steps: int) -> dict[str, Any]:
     running = [variant for variant in VARIANTS if "turns" in results[variant]]
     for variant in running:
         turned = results[variant]["turns"]
-        other = results.get(variant.replace("gptlab", "transformers"), {}).get("turns")
+        against = "gptlab compiled" if variant in OWN else variant.replace("gptlab", "transformers")
+        other = results.get(against, {}).get("turns")
         results[variant]["tokens_per_s"] = statistics.median(turned)
         if variant.startswith("gptlab") and other:
             ratios = [a / b for a, b in zip(turned, other, strict=True)]
@@ -199,6 +206,8 @@ def table(report: dict[str, Any]) -> str:
         f"{report['gpu']}, torch {report['torch']}, CUDA {report['cuda']}, Python {report['python']}, {report['date']}",
         f"GPT-2 124M, T {report['length']}, {report['rows']} sequences at once, bfloat16 autocast, fused AdamW",
         f"CUDA tests: {report['tests']['summary']}",
+        "",
+        f"The ratios of {' and '.join(OWN)} are to gptlab compiled.",
         "",
         "| | tokens/s (median, range) | MFU | peak memory | gptlab / transformers |",
         "|---|---|---|---|---|",

@@ -13,9 +13,11 @@ from helpers import TINY, make_data, rows
 
 from gptlab.config import config_from, load_config
 from gptlab.hardware.memory import largest_micro_batch
+from gptlab.hardware.precision import has_float8
 from gptlab.inference.generate import Sampling, generate
 from gptlab.loss import CrossEntropy, TokenBatch
 from gptlab.model import build_model
+from gptlab.model.float8 import Float8Linear
 from gptlab.training.loop import train
 
 pytestmark = [
@@ -70,6 +72,44 @@ def test_compiled_equals_eager(setting: Path) -> None:
     eager = run(setting, "eager", "system.compile=false")
     compiled = run(setting, "compiled", "system.compile=true")
     assert losses(compiled) == pytest.approx(losses(eager), abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_equal_no_graphs(setting: Path, mode: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ten steps of two micro-batches each, validated on the way: what a graph overwrites is nothing that is kept."""
+    from torch._inductor.cudagraph_trees import get_manager
+
+    options = ("train.tokens=2560", "system.micro_batch=4", "eval.every=4")
+    plain = run(setting, f"no-{mode}", *options, "system.compile=true")
+    graphs = run(setting, mode, *options, f"system.compile={mode}")
+    assert len(losses(plain)) == 10
+    assert "torch.compile failed" not in capfd.readouterr().err
+    assert get_manager(0, create_if_none_exists=False) is not None  # of graphs that were recorded
+    found = [row["val/loss"] for row in rows(graphs) if "val/loss" in row]
+    assert losses(graphs) == pytest.approx(losses(plain), abs=1e-3)
+    assert found == pytest.approx([row["val/loss"] for row in rows(plain) if "val/loss" in row], abs=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or not has_float8(CUDA), reason="this GPU multiplies no float8")
+def test_float8_products_of_the_hardware_are_the_emulated_ones() -> None:
+    for rows_, dtype in ((37, torch.bfloat16), (64, torch.float32)):
+        found = []
+        for device in ("cpu", "cuda"):
+            torch.manual_seed(0)
+            layer, x = Float8Linear(64, 96, bias=False), torch.randn(rows_, 64)
+            layer.to(device)
+            given = x.to(device, dtype).requires_grad_()
+            y = layer(given)
+            y.backward(torch.linspace(-1, 1, y.numel()).view(y.shape).to(device, dtype))
+            found.append([tensor.detach().float().cpu() for tensor in (y, given.grad, layer.weight.grad)])
+        for ours, theirs in zip(*found, strict=True):
+            assert (ours - theirs).norm() <= 0.01 * ours.norm()
+
+
+def test_a_head_in_float8_trains_compiled(setting: Path) -> None:
+    options = ("model.pad_vocab=16", "system.compile=true", "train.dtype=bfloat16", "train.tokens=20480")
+    found = [losses(run(setting, f"float8-{on}", *options, f"model.float8_head={on}")) for on in ("true", "false")]
+    assert found[0][-1] == pytest.approx(found[1][-1], abs=0.1)
 
 
 def test_muon_trains_compiled(setting: Path) -> None:

@@ -83,9 +83,9 @@ class CrossEntropy:
         self.chunk, self.spec = chunk, _LossSpec((1.0,), label_smoothing, z_loss, bool(label_smoothing or z_loss))
         self._whole: Callable[[nn.Module, Tensor, Tensor, _LossSpec], Tensor] = _head_loss
 
-    def compile(self) -> None:
-        """Fuse head and loss with torch.compile, where they see the whole batch."""
-        self._whole = torch.compile(_head_loss)
+    def compile(self, mode: str | None = None) -> None:
+        """Fuse head and loss with torch.compile, in a mode of its, where they see the whole batch."""
+        self._whole = torch.compile(_head_loss, mode=mode)
 
     def uncompile(self) -> None:
         """Back to plain PyTorch."""

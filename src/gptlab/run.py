@@ -24,6 +24,8 @@ from gptlab.hardware.precision import pick_dtype
 from gptlab.inference.chat import render_chat
 from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.inference.inspection import Tensors, TokenLosses, read_attention, read_losses, read_tensors
+from gptlab.inference.quantization import check_kind, is_quantized
+from gptlab.inference.quantization import quantize as quantize_model
 from gptlab.inference.scoring import LossResult, TokenSizes, evaluate_loss
 from gptlab.model import build_model
 from gptlab.parallel import World
@@ -48,12 +50,15 @@ class Run(Shown):
     dtype: torch.dtype
     step: int | None = None  # the training step of the weights; None where it is not known
     final: bool = False  # whether these are the weights in model.safetensors
+    quantized: str | None = None  # what its matrices are kept in; None: as they were trained
 
     def sheet(self) -> Sheet:
         """What it is, how far it was trained and to what loss: a line each."""
         size = sum(parameter.numel() for parameter in self.model.parameters())
         steps = f"{self.config.total_steps:,} steps of {self.config.train.batch_tokens:,} tokens"
         where = f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
+        if self.quantized is not None:
+            where += f", {self.quantized} weights"
         rows = [
             (
                 "model",
@@ -168,17 +173,27 @@ class Run(Shown):
         return dataclasses.replace(found, bytes=len(text.encode("utf-8")))  # of the text itself: it is here
 
 
-def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
+def load(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    checkpoint: str | None = None,
+    quantize: str | None = None,
+) -> Run:
     """A run from its folder: the final weights, or the newest whole checkpoint of an unfinished one.
 
     `dtype`: precision of losses and evaluations; auto is that of the training. `checkpoint`: what to load instead: the
-    name of a folder in `checkpoints/`, `last`, or `best` (by validation loss, of those that are there). Raises
-    GptlabError where there is nothing to load or it is damaged. What others have trained loads with
+    name of a folder in `checkpoints/`, `last`, or `best` (by validation loss, of those that are there). `quantize`:
+    "int8" keeps the matrices so, to be read and not to be saved (`gptlab.inference.quantization`); None: as they are.
+    Raises GptlabError where there is nothing to load or it is damaged. What others have trained loads with
     `gptlab.interop.load`.
     """
     folder = Path(folder)
     runfolder.require_run(folder)
     config = read_config(folder)
+    if quantize is not None:
+        check_kind(quantize)
     with waiting(f"loading {folder}"):
         tokenizer = load_tokenizer(folder / "tokenizer")
         model = build_model(config, tokenizer.vocab_size)
@@ -186,7 +201,7 @@ def load(folder: str | Path, *, device: str = "auto", dtype: str = "auto", check
         final = step is None
         if final and (folder / "metrics.jsonl").is_file():  # imported weights have no steps behind them
             step = read_facts(folder).steps if (folder / runfolder.FACTS).is_file() else config.total_steps
-        run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step)
+        run = make_run(folder, config, model, tokenizer, device=device, dtype=dtype, step=step, quantize=quantize)
     run.final = final
     return run
 
@@ -200,26 +215,40 @@ def make_run(
     device: str = "auto",
     dtype: str = "auto",
     step: int | None = None,
+    quantize: str | None = None,
 ) -> Run:
     """The run made of these parts, its model moved to `device` and ready to be used. Arguments as of `load`."""
     where = pick_device(device)
     if where.type == "cpu":
         keep_freed_memory()
     asked = config.train.dtype if dtype == "auto" else dtype
-    return Run(folder, config, model.to(where).eval(), tokenizer, where, pick_dtype(asked, where), step)
+    model = model.to(where).eval()
+    if quantize is not None:
+        quantize_model(model, quantize)
+    return Run(folder, config, model, tokenizer, where, pick_dtype(asked, where), step, quantized=quantize)
 
 
 def save_weights(weights: nn.Module | Mapping[str, torch.Tensor], path: Path) -> None:
     """The weights of a model, or tensors by name, as one safetensors file; a shared matrix once.
 
-    Raises CheckpointError where the disk refuses.
+    Raises CheckpointError for quantized weights, and where the disk refuses.
     """
+    if isinstance(weights, nn.Module):
+        refuse_quantized(weights)
     try:
         write_tensors(dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights, path)
     except OSError as error:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror}; free some space and {option('resume', True)}"
         ) from None
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raises CheckpointError where `model` has quantized weights: no file that is written here has a place for them."""
+    if is_quantized(model):
+        raise CheckpointError(
+            f"quantized weights are to be read, and are not saved; load the run without {option('quantize')}"
+        )
 
 
 def load_initial_weights(model: nn.Module, tokenizer: Tokenizer) -> None:

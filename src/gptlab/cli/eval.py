@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Checkpoint, Device
+from gptlab.cli.options import Checkpoint, Device, Quantize
 from gptlab.cli.tables import FORMATS, print_rows, show_rows
 from gptlab.console import say
 from gptlab.errors import GptlabError, did_you_mean
@@ -44,6 +44,7 @@ def evaluate(
     list_: Annotated[bool, typer.Option("--list", help="list all tasks and what they ask")] = False,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
+    quantize: Quantize = None,
 ) -> None:
     """Evaluate runs; results go to RUN/evals/TASK.json and to a table."""
     if list_:
@@ -58,7 +59,7 @@ def evaluate(
     options = Options(
         limit=limit, data=data, task_data=task_data, sequence_length=sequence_length, shots=shots, stride=stride
     )
-    _evaluate_runs(runs, tasks.split(","), options, format, device=device, checkpoint=checkpoint)
+    _evaluate_runs(runs, tasks.split(","), options, format, device=device, checkpoint=checkpoint, quantize=quantize)
 
 
 def _list_tasks() -> None:
@@ -83,6 +84,7 @@ def _evaluate_runs(
     *,
     device: str = "auto",
     checkpoint: str | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first."""
     from gptlab.evals.benchmark import check_benchmarks, find_benchmark
@@ -106,7 +108,7 @@ def _evaluate_runs(
     rows: list[tuple[Path, list[Evaluation]]] = []
     unwritten: GptlabError | None = None
     for folder in runs:
-        run = load(folder, device=device, checkpoint=checkpoint)
+        run = load(folder, device=device, checkpoint=checkpoint, quantize=quantize)
         found = []
         for name in names:
             found.append(run_benchmark(run, name, options))
@@ -152,7 +154,7 @@ def _check_alike(runs: Sequence[Path], options: Options) -> None:
 
 
 def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: str | None) -> Path:
-    """RUN/evals/TASK.json; another data set, window or checkpoint than the run's own goes into the name."""
+    """RUN/evals/TASK.json; another data set, window or checkpoint than the run's own goes into the name, and int8."""
     base = folder.parent if folder.suffix == ".pt" else folder
     parts = [found.task]
     if (data := found.settings.get("data")) is not None and options.data is not None:
@@ -165,6 +167,7 @@ def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: s
         parts.append(f"{found.settings['shots']}-shot")
     if checkpoint is not None:  # by its step: what is the best one changes
         parts.append(f"step-{found.settings['step']:08}")
+    parts.append(found.settings.get("quantized", ""))
     return base / "evals" / ("-".join(filter(None, parts)) + ".json")
 
 
@@ -180,9 +183,10 @@ def _line(found: Evaluation) -> str:
     """What a task found, for the run's log."""
     from gptlab.evals.benchmark import find_benchmark
 
-    step = found.settings["step"]
+    step, kept = found.settings["step"], found.settings.get("quantized")
     shown = (f"{column.heading} {_cell(found, column)}" for column in find_benchmark(found.task).columns)
-    return f"{found.task}{'' if step is None else f' at step {step}'}: {', '.join(shown)}"
+    weights = "" if kept is None else f" with {kept} weights"
+    return f"{found.task}{'' if step is None else f' at step {step}'}{weights}: {', '.join(shown)}"
 
 
 AT_CHANCE = " ~"

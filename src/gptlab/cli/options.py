@@ -61,6 +61,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps")]
 Checkpoint = Annotated[
     str | None, typer.Option(help="best, last or a folder of RUN/checkpoints; by default the final weights")
 ]
+Quantize = Annotated[str | None, typer.Option(help="int8: keep the weights in int8, by torchao", show_default=False)]
 SpecialTokens = Annotated[
     list[str] | None,
     typer.Option(

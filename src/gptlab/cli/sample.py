@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.marks import mark_tokens
-from gptlab.cli.options import Checkpoint, Device, SpecialTokens, TextFile, read_texts
+from gptlab.cli.options import Checkpoint, Device, Quantize, SpecialTokens, TextFile, read_texts
 from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
 
@@ -40,6 +40,7 @@ def sample(
     ignore_end: Annotated[bool, typer.Option(help="go on after end of text")] = False,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
+    quantize: Quantize = None,
 ) -> None:
     """Continue prompts with a trained model."""
     from gptlab.inference.generate import Sampling
@@ -56,7 +57,7 @@ def sample(
     from gptlab.interop import load
 
     given = read_texts(prompts or [], file)
-    loaded = load(run, device=device, checkpoint=checkpoint)
+    loaded = load(run, device=device, checkpoint=checkpoint, quantize=quantize)
     if "" in given and not chat:
         say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
     policy = special_tokens or special

@@ -46,6 +46,7 @@ ADDED: dict[str, tuple[Any, ...]] = {
 """Keys that came after runs had been hashed, and what means the same as before they came: that is left out."""
 
 ADDED_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "GPT": {"float8_head": False},
     "Attention": {"without_rotation": []},
     "RoPE": {"window_theta": None},
     "AdamW": {"perplexity_power": 0.0},

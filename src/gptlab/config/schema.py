@@ -177,7 +177,10 @@ class System(Section):
     micro_batch: Literal["auto"] | PositiveInteger = Field(
         "auto", description="sequences a device handles at once; auto: the largest power of two that fits"
     )
-    compile: Literal["auto"] | Boolean = Field("auto", description="torch.compile; auto: on CUDA")
+    compile: Literal["auto", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | Boolean = Field(
+        "auto",
+        description="torch.compile; auto: on CUDA; a word: its mode, of which the first two run CUDA graphs",
+    )
     threads: Annotated[Integer, Field(gt=0, le=BOUNDS["processes"])] | None = Field(
         None, description="CPU threads; null: torch's own choice"
     )

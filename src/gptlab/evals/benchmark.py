@@ -119,6 +119,7 @@ def evaluate(run: Run, name: str, options: Options | None = None) -> Evaluation:
         "tokenizer": {"name": run.tokenizer.name, "hash": run.tokenizer.hash},
         "device": str(run.device),
         "dtype": str(run.dtype).removeprefix("torch."),
+        **({} if run.quantized is None else {"quantized": run.quantized}),
         "limit": options.limit,
         **found.settings,
         "seconds": round(time.monotonic() - started, 3),

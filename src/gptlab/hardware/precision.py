@@ -20,6 +20,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def has_float8(device: torch.device) -> bool:
+    """Whether the hardware multiplies float8 matrices natively: NVIDIA GPUs from Ada and Hopper on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of matrix products. auto: bfloat16 where the hardware has it, float16 on older CUDA, else float32.
 

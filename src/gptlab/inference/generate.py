@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gptlab.errors import GptlabError, option
 from gptlab.inference.cache import KVCache
+from gptlab.inference.quantization import QuantizedLinear
 
 _COLDEST = 1e-6
 """The lowest temperature above 0: logits over less than this may leave the range of float32."""
@@ -92,14 +93,17 @@ def decoding_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
     On a CPU they stay float32, but matrices are laid out by columns, (D, V) contiguous for a weight of (V, D): a
     product with one vector then streams them, and reaches twice the bandwidth of the usual layout
     (benchmarks/generation.py). Embeddings and gains are shared with `model`; the copied matrices take memory again.
+    Matrices in int8 are read as they are, by a kernel of torch's. A copy is not compiled.
     """
-    if device.type == "cuda":
-        return model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+    if device.type == "cuda" and dtype != torch.float32:
+        return copy.deepcopy(model).to(dtype)
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     if device.type == "cpu":
         for module in twin.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, QuantizedLinear):
+                module.use_kernel()
+            elif isinstance(module, nn.Linear):
                 module.weight = nn.Parameter(module.weight.detach().t().contiguous().t(), requires_grad=False)
     return twin
 

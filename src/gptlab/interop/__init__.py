@@ -16,18 +16,25 @@ if TYPE_CHECKING:
 FORMATS = ("hf", "hf-code", "nanogpt", "gguf")
 
 
-def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", checkpoint: str | None = None) -> Run:
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    checkpoint: str | None = None,
+    quantize: str | None = None,
+) -> Run:
     """A run, ready to use, from its folder or from a nanoGPT `ckpt.pt`. Arguments as of `gptlab.run.load`."""
     from gptlab import run
 
     source = Path(source)
     if source.suffix != ".pt":
-        return run.load(source, device=device, dtype=dtype, checkpoint=checkpoint)
+        return run.load(source, device=device, dtype=dtype, checkpoint=checkpoint, quantize=quantize)
     if checkpoint is not None:
         raise CheckpointError(f"{source} is one file, without checkpoints; leave out {option('checkpoint')}")
     from gptlab.interop.nanogpt import load_nanogpt
 
-    return run.make_run(source, *load_nanogpt(source), device=device, dtype=dtype)
+    return run.make_run(source, *load_nanogpt(source), device=device, dtype=dtype, quantize=quantize)
 
 
 def import_run(
@@ -96,9 +103,13 @@ def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
     """Write `run` into the new folder `folder` as "hf", "hf-code", "nanogpt" or "gguf"; return the folder or the file
     in it.
 
-    Raises CheckpointError naming the part of the model that the format has no place for; then nothing is written.
+    Raises CheckpointError naming the part of the model that the format has no place for, quantized weights among them;
+    then nothing is written.
     """
+    from gptlab.run import refuse_quantized
+
     folder = Path(folder)
+    refuse_quantized(run.model)
     with waiting(f"writing {folder}"):
         if format == "hf":
             from gptlab.interop.huggingface import export_huggingface

@@ -23,6 +23,7 @@ from gptlab.model.component import (
     flops_per_token,
     modules_with,
 )
+from gptlab.model.float8 import build_head
 from gptlab.model.mup import check_base
 from gptlab.model.position import check_position
 
@@ -35,7 +36,8 @@ class GPT(nn.Module):
     `final_norm: false` leaves out the last norm, which post-norm blocks do not need. `embedding_scale` and
     `logit_scale` multiply embeddings and logits. `logit_softcap` bends logits into ±cap by cap·tanh(x/cap) (Gemma 2,
     arXiv:2408.00118, section 2). `pad_vocab` rounds the number of embedding rows up to a multiple of it, which tensor
-    cores like; the extra rows are never predicted. `dropout` is that of every site which has none of its own. `ahead`
+    cores like; the extra rows are never predicted. `float8_head` multiplies by the head in 8 bits while training (see
+    `gptlab.model.float8`). `dropout` is that of every site which has none of its own. `ahead`
     adds so many blocks beside each other after the last, each for a token further on (Gloeckle et al. 2024,
     arXiv:2404.19737, section 2): for the loss `MultiToken`. `mup` names the base of a maximal update parametrization,
     this model with other widths, as `{dim: 128, heads: 2}`: see `gptlab.model.mup`. `init_from`: a run folder whose
@@ -71,6 +73,7 @@ class GPT(nn.Module):
         logit_scale: float = 1.0,
         logit_softcap: float | None = None,
         pad_vocab: int = 1,
+        float8_head: bool = False,
         ahead: int = 0,
         mup: dict[str, int] | None = None,
         init_from: str | None = None,
@@ -103,7 +106,7 @@ class GPT(nn.Module):
         self.residual = build("residual", residual, layers=layers)
         self.ahead = nn.ModuleList(layer_args[-1].build("block", block) for _ in range(ahead))
         self.norm = build("norm", norm, dim=dim) if final_norm else nn.Identity()
-        self.head = nn.Linear(dim, rows, bias=head_bias)
+        self.head = build_head(dim, rows, bias=head_bias, float8=float8_head)
         if tied:
             self.head.weight = self.embedding.weight
         self.masks_documents = any(module.document_mask for module in modules_with(self, "document_mask"))

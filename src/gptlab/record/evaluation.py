@@ -80,7 +80,7 @@ class Evaluation(Shown):
             "shots": known.get("shots") or None,
             "examples": str(known["examples_sha256"])[:12] if "examples_sha256" in known else None,
             "tokenizer": str(tokenizer.get("hash"))[:12] if isinstance(tokenizer, dict) else None,
-            "precision": known.get("dtype"),
+            "precision": " × ".join(str(known[key]) for key in ("dtype", "quantized") if known.get(key)) or None,
             "scorer": known.get("version"),
         }
         return {name: str(value)[:40] for name, value in named.items() if value is not None}

@@ -34,6 +34,7 @@ NO_RESULT = (
     "inference.cache",
     "inference.generate",
     "inference.inspection",
+    "inference.quantization",
     "planning",  # it refuses a run, and computes none
     "plotting",
     "processes",

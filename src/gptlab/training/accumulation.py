@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gptlab.data import Batch
+from gptlab.hardware.compile import keep_gradients
 from gptlab.hardware.precision import autocast
 from gptlab.loss import LossSum, TokenBatch
 from gptlab.parallel import Layout
@@ -39,6 +40,7 @@ def accumulate(
     layout: Layout,
     dtype: torch.dtype,
     scaler: torch.amp.GradScaler | None = None,
+    graphs: bool = False,
 ) -> Accumulated:
     """Add to the parameters' gradients that of the mean loss over the global batch.
 
@@ -50,15 +52,19 @@ def accumulate(
         layout: exchanges gradients between processes, once, with the last piece.
         dtype: precision of the matrix products.
         scaler: of gradients in float16; None: no scaling.
+        graphs: whether the passes are CUDA graphs, whose results the next one overwrites.
     """
     total = torch.zeros((), device=layout.device)
     count = torch.zeros((), dtype=torch.int64, device=layout.device)
     metrics: dict[str, Tensor] = {}
+    kept: set[int] = set()
     for piece, last in _with_last(micro_batches):
         with layout.backward_sync(wrapped, last), autocast(layout.device, dtype):
             out: LossSum = loss(wrapped, piece)
             share = out.sum * (layout.loss_scale / global_targets)
             (share if scaler is None else scaler.scale(share)).backward()
+        if graphs:
+            keep_gradients(wrapped, kept)
         total += out.sum.detach().float() / global_targets
         count += out.count
         for name, value in out.metrics.items():

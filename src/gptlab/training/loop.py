@@ -173,6 +173,7 @@ def step(job: Job) -> StepResult:
         layout=job.layout,
         dtype=job.dtype,
         scaler=job.scaler,
+        graphs=job.graphs,
     )
     job.scaler.unscale_(job.optimizer)
     norm = job.layout.clip(job.model, config.train.gradient_clip)

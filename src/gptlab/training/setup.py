@@ -19,12 +19,13 @@ from gptlab.console import say, waiting
 from gptlab.data import TokenDataset, TokenStream, measured_on, open_splits, open_stream, validation_batches
 from gptlab.errors import CheckpointError, ConfigError, DataError, option
 from gptlab.files import atomic_folder
-from gptlab.hardware.compile import try_compile
+from gptlab.hardware.compile import GRAPHS, choose_compile, try_compile
 from gptlab.hardware.device import describe
 from gptlab.hardware.memory import largest_micro_batch
 from gptlab.hardware.precision import pick_dtype
 from gptlab.model import build_model
 from gptlab.model.component import declared
+from gptlab.model.float8 import require_float8
 from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, choose_layout
 from gptlab.planning.footprint import require_memory
@@ -66,6 +67,7 @@ class Job:
     measured_on: Identity  # what its validations are read from
     metrics: MetricsLog | None = None  # the main process's
     micro_batch: int = 0  # sequences at once, of this process
+    graphs: bool = False  # whether its passes are CUDA graphs
     step: int = 0  # in batches of `train.batch_tokens`: where the next step begins
     batches: int = 1  # that the last step took
     seconds: float = 0.0  # of training, over all sessions
@@ -113,6 +115,7 @@ def build_job(
         torch.set_num_threads(config.system.threads)
     require_sinks(config.log)
     require_tasks(config.eval.tasks, world)
+    compiled, mode = choose_compile(config.system.compile, device, world.size)
     with waiting("opening the data", shown=world.is_main):
         tokenizer, train_sets, validation = open_splits(config.data)
         for dataset in validation.values():  # that there is none must be known now, not after the last step
@@ -147,9 +150,11 @@ def build_job(
         smoke_test_components(job.model, job.loss, to_device(job.stream.batch(0).rows(0, 1), device))
     with waiting("finding how many sequences fit", shown=world.is_main):
         job.micro_batch = _choose_micro_batch(job, state)
-    if config.system.compile is True or (config.system.compile == "auto" and device.type == "cuda"):
+    if compiled:
         with waiting("compiling the model, before the first step", shown=world.is_main):
-            try_compile(job.model, job.loss, lambda: _forward_backward(job, job.micro_batch))
+            job.graphs = mode in GRAPHS  # before anything is computed in them
+            done = try_compile(job.model, job.loss, lambda: _forward_backward(job, job.micro_batch), mode)
+            job.graphs = job.graphs and done
     if checkpoint is not None:
         with waiting(f"loading {checkpoint.name}", shown=world.is_main):
             load_tensors(checkpoint, job.model, job.optimizer, world)
@@ -224,6 +229,7 @@ def _build(
     assert vocab_size is not None
     require_memory(config, vocab_size, device, world_size=world.size)
     model = build_model(config, vocab_size, device=device)
+    require_float8(model, device, heard=world.is_main)
     if config.validation_length > model.context_length:
         raise ConfigError(
             f"eval.sequence_length: {config.validation_length} is longer than the model's context of "
@@ -315,6 +321,7 @@ def _forward_backward(job: Job, sequences: int) -> None:
         global_targets=batch.global_targets,
         layout=alone,
         dtype=job.dtype,
+        graphs=job.graphs,
     )
     job.model.zero_grad(set_to_none=True)
 
