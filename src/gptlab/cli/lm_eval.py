@@ -1,6 +1,6 @@
 """`gptlab-lm-eval`: lm-evaluation-harness's own command line, with runs of gptlab among its models.
 
-    gptlab-lm-eval run --model gptlab --model_args run=runs/NAME --tasks arc_easy,gsm8k
+    gptlab-lm-eval run --model=gptlab --model_args run=runs/NAME --tasks arc_easy,gsm8k
 
 All of the harness's tasks work then, without exporting. Texts are encoded and scored by gptlab's own path, the one that
 `gptlab eval` takes: the end-of-text token stands before each context.
