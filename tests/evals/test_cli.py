@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import shutil
@@ -10,9 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import gptlab, make_data
+from safetensors.torch import load_file, save_file
 
 from gptlab.cli import main
+from gptlab.evals import benchmark_names
+from gptlab.evals.intervals import compare_answers, wilson
 from gptlab.tokenizer import byte_tokenizer
 
 Refused = Callable[..., str]
@@ -175,3 +180,122 @@ def test_questions_beside_the_working_folder_are_found(
     found = find_questions("hellaswag", QuestionFile("hellaswag_val.jsonl", "http://127.0.0.1:9/hellaswag_val.jsonl"))
     assert found.is_file()
     assert found.parts[:2] == ("data", "benchmarks")
+
+
+# ---------------------------------------------------------------- many tasks, tables to paste, question by question
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """A folder with questions of three tasks."""
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    odd = [{"query": f"Question: Is {n} odd?", "choices": ["no", "yes, it is"], "gold": n % 2} for n in range(60)]
+    boolq = [
+        {"query": f"Passage: In {n // 5} boats.\nQuestion: is it {n}?\n", "choices": ["no", "yes"], "gold": n % 2}
+        for n in range(60)
+    ]
+    for name, rows in (("arc_easy", odd), ("boolq", boolq)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def test_all_tasks_are_listed_with_what_they_ask(call: Callable[..., tuple]) -> None:
+    code, out, _ = call("eval", "--list")
+    assert code == 0
+    names = [line.split()[0] for line in out.splitlines()[1:]]
+    assert names == list(benchmark_names())
+    assert "which of four endings continues a scene" in out
+    assert "`gptlab eval --list`" in call("eval")[2]
+
+
+def test_tables_to_paste(runs: Path, questions: Path, call: Callable[..., tuple]) -> None:
+    asked = ["eval", runs / "b", "--tasks", "arc_easy,boolq", "--task-data", questions]
+    header = ["run", "step", "arc_easy acc", "acc_norm", "boolq acc"]
+    _, out, err = call(*asked, "--format", "csv")
+    rows = list(csv.reader(out.splitlines()))
+    assert rows[0] == header
+    assert rows[1][0] == "b"
+    # Two choices of unlike length: an untrained model is at chance, and the table says so.
+    assert sum(cell.endswith(" ~") for cell in rows[1]) >= 1
+    assert "~ not above chance" in err
+    _, out, _ = call(*asked, "--format", "markdown")
+    assert [cell.strip() for cell in out.splitlines()[0].strip("|").split("|")] == header
+    assert [cell.strip() for cell in out.splitlines()[2].strip("|").split("|")] == rows[1]
+    assert len(out.splitlines()) == 3
+    _, out, _ = call(*asked, "--format", "latex")
+    assert out.startswith("\\begin{tabular}{lrrrr}\n")
+    assert out.rstrip().endswith("\\end{tabular}")
+    assert "arc\\_easy acc" in out
+    code, _, err = call(*asked, "--format", "html")
+    assert code == 2
+    assert "--format html" in err
+
+
+def test_intervals_are_by_groups_where_questions_share_a_passage(runs: Path, questions: Path, call) -> None:
+    assert call("eval", runs / "b", "--tasks", "boolq,arc_easy", "--task-data", questions)[0] == 0
+    found = json.loads((runs / "b/evals/boolq.json").read_text(encoding="utf-8"))
+    alone = json.loads((runs / "b/evals/arc_easy.json").read_text(encoding="utf-8"))
+    assert len({row["group"] for row in found["records"]}) == 12
+    assert "group" not in alone["records"][0]
+    right = [row["acc"] for row in found["records"]]
+    assert found["results"]["intervals"]["acc"] == pytest.approx(
+        list(wilson(right, [row["group"] for row in found["records"]])), abs=1e-5
+    )
+    right = [row["acc"] for row in alone["records"]]
+    assert alone["results"]["intervals"]["acc"] == pytest.approx(list(wilson(right)), abs=1e-5)
+    assert alone["results"]["chance"] == 0.5
+
+
+def test_two_runs_question_by_question(runs: Path, questions: Path, call, refused: Refused) -> None:
+    one, other = sorted(runs.iterdir())
+    both = [one, other, "--tasks", "arc_easy,boolq"]
+    assert "has not been evaluated on arc_easy" in refused("compare", *both).split("; run")[0]
+    assert call("eval", one, "--tasks", "arc_easy,boolq", "--task-data", questions)[0] == 0
+    weights = load_file(other / "model.safetensors")
+    generator = torch.Generator().manual_seed(1)
+    moved = {name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+    save_file(moved, other / "model.safetensors")
+    assert call("eval", other, "--tasks", "arc_easy,boolq", "--task-data", questions)[0] == 0
+    code, out, err = call("compare", *both)
+    assert code == 0
+    assert "question by question, against " + one.name in out
+    a, b = (json.loads((run / "evals/arc_easy.json").read_text())["records"] for run in (one, other))
+    found = compare_answers([row["acc_norm"] for row in a], [row["acc_norm"] for row in b])
+    (line,) = [line for line in out.splitlines() if line.startswith("b ") and "arc_easy" in line]
+    assert f"{found.difference:+.4f}" in line
+    assert f"{found.interval.low:+.4f} to {found.interval.high:+.4f}" in line
+    assert f"{found.detectable:.4f}" in line
+    assert f"{found.p:.3g}" in line.split()
+    assert "4 of 5 cases" in err
+    # Asked something else, or with examples: no comparison.
+    assert call("eval", other, "--tasks", "arc_easy", "--task-data", questions, "--limit", "20")[0] == 0
+    assert "was not asked what" in refused("compare", *both)
+    assert "limit 20 against all" in refused("compare", *both)
+    assert "has no answers to questions" in refused_after_loss(call, refused, one, other)
+
+
+def refused_after_loss(call: Callable[..., tuple], refused: Refused, one: Path, other: Path) -> str:
+    assert call("eval", one, other, "--tasks", "loss", "--limit", "2")[0] == 0
+    return refused("compare", one, other, "--tasks", "loss")
+
+
+def test_examples_are_part_of_the_result(runs: Path, questions: Path, call, refused: Refused) -> None:
+    asked = ["eval", runs / "b", "--tasks", "arc_easy", "--task-data", questions]
+    code, _, err = call(*asked, "--shots", "2", "--limit", "10")
+    assert code == 0
+    assert "examples are drawn from the questions themselves" in err
+    found = json.loads((runs / "b/evals/arc_easy-2-shot.json").read_text(encoding="utf-8"))
+    assert found["settings"]["shots"] == 2
+    assert found["settings"]["examples"] == "the questions themselves"
+    assert not (runs / "b/evals/arc_easy.json").exists()
+    code, _, err = call(*asked, "--shots", "60")
+    assert (code, err.splitlines()[-1]) == (2, "error: --shots 60: arc_easy has 59 examples; ask for fewer")
+    assert "--shots must be at least 0" in refused(*asked, "--shots", "-1")
+    assert "core's tasks have their own" in refused("eval", runs / "b", "--tasks", "core", "--shots", "1")
+    stride = ["eval", runs / "b", "--tasks", "wikitext", "--task-data", questions]
+    (questions / "wiki.test.tokens").write_text(" = One = \n \n A boat .\n", encoding="utf-8")
+    assert "--stride 999: a window has 128 tokens" in refused(*stride, "--stride", "999")
+    assert call(*stride, "--stride", "8", "--sequence-length", "16")[0] == 0
+    kept = json.loads((runs / "b/evals/wikitext-window16-stride8.json").read_text(encoding="utf-8"))
+    assert (kept["settings"]["stride"], kept["settings"]["context_length"]) == (8, 16)

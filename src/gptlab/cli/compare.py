@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from gptlab.cli.options import check_folder
 from gptlab.cli.tables import add_row, new_table, show, show_rows
 from gptlab.console import output, say, waiting
 from gptlab.errors import GptlabError
+
+if TYPE_CHECKING:
+    from gptlab.lab.report.answers import AnswersCompared
 
 
 def compare(
@@ -48,6 +51,11 @@ def compare(
     if ks:
         measure_top_k(runs, ks)
         found = read_runs(runs, metric)
+    answers = None
+    if tasks is not None:
+        from gptlab.lab.report.answers import compare_tasks
+
+        answers = compare_tasks(runs, list(dict.fromkeys(task.strip() for task in tasks.split(","))))
     shown = table(found, metric, ks)
     show_rows(shown.header, shown.rows, left=shown.left)
     for line in unlike_lines(found, metric):
@@ -56,23 +64,23 @@ def compare(
     output().print("\nconfigs are equal but for their names" if not lines else "\nconfigs differ in", markup=False)
     for line in lines:
         output().print(f"  {line}", markup=False)
-    if tasks is not None:
-        _show_answers(runs, list(dict.fromkeys(task.strip() for task in tasks.split(","))))
+    if answers is not None:
+        _show_answers(runs[0], answers)
     if out is not None:
         with waiting("drawing"):
             write_comparison(found, out, metric, ks)
         say(f"wrote comparison.html, comparison.csv and curves.png in {out}")
 
 
-def _show_answers(runs: list[Path], tasks: list[str]) -> None:
+def _show_answers(first: Path, answers: list[tuple[Path, AnswersCompared]]) -> None:
     """Each run beside the first, question by question."""
-    from gptlab.lab.report.answers import HEADER, compare_tasks, rows
+    from gptlab.lab.report.answers import HEADER, rows
 
-    compared = rows(compare_tasks(runs, tasks))
+    compared = rows(answers)
     table = new_table(HEADER, left=2)
     for cells, above in compared:
         add_row(table, cells, style=None if above else "dim")
-    output().print(f"\nquestion by question, against {runs[0].resolve().name}", markup=False)
+    output().print(f"\nquestion by question, against {first.resolve().name}", markup=False)
     show(table)
     guessing = [cells[1] for cells, above in compared if not above]
     if guessing:

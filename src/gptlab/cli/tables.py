@@ -64,8 +64,9 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], format: str
         rule = ["---" if number < left else "---:" for number in range(len(header))]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (header, rule, *rows)]
     else:
-        from gptlab.lab.report.latex import tabular
+        from gptlab.lab.report.latex import escape, tabular
 
-        lines = tabular(header, rows, "l" * left + "r" * (len(header) - left)).splitlines()
+        escaped = [[escape(cell) for cell in row] for row in (header, *rows)]
+        lines = tabular(escaped[0], escaped[1:], "l" * left + "r" * (len(header) - left)).splitlines()
     for line in lines:
         output().print(line, markup=False, highlight=False, soft_wrap=True)
