@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -299,3 +300,26 @@ def test_examples_are_part_of_the_result(runs: Path, questions: Path, call, refu
     assert call(*stride, "--stride", "8", "--sequence-length", "16")[0] == 0
     kept = json.loads((runs / "b/evals/wikitext-window16-stride8.json").read_text(encoding="utf-8"))
     assert (kept["settings"]["stride"], kept["settings"]["context_length"]) == (8, 16)
+
+
+def test_signal_to_noise_of_seeds(runs: Path, questions: Path, call) -> None:
+    """Of two configs with two seeds each, by hand."""
+    source = runs / "b"
+    for name in ("x-0a1b2c3d", "y-4e5f6a7b"):
+        for seed in (1, 2):
+            folder = runs / f"{name}-seed{seed}"
+            shutil.copytree(source, folder)
+            weights = load_file(source / "model.safetensors")
+            generator = torch.Generator().manual_seed(seed + ord(name[0]))
+            moved = {key: value + 0.3 * torch.randn(value.shape, generator=generator) for key, value in weights.items()}
+            save_file(moved, folder / "model.safetensors")
+    folders = sorted(runs.glob("*-seed[12]"))[-4:]
+    assert call("eval", *folders, "--tasks", "arc_easy", "--task-data", questions)[0] == 0
+    _, out, _ = call("compare", *folders, "--tasks", "arc_easy")
+    bits = [json.loads((f / "evals/arc_easy.json").read_text())["results"]["bits_per_byte"] for f in folders]
+    signal = abs((bits[0] + bits[1]) / 2 - (bits[2] + bits[3]) / 2)
+    noise = math.sqrt(((bits[0] - bits[1]) ** 2 / 2 + (bits[2] - bits[3]) ** 2 / 2) / 2)
+    (line,) = [line for line in out.splitlines() if line.startswith("arc_easy bits_per_byte")]
+    assert line.split()[2:] == [f"{signal:.4f}", f"{noise:.4f}", f"{signal / noise:.1f}"]
+    # One seed of each config shows no noise, and there is no such table.
+    assert "signal to noise" not in call("compare", *folders[::2], "--tasks", "arc_easy")[1]

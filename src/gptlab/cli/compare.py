@@ -51,11 +51,11 @@ def compare(
     if ks:
         measure_top_k(runs, ks)
         found = read_runs(runs, metric)
-    answers = None
+    answers, names = None, list(dict.fromkeys(task.strip() for task in (tasks or "").split(",")))
     if tasks is not None:
         from gptlab.lab.report.answers import compare_tasks
 
-        answers = compare_tasks(runs, list(dict.fromkeys(task.strip() for task in tasks.split(","))))
+        answers = compare_tasks(runs, names)
     shown = table(found, metric, ks)
     show_rows(shown.header, shown.rows, left=shown.left)
     for line in unlike_lines(found, metric):
@@ -65,24 +65,27 @@ def compare(
     for line in lines:
         output().print(f"  {line}", markup=False)
     if answers is not None:
-        _show_answers(runs[0], answers)
+        _show_answers(runs, names, answers)
     if out is not None:
         with waiting("drawing"):
             write_comparison(found, out, metric, ks)
         say(f"wrote comparison.html, comparison.csv and curves.png in {out}")
 
 
-def _show_answers(first: Path, answers: list[tuple[Path, AnswersCompared]]) -> None:
-    """Each run beside the first, question by question."""
-    from gptlab.lab.report.answers import HEADER, rows
+def _show_answers(runs: list[Path], tasks: list[str], answers: list[tuple[Path, AnswersCompared]]) -> None:
+    """Each run beside the first, question by question; and of seeds of several configs what the tasks tell of them."""
+    from gptlab.lab.report.answers import HEADER, SIGNAL_HEADER, rows, signal_rows, signal_to_noise
 
     compared = rows(answers)
     table = new_table(HEADER, left=2)
     for cells, above in compared:
         add_row(table, cells, style=None if above else "dim")
-    output().print(f"\nquestion by question, against {first.resolve().name}", markup=False)
+    output().print(f"\nquestion by question, against {runs[0].resolve().name}", markup=False)
     show(table)
     guessing = [cells[1] for cells, above in compared if not above]
     if guessing:
         say(f"neither run is above chance on {', '.join(dict.fromkeys(guessing))}: its accuracies say nothing")
     say("could show: the smallest true difference that so many questions show in 4 of 5 cases")
+    if signals := signal_to_noise(runs, tasks):
+        output().print("\nwhat the tasks tell of these configs", markup=False)
+        show_rows(SIGNAL_HEADER, signal_rows(signals))

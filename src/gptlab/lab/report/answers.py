@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gptlab.errors import GptlabError
 from gptlab.evals.intervals import Interval, PairedAnswers, bootstrap_difference, compare_answers
@@ -125,3 +128,66 @@ def rows(compared: Sequence[tuple[Path, AnswersCompared]]) -> list[tuple[list[st
         ]
         found.append((cells, one.above_chance))
     return found
+
+
+# ---------------------------------------------------------------- what a benchmark tells at this size
+
+
+@dataclass(frozen=True)
+class SignalToNoise:
+    """How far a number moves between configs, and between seeds of one (Heineman et al. 2025, arXiv:2508.13144).
+
+    Attributes:
+        signal: the largest mean of a config less the smallest.
+        noise: the standard deviation of single runs about their config's mean, pooled over configs.
+        ratio: of the two; None where seeds show no noise.
+        configs, runs: how many.
+    """
+
+    task: str
+    metric: str
+    signal: float
+    noise: float
+    ratio: float | None
+    configs: int
+    runs: int
+
+
+def signal_to_noise(runs: Sequence[Path], tasks: Sequence[str]) -> list[SignalToNoise]:
+    """Of each task's accuracy and bits per byte, where the runs are of two configs or more, one of them with several
+    seeds; none elsewhere. Raises GptlabError as `compare_tasks`."""
+    configs: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        configs.setdefault(re.sub(r"-seed\d+$", "", run.resolve().name), []).append(number)
+    freedom = sum(len(members) - 1 for members in configs.values())
+    if len(configs) < 2 or not freedom:
+        return []
+    found = []
+    for task in tasks:
+        each = [_read(run, task) for run in runs]
+        for metric in ("acc_norm" if "acc_norm" in each[0].results else "acc", "bits_per_byte"):
+            if any(metric not in one.results for one in each):
+                continue
+            groups = [np.array([each[number].results[metric] for number in members]) for members in configs.values()]
+            means = [group.mean() for group in groups]
+            noise = float(np.sqrt(sum(((group - group.mean()) ** 2).sum() for group in groups) / freedom))
+            signal = float(max(means) - min(means))
+            ratio = signal / noise if noise else None
+            found.append(SignalToNoise(task, metric, signal, noise, ratio, len(groups), len(runs)))
+    return found
+
+
+SIGNAL_HEADER = ("task", "between configs", "between seeds", "signal to noise")
+
+
+def signal_rows(found: Sequence[SignalToNoise]) -> list[list[str]]:
+    """The rows of a table under SIGNAL_HEADER."""
+    return [
+        [
+            f"{one.task} {one.metric}",
+            f"{one.signal:.4f}",
+            f"{one.noise:.4f}",
+            "–" if one.ratio is None else f"{one.ratio:.1f}",
+        ]
+        for one in found
+    ]
