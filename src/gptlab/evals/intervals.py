@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """From `low` to `high`."""
+    """From `low` to `high`; infinite where nothing is known yet."""
 
     low: float
     high: float
@@ -44,9 +44,14 @@ def wilson(correct: Sequence[int], groups: Sequence[Hashable] | None = None, *, 
         variance = _variance(totals, n)
         # All alike show no variance at all: then each group counts as one question.
         effective = p * (1 - p) / variance if variance > 0 else float(count)
-    scale = 1 + quantile**2 / effective
-    middle = (p + quantile**2 / (2 * effective)) / scale
-    half = quantile * math.sqrt(p * (1 - p) / effective + (quantile / (2 * effective)) ** 2) / scale
+    return score_interval(p, effective, quantile)
+
+
+def score_interval(p: float, tosses: float, quantile: float) -> Interval:
+    """Wilson's interval of a share p of so many tosses of a coin."""
+    scale = 1 + quantile**2 / tosses
+    middle = (p + quantile**2 / (2 * tosses)) / scale
+    half = quantile * math.sqrt(p * (1 - p) / tosses + (quantile / (2 * tosses)) ** 2) / scale
     return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 

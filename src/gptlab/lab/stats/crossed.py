@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gptlab.errors import GptlabError
+from gptlab.evals.intervals import score_interval
 from gptlab.lab.stats.paired import Array
 
 
@@ -126,8 +127,4 @@ def share_estimate(values_PS: ArrayLike, *, confidence: float = 0.95) -> Estimat
         return Estimate(p)
     coin = p * (1 - p)
     tosses = coin / found.variance if found.variance > 1e-12 * max(coin, 1e-12) and coin > 0 else float(found.prompts)
-    t = quantile(found.freedom, confidence)
-    shrunk = 1 + t**2 / tosses
-    middle = (p + t**2 / (2 * tosses)) / shrunk
-    reach = t / shrunk * math.sqrt(coin / tosses + t**2 / (4 * tosses**2))
-    return Estimate(p, max(0.0, middle - reach), min(1.0, middle + reach))
+    return Estimate(p, *score_interval(p, tosses, quantile(found.freedom, confidence)))

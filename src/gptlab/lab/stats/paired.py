@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gptlab.errors import GptlabError
+from gptlab.evals.intervals import Interval as Interval
 
 Array = NDArray[np.float64]
 
@@ -22,13 +22,6 @@ EQUAL = 1e-9
 
 _FLIPS = 2**16
 """Sign flips of the permutation test: all of them up to 16 pairs, so many random ones beyond."""
-
-
-class Interval(NamedTuple):
-    """From `low` to `high`, in the metric's units; infinite where nothing is known yet."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
