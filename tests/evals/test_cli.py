@@ -17,6 +17,7 @@ from helpers import gptlab, make_data
 from safetensors.torch import load_file, save_file
 
 from gptlab.cli import main
+from gptlab.data import TokenDataset
 from gptlab.evals import benchmark_names
 from gptlab.evals.intervals import compare_answers, wilson
 from gptlab.tokenizer import byte_tokenizer
@@ -323,3 +324,29 @@ def test_signal_to_noise_of_seeds(runs: Path, questions: Path, call) -> None:
     assert line.split()[2:] == [f"{signal:.4f}", f"{noise:.4f}", f"{signal / noise:.1f}"]
     # One seed of each config shows no noise, and there is no such table.
     assert "signal to noise" not in call("compare", *folders[::2], "--tasks", "arc_easy")[1]
+
+
+def test_questions_that_were_in_the_training_data(runs: Path, call, refused: Refused, tmp_path: Path) -> None:
+    """One question copied from the run's own data, one that is nowhere in it, and one too short to tell."""
+    data = TokenDataset.open(tmp_path / "made" / "data", "train")
+    text = byte_tokenizer().decode([int(one) for one in data.read(40, 200) if one != byte_tokenizer().end_of_text])
+    rows = [
+        {"query": text[:80], "choices": [text[81:110], "no"], "gold": 0},
+        {"query": "Which word is in no book that was ever printed?", "choices": ["zyzzx qvk", "qvk"], "gold": 0},
+        {"query": "A", "choices": ["b", "c"], "gold": 1},
+    ]
+    (tmp_path / "openbook_qa.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    asked = ["eval", runs / "b", "--tasks", "openbook_qa", "--task-data", tmp_path, "--contamination"]
+    code, _, err = call(*asked)
+    assert code == 0, err
+    found = json.loads((runs / "b/evals/openbook_qa.json").read_text(encoding="utf-8"))
+    assert [row["seen"] for row in found["records"]] == [True, False, None]
+    assert (found["results"]["seen"], found["results"]["too_short_to_tell"]) == (1, 1)
+    right = [row["acc"] for row in found["records"][1:]]
+    assert found["results"]["acc_unseen"] == sum(right) / 2
+    assert found["settings"]["contamination"]["training_data"] == {"data": data.fingerprint}
+    assert "1 of 3 questions are in the training data (1 are too short to tell)" in err
+    assert "--contamination is for tasks of questions" in refused("eval", runs / "b", "--contamination")
+    assert "--shots is for tasks of questions" in refused("eval", runs / "b", "--shots", "2")
+    assert "--stride is for wikitext and ptb" in refused("eval", runs / "b", "--stride", "2")
+    assert "not for core" in refused("eval", runs / "b", "--tasks", "core", "--contamination")

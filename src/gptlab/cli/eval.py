@@ -40,6 +40,9 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option(help="tokens that a window of wikitext or ptb predicts; all of its own by default")
     ] = None,
+    contamination: Annotated[
+        bool, typer.Option("--contamination", help="look for each question in the run's training data")
+    ] = False,
     format: Annotated[str, typer.Option(help=f"of the table: {', '.join(FORMATS)}")] = "table",
     list_: Annotated[bool, typer.Option("--list", help="list all tasks and what they ask")] = False,
     device: Device = "auto",
@@ -57,7 +60,13 @@ def evaluate(
     from gptlab.evals.benchmark import Options
 
     options = Options(
-        limit=limit, data=data, task_data=task_data, sequence_length=sequence_length, shots=shots, stride=stride
+        limit=limit,
+        data=data,
+        task_data=task_data,
+        sequence_length=sequence_length,
+        shots=shots,
+        stride=stride,
+        contamination=contamination,
     )
     _evaluate_runs(runs, tasks.split(","), options, format, device=device, checkpoint=checkpoint, quantize=quantize)
 
@@ -95,6 +104,7 @@ def _evaluate_runs(
 
     names = list(dict.fromkeys(task.strip() for task in tasks))
     check_benchmarks(names, options)
+    _check_heard(names, options)
     if find_world().size > 1:
         raise GptlabError("eval is one process's work; run it without torchrun")
     for folder in runs:
@@ -128,6 +138,19 @@ def _evaluate_runs(
         say(f"{AT_CHANCE.strip()} not above chance: its 95% interval reaches what guessing comes to")
     if unwritten is not None:
         raise unwritten
+
+
+def _check_heard(names: Sequence[str], options: Options) -> None:
+    """Raise GptlabError for an option that none of the tasks reads."""
+    from gptlab.evals.benchmark import find_benchmark
+    from gptlab.evals.questions import QuestionTask
+
+    asked = any(isinstance(getattr(find_benchmark(name).run, "__self__", None), QuestionTask) for name in names)
+    for option, given in (("--shots", options.shots is not None), ("--contamination", options.contamination)):
+        if given and not asked and "core" not in names:
+            raise GptlabError(f"{option} is for tasks of questions, and there is none among {', '.join(names)}")
+    if options.stride is not None and not {"wikitext", "ptb"} & set(names):
+        raise GptlabError(f"--stride is for wikitext and ptb, and neither is among {', '.join(names)}")
 
 
 def _check_alike(runs: Sequence[Path], options: Options) -> None:

@@ -35,6 +35,7 @@ class Options:
         world: the processes that share the questions; None: this one has them all.
         task_data: folder that holds the questions; None: GPTLAB_BENCHMARKS, else they are downloaded.
         stride: tokens that each window of a published text predicts; None: all of its own, and windows do not overlap.
+        contamination: whether to look for each question in the run's training data.
         shots: so many examples with their answers before each question; None: none.
     """
 
@@ -45,6 +46,7 @@ class Options:
     world: World | None = None
     shots: int | None = None
     stride: int | None = None
+    contamination: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

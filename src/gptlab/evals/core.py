@@ -169,6 +169,8 @@ def evaluate_core(run: Run, options: Options) -> Evaluation:
     """
     if options.shots is not None:
         raise GptlabError(f"{option('shots')}: core's tasks have their own numbers of examples; leave it out")
+    if options.contamination:
+        raise GptlabError(f"{option('contamination')}: not for core; ask for its tasks by their names")
     shown = options.world is None or options.world.is_main
     files: dict[CoreTask, Path] = {}
     missing: dict[str, str] = {}

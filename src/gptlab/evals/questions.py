@@ -22,6 +22,7 @@ from typing import Any
 from gptlab.console import say
 from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Column, Evaluation, Options, QuestionFile, find_questions
+from gptlab.evals.contamination import mark_seen
 from gptlab.evals.multiple_choice import Question, evaluate_questions
 from gptlab.files import sha256_files
 from gptlab.parallel import World
@@ -78,9 +79,12 @@ class QuestionTask:
 
     def evaluate(self, run: Run, options: Options) -> Evaluation:
         """The benchmark's numbers, with a record of each question. Raises GptlabError for all that a user can mend."""
-        questions, paths, shown = self.ask(options)
+        questions, paths, noted = self.ask(options)
         found = self.score(run, self.name, questions, paths, options.world)
-        return replace(found, settings={**found.settings, **shown})
+        if options.contamination:
+            plain, _, _ = self.ask(replace(options, shots=None))
+            noted["contamination"] = mark_seen(run, found, plain, shown=options.world is None or options.world.is_main)
+        return replace(found, settings={**found.settings, **noted})
 
     def ask(self, options: Options) -> tuple[list[Question], list[Path], dict[str, Any]]:
         """The questions with their examples before them, the files they are from, and what to note of the examples."""

@@ -12,6 +12,7 @@ import torch
 from gptlab.config.schema import Data
 from gptlab.console import say, track
 from gptlab.data import MANIFEST, Batch, TokenDataset, validation_batches
+from gptlab.data.dataset import Split
 from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Options
 from gptlab.record.measurement import data_identity, differences
@@ -23,7 +24,17 @@ _WINDOW_TOKENS = {"cpu": 2**13, "mps": 2**14, "cuda": 2**16}  # tokens of a batc
 
 
 def validation_sets(folder: Path, section: Data, tokenizer: Tokenizer, data: Path | None) -> dict[str, TokenDataset]:
-    """The validation split of each source of `section`, the data of the run in `folder`, or of `data` in its place.
+    """The validation split of each source; as `data_sets`."""
+    found = data_sets(folder, section, tokenizer, data, "validation")
+    if data is None:
+        _say_what_changed(folder, found)
+    return found
+
+
+def data_sets(
+    folder: Path, section: Data, tokenizer: Tokenizer, data: Path | None, split: Split
+) -> dict[str, TokenDataset]:
+    """A split of each source of `section`, the data of the run in `folder`, or of `data` in its place.
 
     Raises DataError where nothing is named, or it was made with another tokenizer.
     """
@@ -33,12 +44,10 @@ def validation_sets(folder: Path, section: Data, tokenizer: Tokenizer, data: Pat
     found = {}
     for name, path in sources.items():
         if (Path(path) / MANIFEST).is_file() or not Path(path).is_dir():
-            found[name] = TokenDataset.open(path, "validation", tokenizer_hash=tokenizer.hash)
+            found[name] = TokenDataset.open(path, split, tokenizer_hash=tokenizer.hash)
         else:
             vocab_size, separator = tokenizer.vocab_size, tokenizer.end_of_text
-            found[name] = TokenDataset.open(path, "validation", vocab_size=vocab_size, end_of_text=separator)
-    if data is None:
-        _say_what_changed(folder, found)
+            found[name] = TokenDataset.open(path, split, vocab_size=vocab_size, end_of_text=separator)
     return found
 
 
