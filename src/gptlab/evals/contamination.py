@@ -24,6 +24,8 @@ N = 13
 """Tokens in a row."""
 
 _CHUNK = 2**20  # tokens that are hashed at once
+_BITS = 24
+_SHIFT = np.uint64(64 - _BITS)
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # any large odd number; sums wrap at 2⁶⁴
 
 
@@ -58,12 +60,17 @@ def seen_questions(run: Run, questions: Sequence[Question]) -> tuple[list[bool |
     grams = [ngrams(ids) for ids in asked]
     known = np.unique(np.concatenate([*grams, np.zeros(0, dtype=np.uint64)]))
     found = np.zeros(len(known), dtype=bool)
+    maybe = np.zeros(1 << _BITS, dtype=bool)  # nearly all N-grams of the data end here, at one reading
+    maybe[known >> _SHIFT] = True
     for name, dataset in sets.items():
         starts = range(0, max(0, dataset.tokens - N + 1), _CHUNK)
         title = f"{run.folder.name}: looking for questions in {'the training data' if name == 'data' else name}"
         for start in track(starts, title, total=len(starts), unit="M tokens"):
             ids = dataset.read(start, min(_CHUNK + N - 1, dataset.tokens - start)).astype(np.uint64)
-            found |= np.isin(known, ngrams(ids), assume_unique=False)
+            likely = ngrams(ids)
+            likely = likely[maybe[likely >> _SHIFT]]
+            places = np.searchsorted(known, likely).clip(max=max(0, len(known) - 1))
+            found[places[known[places] == likely]] = True
     seen = [bool(found[np.searchsorted(known, gram)].any()) if len(gram) else None for gram in grams]
     read = {name: dataset.fingerprint for name, dataset in sets.items()}
     return seen, {"tokens_in_a_row": N, "training_data": read}
