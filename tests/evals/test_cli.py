@@ -6,7 +6,9 @@ import csv
 import gzip
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -350,3 +352,30 @@ def test_questions_that_were_in_the_training_data(runs: Path, call, refused: Ref
     assert "--shots is for tasks of questions" in refused("eval", runs / "b", "--shots", "2")
     assert "--stride is for wikitext and ptb" in refused("eval", runs / "b", "--stride", "2")
     assert "not for core" in refused("eval", runs / "b", "--tasks", "core", "--contamination")
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_questions(runs: Path, questions: Path, call, tmp_path: Path) -> None:
+    """Under torchrun: the same records as of one process, written once."""
+    asked = ["eval", str(runs / "b"), "--tasks", "arc_easy,lambada_openai", "--task-data", str(questions)]
+    lines = [{"context": f"In boat {n} there is a", "continuation": "stone"} for n in range(21)]
+    (questions / "lambada_openai.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gptlab"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *asked, "--device", "cpu"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2
+    kept = {name: json.loads((runs / f"b/evals/{name}.json").read_text()) for name in ("arc_easy", "lambada_openai")}
+    assert call(*asked)[0] == 0
+    for name, shared in kept.items():
+        alone = json.loads((runs / f"b/evals/{name}.json").read_text(encoding="utf-8"))
+        assert [row["acc"] for row in shared["records"]] == [row["acc"] for row in alone["records"]]
+        for one, other in zip(shared["records"], alone["records"], strict=True):
+            assert one["logprobs"] == pytest.approx(other["logprobs"], rel=1e-5)
+        assert {key: value for key, value in shared["settings"].items() if key != "seconds"} == {
+            key: value for key, value in alone["settings"].items() if key != "seconds"
+        }
+    done = launched("eval", str(runs / "b"), "--tasks", "loss")
+    assert "loss: one process's work" in done.stderr

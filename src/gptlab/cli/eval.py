@@ -95,26 +95,58 @@ def _evaluate_runs(
     checkpoint: str | None = None,
     quantize: str | None = None,
 ) -> None:
-    """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first."""
-    from gptlab.evals.benchmark import check_benchmarks, find_benchmark
-    from gptlab.evals.benchmark import evaluate as run_benchmark
-    from gptlab.interop import load
-    from gptlab.parallel.world import find_world
-    from gptlab.record.runfolder import log_line, require_run
+    """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first. Under
+    torchrun the processes share questions and published texts; the main one writes and prints."""
+    from dataclasses import replace
 
-    names = list(dict.fromkeys(task.strip() for task in tasks))
-    check_benchmarks(names, options)
+    from gptlab.evals.benchmark import check_benchmarks, find_benchmark
+    from gptlab.hardware.device import pick_device
+    from gptlab.parallel.world import destroy_distributed, find_world, init_distributed
+    from gptlab.record.runfolder import require_run
+
+    names, world = list(dict.fromkeys(task.strip() for task in tasks)), find_world()
+    text_tasks = [name for name in names if find_benchmark(name).reads_data]
     _check_heard(names, options)
-    if find_world().size > 1:
-        raise GptlabError("eval is one process's work; run it without torchrun")
+    if world.size > 1 and text_tasks:
+        raise GptlabError(f"{' and '.join(text_tasks)}: one process's work; leave it out, or run it without torchrun")
     for folder in runs:
         if folder.suffix != ".pt":
             require_run(folder)
-    if len(runs) > 1 and any(find_benchmark(name).reads_data for name in names):
+    if len(runs) > 1 and text_tasks:
         _check_alike(runs, options)
-    text_tasks = [name for name in names if find_benchmark(name).reads_data]
     if options.limit is not None and 0 < len(text_tasks) < len(names):
         say(f"--limit {options.limit} holds for {' and '.join(text_tasks)} too: no more windows of text than that")
+    here = pick_device(device, world.local_rank) if world.size > 1 else None
+    joined = here is not None and init_distributed(world, here)
+    try:
+        if world.is_main:
+            check_benchmarks(names, options)
+        world.barrier()  # the main process may have downloaded what the others are about to read
+        shared = replace(options, world=world) if world.size > 1 else options
+        where = device if here is None else str(here)
+        rows, unwritten = _evaluate_each(runs, names, shared, device=where, checkpoint=checkpoint, quantize=quantize)
+    finally:
+        destroy_distributed(joined)
+    if world.is_main:
+        _show(rows, format)
+    if unwritten is not None:
+        raise unwritten
+
+
+def _evaluate_each(
+    runs: Sequence[Path],
+    names: Sequence[str],
+    options: Options,
+    *,
+    device: str,
+    checkpoint: str | None,
+    quantize: str | None,
+) -> tuple[list[tuple[Path, list[Evaluation]]], GptlabError | None]:
+    """What each task finds about each run, written by the main process as it comes; and the first error of writing."""
+    from gptlab.evals.benchmark import evaluate as run_benchmark
+    from gptlab.interop import load
+    from gptlab.record.runfolder import log_line
+
     rows: list[tuple[Path, list[Evaluation]]] = []
     unwritten: GptlabError | None = None
     for folder in runs:
@@ -122,6 +154,8 @@ def _evaluate_runs(
         found = []
         for name in names:
             found.append(run_benchmark(run, name, options))
+            if options.world is not None and not options.world.is_main:
+                continue
             path = result_path(folder, found[-1], options, checkpoint)
             try:
                 found[-1].write(path)
@@ -131,13 +165,18 @@ def _evaluate_runs(
             except GptlabError as error:
                 unwritten = unwritten or error  # the numbers are shown all the same: they took long to compute
         rows.append((folder, found))
+    return rows, unwritten
+
+
+def _show(rows: Sequence[tuple[Path, list[Evaluation]]], format: str) -> None:
+    """One table of all runs."""
+    from gptlab.evals.benchmark import find_benchmark
+
     columns = [column for found in rows[0][1] for column in find_benchmark(found.task).columns]
-    header = ("run", "step", *(column.heading for column in columns))
-    print_rows(header, [_row(*row) for row in rows], format)
-    if any(AT_CHANCE in cell for row in rows for cell in _row(*row)):
+    cells = [_row(*row) for row in rows]
+    print_rows(("run", "step", *(column.heading for column in columns)), cells, format)
+    if any(AT_CHANCE in cell for row in cells for cell in row):
         say(f"{AT_CHANCE.strip()} not above chance: its 95% interval reaches what guessing comes to")
-    if unwritten is not None:
-        raise unwritten
 
 
 def _check_heard(names: Sequence[str], options: Options) -> None:
