@@ -361,10 +361,12 @@ def test_two_processes_share_the_questions(runs: Path, questions: Path, call, tm
     lines = [{"context": f"In boat {n} there is a", "continuation": "stone"} for n in range(21)]
     (questions / "lambada_openai.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gptlab"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *asked, "--device", "cpu"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+
+    def launched(*words: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run([*launcher, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = launched(*asked, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2
     kept = {name: json.loads((runs / f"b/evals/{name}.json").read_text()) for name in ("arc_easy", "lambada_openai")}
