@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from gptlab.config.schema import Evaluate
 from gptlab.errors import ConfigError, did_you_mean
 from gptlab.evals import benchmark_names
@@ -35,8 +37,11 @@ def task_results(run: Run, asked: Evaluate, world: World) -> dict[str, float]:
     training = run.model.training
     run.model.eval()
     found = {}
-    for name in asked.tasks:
-        results = evaluate(run, name, Options(limit=asked.limit, world=world)).results
-        found |= {f"val/{name}/{column.key}": results[column.key] for column in find_benchmark(name).columns}
+    # Questions have all lengths: a compiled model would be compiled again for batch after batch.
+    with torch.compiler.set_stance("force_eager"):
+        for name in asked.tasks:
+            results = evaluate(run, name, Options(limit=asked.limit, world=world)).results
+            shown = {column.key: results[column.key] for column in find_benchmark(name).columns}
+            found |= {f"val/{name}/{key}": value for key, value in shown.items() if value is not None}
     run.model.train(training)
     return found
