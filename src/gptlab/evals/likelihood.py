@@ -31,7 +31,7 @@ from gptlab.tokenizer import Tokenizer
 
 _BATCH_TOKENS = {"cpu": 2**12, "mps": 2**14, "cuda": 2**16}  # places of a batch, padding included
 
-_WORTH_SHARING = 16
+_WORTH_SHARING = 8
 """A beginning of fewer tokens is read again for each continuation: to keep it apart costs a forward pass of its own."""
 
 
@@ -124,11 +124,11 @@ def _families(pairs: Sequence[EncodedPair]) -> list[_Family]:
         if families:
             last = families[-1]
             first = pairs[last.members[0]]
-            most = min(last.prefix or len(first.ids) - 1 - first.count, len(pair.ids) - 1 - pair.count)
-            alike = zip(first.ids[:most], pair.ids, strict=False)
+            known = last.prefix or len(first.ids) - 1 - first.count
+            alike = zip(first.ids[: min(known, len(pair.ids) - 1 - pair.count)], pair.ids, strict=False)
             common = sum(1 for _ in takewhile(lambda two: two[0] == two[1], alike))
-            # Most of the longer one at least: a family must not lose a long beginning to a stranger with a short one.
-            if common >= max(_WORTH_SHARING, len(pair.ids) // 2, last.prefix // 2):
+            # Most of what the others share: a family must not lose a long beginning to a stranger with a short one.
+            if common >= max(_WORTH_SHARING, known * 3 // 4):
                 families[-1] = _Family((*last.members, number), common)
                 continue
         families.append(_Family((number,), 0))
