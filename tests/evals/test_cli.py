@@ -194,7 +194,7 @@ def questions(tmp_path: Path) -> Path:
     """A folder with questions of three tasks."""
     folder = tmp_path / "questions"
     folder.mkdir()
-    odd = [{"query": f"Question: Is {n} odd?", "choices": ["no", "yes, it is"], "gold": n % 2} for n in range(60)]
+    odd = [{"query": f"Question: Is {n} odd?", "choices": ["no", "yes, it is", "n"], "gold": n % 2} for n in range(60)]
     boolq = [
         {"query": f"Passage: In {n // 5} boats.\nQuestion: is it {n}?\n", "choices": ["no", "yes"], "gold": n % 2}
         for n in range(60)
@@ -248,7 +248,7 @@ def test_intervals_are_by_groups_where_questions_share_a_passage(runs: Path, que
     )
     right = [row["acc"] for row in alone["records"]]
     assert alone["results"]["intervals"]["acc"] == pytest.approx(list(wilson(right)), abs=1e-5)
-    assert alone["results"]["chance"] == 0.5
+    assert alone["results"]["chance"] == pytest.approx(1 / 3)
 
 
 def test_two_runs_question_by_question(runs: Path, questions: Path, call, refused: Refused) -> None:
@@ -333,9 +333,9 @@ def test_questions_that_were_in_the_training_data(runs: Path, call, refused: Ref
     data = TokenDataset.open(tmp_path / "made" / "data", "train")
     text = byte_tokenizer().decode([int(one) for one in data.read(40, 200) if one != byte_tokenizer().end_of_text])
     rows = [
-        {"query": text[:80], "choices": [text[81:110], "no"], "gold": 0},
-        {"query": "Which word is in no book that was ever printed?", "choices": ["zyzzx qvk", "qvk"], "gold": 0},
-        {"query": "A", "choices": ["b", "c"], "gold": 1},
+        {"query": text[:80], "choices": [text[81:110], "no", "a", "b"], "gold": 0},
+        {"query": "Which word is in no book of all?", "choices": ["zyzzx qvk", "qvk", "a", "b"], "gold": 0},
+        {"query": "A", "choices": ["b", "c", "d", "e"], "gold": 1},
     ]
     (tmp_path / "openbook_qa.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     asked = ["eval", runs / "b", "--tasks", "openbook_qa", "--task-data", tmp_path, "--contamination"]
@@ -381,3 +381,31 @@ def test_two_processes_share_the_questions(runs: Path, questions: Path, call, tm
         }
     done = launched("eval", str(runs / "b"), "--tasks", "loss")
     assert "loss: one process's work" in done.stderr
+
+
+BOOLQ = "Passage: A.\nQuestion: b?\n"
+ELSEWHERE: list[tuple[str, dict, str]] = [
+    ("arc_easy", {"query": BOOLQ, "choices": ["no", "yes"], "gold": 0}, "is it another task's"),
+    ("arc_easy", {"query": "Question: A?", "choices": ["no", "yes"], "gold": 0}, "has 2 choices, and here it is 3"),
+    ("piqa", {"query": "Question: A?\n", "choices": ["a", "b", "c"], "gold": 0}, "has 3 choices, and here it is 2"),
+    ("boolq", {"query": BOOLQ, "choices": ["yes", "no"], "gold": 0}, "not no and yes"),
+    ("copa", {"query": "A went, so", "choices": ["a", "b"], "gold": 0}, "neither because nor therefore"),
+    ("commonsense_qa", {"query": "Question: A?", "choices": list("ABCD"), "gold": 0}, "not listed by letters"),
+    ("winogrande", {"sentence": "A was", "option1": "a", "option2": "b", "answer": "1"}, "has no gap"),
+    ("openbook_qa", {"question_stem": "A", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}, "not in"),
+    ("race", {"article": "A", "problems": "__import__('os').getcwd()"}, "is no race question"),
+    ("mmlu", {"question": "A", "subject": "b", "choices": ["a", "b"], "answer": 7}, "the right answer, 7, is not"),
+    ("triviaqa", {"question": "A", "answer": {"aliases": []}}, "the right answer, 0, is not one of its 0"),
+]
+
+
+@pytest.mark.parametrize(("task", "row", "words"), ELSEWHERE)
+def test_a_file_of_something_else_is_one_line(
+    runs: Path, refused: Refused, tmp_path: Path, task: str, row: dict, words: str
+) -> None:
+    """The files of many tasks have the same fields: one in the place of another must not give a number."""
+    (tmp_path / f"{task}.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    said = refused("eval", runs / "b", "--tasks", task, "--task-data", tmp_path)
+    assert words in said
+    assert f"{task}.jsonl, line 1: is no {task} question" in said
+    assert "get the file again: https://" in said

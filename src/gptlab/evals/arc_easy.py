@@ -10,8 +10,7 @@ from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_
 def question(row: Row, number: int) -> Question:
     """A question of ARC's own file, or of LLM Foundry's."""
     if "query" in row:
-        asked, choices, gold = foundry_row(row)
-        asked = asked.removeprefix("Question: ")
+        asked, choices, gold = foundry_row(row, "Question: ", (3, 4, 5))
     else:
         asked, choices = text(row, "question"), texts(row["choices"], "text")
         gold = texts(row["choices"], "label").index(text(row, "answerKey"))

@@ -10,10 +10,10 @@ from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_
 def question(row: Row, number: int) -> Question:
     """A question of SuperGLUE's file, or of LLM Foundry's; those on one passage are one group."""
     if "query" in row:
-        query, choices, gold = foundry_row(row)
+        query, choices, gold = foundry_row(row, "Passage: ", (2,))
         if choices != ("no", "yes"):
             raise ValueError(f"its choices are {', '.join(choices)}, not no and yes")
-        passage, _, asked = query.removeprefix("Passage: ").rpartition("\nQuestion: ")
+        passage, _, asked = query.rpartition("\nQuestion: ")
         asked = asked.strip().removesuffix("?")
     else:
         passage, asked, gold = text(row, "passage"), text(row, "question"), int(row["label"])

@@ -13,8 +13,8 @@ from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_
 def question(row: Row, number: int) -> Question:
     """A question of CommonsenseQA's own file, or of LLM Foundry's, which has four of the five choices."""
     if "query" in row:
-        query, letters, gold = foundry_row(row)
-        asked, _, rest = query.removeprefix("Question: ").partition("\nChoices:\n")
+        query, letters, gold = foundry_row(row, "Question: ", (4, 5))
+        asked, _, rest = query.partition("\nChoices:\n")
         choices = tuple(re.findall(r"^[A-Z]\. (.*)$", rest, re.M))
         if len(choices) != len(letters):
             raise ValueError("its choices are not listed by letters")

@@ -14,7 +14,7 @@ def question(row: Row, number: int) -> Question:
     """A question of SuperGLUE's file, or of LLM Foundry's: the premise without its full stop, then because or
     therefore. Each choice begins with a blank of its own, as the harness has it."""
     if "query" in row:
-        query, choices, gold = foundry_row(row)
+        query, choices, gold = foundry_row(row, "", (2,))
         premise, connector = query.rsplit(maxsplit=1)
         if connector not in CONNECTORS.values():
             raise ValueError(f"ends in {connector!r}, neither because nor therefore")

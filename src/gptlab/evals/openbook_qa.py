@@ -10,7 +10,7 @@ from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_
 def question(row: Row, number: int) -> Question:
     """A question of OpenBookQA's own file, or of LLM Foundry's; its stem is all of the prompt."""
     if "query" in row:
-        stem, choices, gold = foundry_row(row)
+        stem, choices, gold = foundry_row(row, "", (4,))
     else:
         stem, choices = text(row, "question_stem"), texts(row["choices"], "text")
         gold = texts(row["choices"], "label").index(text(row, "answerKey").lstrip())

@@ -10,8 +10,8 @@ from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_
 def question(row: Row, number: int) -> Question:
     """A question of PIQA's own file, or of LLM Foundry's."""
     if "query" in row:
-        goal, choices, gold = foundry_row(row)
-        goal = goal.removeprefix("Question: ").removesuffix("\n")
+        goal, choices, gold = foundry_row(row, "Question: ", (2,))
+        goal = goal.removesuffix("\n")
     else:
         goal, choices, gold = text(row, "goal"), (text(row, "sol1"), text(row, "sol2")), int(row["label"])
     return shared(f"Question: {goal}\nAnswer:", choices, gold, number)

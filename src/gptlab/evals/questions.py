@@ -252,10 +252,19 @@ def passage_group(passage: str) -> str:
     return hashlib.sha256(passage.encode()).hexdigest()[:12]
 
 
-def foundry_row(row: Row) -> tuple[str, tuple[str, ...], int]:
-    """Query, choices and the right one's number, of a row in the form of LLM Foundry's files
-    (https://github.com/mosaicml/llm-foundry/tree/main/scripts/eval/local_data)."""
-    return text(row, "query"), texts(row, "choices"), int(row["gold"])
+def foundry_row(row: Row, begins: str, counts: Sequence[int]) -> tuple[str, tuple[str, ...], int]:
+    """Query after what it `begins` with, choices and the right one's number, of a row in the form of LLM Foundry's
+    files (https://github.com/mosaicml/llm-foundry/tree/main/scripts/eval/local_data).
+
+    Raises ValueError for a query that begins otherwise and a number of choices that is none of `counts`: the files of
+    all tasks have the same fields, and one in the place of another would give a number.
+    """
+    query, choices = text(row, "query"), texts(row, "choices")
+    if not query.startswith(begins):
+        raise ValueError(f"its query does not begin with {begins!r}; is it another task's?")
+    if len(choices) not in counts:
+        raise ValueError(f"it has {len(choices)} choices, and here it is {' or '.join(map(str, counts))}")
+    return query[len(begins) :], choices, int(row["gold"])
 
 
 def foundry_schema(row: Row) -> tuple[tuple[str, ...], str, int]:
