@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,6 +183,42 @@ def test_sample_prints_prompt_and_continuation_and_a_seed_repeats_it(call: Call,
     assert len(first) > len("the cat\n")
     assert call("sample", run, "the cat", *options)[1] == first
     assert call("sample", run, "the cat", "--max-new-tokens", "20", "--seed", "8")[1] != first
+
+
+def test_samples_are_kept_cut_and_set_beside_another_runs(call: Call, workplace: Path, tmp_path: Path) -> None:
+    run = str(only_run(workplace))
+    draw = ["--max-new-tokens", "30", "--seed", "7", "--samples", "2"]
+    whole = call("sample", run, "the cat", *draw)[1]
+    out = tmp_path / "kept.jsonl"
+    code, shown, err = call("sample", run, "the cat", *draw, "--out", str(out))
+    assert (code, shown) == (0, "")
+    assert "wrote 2 texts" in err
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["the cat"] * 2
+    assert all(row["seed"] == 7 and row["run"] == Path(run).name for row in rows)
+    assert all(row["text"] in whole for row in rows)
+    # Cut before the first of what is named, wherever its tokens end.
+    stop = rows[0]["text"][9:11]
+    assert call("sample", run, "the cat", *draw, "--stop", stop, "--stop", "zzz", "--out", str(out))[0] == 0
+    cut = [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert cut == [row["text"].partition(stop)[0] for row in rows]
+    other = shutil.copytree(run, tmp_path / "other")
+    code, beside, _ = call("sample", run, "the cat", *draw, "--compare", str(other))
+    assert code == 0
+    assert f"{Path(run).name} " in beside
+    assert beside.count("other") == 2
+    assert beside.count("the cat\n") == 2
+    for words, said in (
+        (["--out", "kept.txt"], "ends in .jsonl"),
+        (["--out", str(out), "--show-tokens"], "leave out --out and --compare"),
+        (["--stop", "a", "--show-tokens"], "leave out --stop"),
+        (["--stop", ""], "--stop"),
+        (["--compare", "nowhere"], "nowhere is not a run folder"),
+        (["--compare", run], "the run itself"),
+    ):
+        code, shown, err = call("sample", run, "the cat", *words)
+        assert (code, shown) == (2, "")
+        assert said in err
 
 
 def test_sample_takes_several_prompts_and_checkpoints(call: Call, workplace: Path) -> None:

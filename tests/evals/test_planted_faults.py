@@ -260,8 +260,8 @@ def generated(run: Run) -> None:
     found = generation.evaluate_generations(run, "test", asked, Path(__file__))
     assert [row["said"] for row in found.records] == [said.strip()] * 2
     assert [row["acc"] for row in found.records] == [1, 0]
-    assert generation.until(" a b. c") == "a b"
-    assert generation.until("\nmore") == ""
+    assert generation.until(" a b. c", generation.STOPS) == " a b"
+    assert generation.until("\nmore", generation.STOPS) == ""
     assert generation.plain("St. John's") == "st johns"
 
 

@@ -85,7 +85,7 @@ class GptlabLM(LM):  # type: ignore[misc]
         return said
 
     def _say(self, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
-        from gptlab.evals.generation import ROWS, say_until
+        from gptlab.evals.generation import ROWS, say_until, until
         from gptlab.inference.generate import Sampling
 
         run, stops = self.run, options.get("until") or []
@@ -104,10 +104,7 @@ class GptlabLM(LM):  # type: ignore[misc]
         for batch in track(batches, title, total=len(prompts), unit="answers", size=len):
             found = say_until(run, [prompts[number] for number in batch], stops, sampling)
             for number, tokens in zip(batch, found, strict=True):
-                text = run.tokenizer.decode_continuation(tokens, begins=False)
-                for stop in stops:
-                    text = text.partition(stop)[0]
-                said[number] = text
+                said[number] = until(run.tokenizer.decode_continuation(tokens, begins=False), stops)
         return said
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

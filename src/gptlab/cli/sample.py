@@ -38,6 +38,15 @@ def sample(
     special_tokens: SpecialTokens = None,
     chat: Annotated[bool, typer.Option("--chat", help="put each prompt into the model's chat template")] = False,
     ignore_end: Annotated[bool, typer.Option(help="go on after end of text")] = False,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="a text ends before this; repeatable", show_default=False)
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="another run, which continues the same prompts beside it", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="a .jsonl that keeps prompts and texts, instead of showing them")
+    ] = None,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
     quantize: Quantize = None,
@@ -54,15 +63,95 @@ def sample(
         seed=seed,
         stop_at_end=not ignore_end,
     )
+    from gptlab.files import check_place
     from gptlab.interop import load
 
+    if out is not None:
+        if out.suffix != ".jsonl":
+            raise GptlabError(f"--out {out}: texts are kept as JSON lines; name a file that ends in .jsonl")
+        check_place(out, "--out")
+    if (out is not None or compare is not None) and show_tokens:
+        raise GptlabError("--show-tokens shows the tokens of one run; leave out --out and --compare")
+    if compare is not None and compare.resolve() == run.resolve():
+        raise GptlabError(f"--compare {compare}: the run itself; name another")
+    if any(not one for one in stop or []):
+        raise GptlabError("--stop: an empty text stands everywhere; give one that has characters")
     given = read_texts(prompts or [], file)
     loaded = load(run, device=device, checkpoint=checkpoint, quantize=quantize)
     if "" in given and not chat:
         say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
     policy = special_tokens or special
     texts = [prompt for prompt in given or [""] for _ in range(samples)]
-    _show_samples(loaded, texts, sampling, show_tokens=show_tokens, special=policy, chat=chat)
+    if out is None and compare is None and not stop:
+        _show_samples(loaded, texts, sampling, show_tokens=show_tokens, special=policy, chat=chat)
+        return
+    if show_tokens:
+        raise GptlabError("--show-tokens shows whole texts; leave out --stop")
+    written = {run: _continued(loaded, texts, sampling, stop or [], special=policy, chat=chat)}
+    if compare is not None:
+        other = load(compare, device=device, checkpoint=checkpoint, quantize=quantize)
+        written[compare] = _continued(other, texts, sampling, stop or [], special=policy, chat=chat)
+    if out is not None:
+        _keep(out, texts, written, sampling)
+    else:
+        _show_beside(texts, written, between="\n" if chat else "")
+
+
+def _continued(
+    run: Run, prompts: Sequence[str], sampling: Sampling, stops: Sequence[str], *, special: SpecialPolicy, chat: bool
+) -> list[str]:
+    """What the run makes of each prompt, up to the first of `stops`."""
+    from gptlab.console import waiting
+    from gptlab.evals.generation import say_until, until
+
+    ids = [run.encode_prompt(prompt, special=special, chat=chat) for prompt in prompts]
+    with waiting(f"{run.folder.name}: sampling"):
+        rows = say_until(run, ids, stops, sampling)
+    texts = [
+        run.tokenizer.decode_continuation(row, begins=chat or not prompt)
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    return [until(text, stops) for text in texts]
+
+
+def _keep(out: Path, prompts: Sequence[str], written: dict[Path, list[str]], sampling: Sampling) -> None:
+    """A line a text: its prompt, itself, the run, and how it was drawn."""
+    import dataclasses
+    import json
+
+    from gptlab.files import write_atomic
+
+    drawn = {key: value for key, value in dataclasses.asdict(sampling).items() if value is not None}
+    rows = [
+        {"prompt": prompt, "text": text, "run": run.resolve().name, **drawn}
+        for run, texts in written.items()
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    try:
+        write_atomic(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    except OSError as error:
+        raise GptlabError(f"cannot write {out}: {error.strerror}; free some space or mend its rights") from None
+    say(f"wrote {len(rows)} texts to {out}")
+
+
+def _show_beside(prompts: Sequence[str], written: dict[Path, list[str]], *, between: str) -> None:
+    """Each prompt, and what each run made of it; two runs in two columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    screen, names = output(), [run.resolve().name for run in written]
+    for number, (prompt, *texts) in enumerate(zip(prompts, *written.values(), strict=True)):
+        if number:
+            screen.rule(style="dim")
+        if len(texts) == 1:
+            screen.print(Text.assemble((prompt + between, "bold"), texts[0]))
+            continue
+        screen.print(Text(prompt, style="bold"))
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+        for name in names:
+            table.add_column(name, ratio=1, overflow="fold")
+        table.add_row(*(Text(text) for text in texts))
+        screen.print(table)
 
 
 def _show_samples(

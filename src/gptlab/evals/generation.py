@@ -62,7 +62,7 @@ def _answers(run: Run, prompts: Sequence[Sequence[int]], description: str, world
             ids[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64) + 1
     if world.size > 1:
         ids = world.all_reduce(ids.to(run.device)).cpu()
-    return [until(_text(run, [token - 1 for token in row if token])) for row in ids.tolist()]
+    return [until(_text(run, [token - 1 for token in row if token]), STOPS).strip() for row in ids.tolist()]
 
 
 def say_until(run: Run, prompts: Sequence[Sequence[int]], stops: Sequence[str], sampling: Sampling) -> list[list[int]]:
@@ -82,11 +82,11 @@ def _text(run: Run, tokens: list[int]) -> str:
     return run.tokenizer.decode_continuation(tokens, begins=False)
 
 
-def until(said: str) -> str:
-    """What was said before the first stop, without blanks around it."""
-    for stop in STOPS:
+def until(said: str, stops: Sequence[str]) -> str:
+    """What was said before the first stop."""
+    for stop in stops:
         said = said.partition(stop)[0]
-    return said.strip()
+    return said
 
 
 def plain(answer: str) -> str:
