@@ -123,7 +123,16 @@ def is_foreign(folder: Path) -> bool:
 def require_run(folder: Path) -> None:
     """Raise CheckpointError where `folder` is no run folder."""
     if not (folder / "config.yaml").is_file():
-        raise CheckpointError(f"{not_a_folder(folder, 'a run folder', 'config.yaml')}; runs are in runs/")
+        raise CheckpointError(f"{not_a_folder(folder, 'a run folder', 'config.yaml')}; {_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    """What to do about a folder that is no run's: what others trained becomes one by importing it."""
+    foreign = (folder / "config.json").is_file()
+    if foreign or (len(folder.parts) == 2 and not folder.parent.exists()):
+        whose = "a Hugging Face model" if foreign else "a model of the hub"
+        return f"{whose} becomes one with `gptlab import {folder} --name {folder.resolve().name}`"
+    return "runs are in runs/"
 
 
 def training_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
