@@ -184,7 +184,25 @@ class ChatAsked(_Asked):
         return self
 
 
-_Body = TypeVar("_Body", bound=_Asked)
+class TokenizeAsked(BaseModel):
+    """The body of /tokenize. Special tokens in the text are read as such; `add_special_tokens`: whether the separator
+    stands before it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class DetokenizeAsked(BaseModel):
+    """The body of /detokenize."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str | None = None
+    tokens: list[int]
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
 
 
 def read_asked(kind: type[_Body], body: bytes) -> _Body:
@@ -195,7 +213,7 @@ def read_asked(kind: type[_Body], body: bytes) -> _Body:
         raise _refusal(kind, error) from None
 
 
-def _refusal(kind: type[_Asked], error: ValidationError) -> RefusedError:
+def _refusal(kind: type[BaseModel], error: ValidationError) -> RefusedError:
     first = error.errors(include_url=False, include_context=False)[0]
     words = [str(part) for part in first["loc"]]
     param = words[0] if words else None

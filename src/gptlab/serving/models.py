@@ -12,7 +12,7 @@ from gptlab.inference.engine import Engine, Request
 from gptlab.inference.generate import Sampling
 from gptlab.run import Run
 from gptlab.serving.answers import Choice, Piece, Writer
-from gptlab.serving.asked import ChatAsked, CompletionAsked, RefusedError
+from gptlab.serving.asked import ChatAsked, CompletionAsked, DetokenizeAsked, RefusedError, TokenizeAsked
 
 _COMPLETION_TOKENS = 16  # where max_tokens is left out, as OpenAI has it
 
@@ -94,6 +94,29 @@ class Served:
             "owned_by": "gptlab",
             "max_model_len": context,
         }
+
+    def tokenize(self, asked: TokenizeAsked) -> dict[str, object]:
+        """The ids of a text, as vLLM's servers answer it. Raises RefusedError."""
+        tokenizer = self.run.tokenizer
+        try:
+            ids = tokenizer.encode(asked.prompt, allow_special=True)
+        except GptlabError as error:
+            raise RefusedError(f"prompt: {error}", param="prompt") from None
+        ids = [tokenizer.end_of_text, *ids] if asked.add_special_tokens else ids
+        return {"count": len(ids), "max_model_len": self.run.model.context_length, "tokens": ids}
+
+    def detokenize(self, asked: DetokenizeAsked) -> dict[str, object]:
+        """The text of ids. Raises RefusedError."""
+        try:
+            return {"prompt": self.run.tokenizer.decode(asked.tokens)}
+        except GptlabError as error:
+            raise RefusedError(f"tokens: {error}", param="tokens") from None
+
+    def tokenizer_card(self) -> dict[str, object]:
+        """What others need to know of the tokenizer."""
+        tokenizer = self.run.tokenizer
+        roles = {role: tokenizer.named_token(role) for role in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {"tokenizer_class": "gptlab", **roles, "chat_template": tokenizer.chat_template}
 
     def complete(self, asked: CompletionAsked, publish: Callable[[Piece], None]) -> Answer:
         """Begin to answer. Raises RefusedError."""

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from gptlab.console import say
 from gptlab.errors import GptlabError, did_you_mean, option
 from gptlab.serving.answers import Piece
-from gptlab.serving.asked import ChatAsked, CompletionAsked, RefusedError, read_asked
+from gptlab.serving.asked import ChatAsked, CompletionAsked, DetokenizeAsked, RefusedError, TokenizeAsked, read_asked
 from gptlab.serving.models import Answer, Limits, Served
 
 _UNREAD = 64 * 2**10  # bytes that the machine holds for a client that does not read
@@ -54,6 +54,22 @@ def make_app(served: Sequence[Served], limits: Limits, *, local: bool = True) ->
         asked = read_asked(ChatAsked, await _body(request, limits))
         return await _answer(request, asked, find(asked.model).chat, limits)
 
+    def only(name: str | None) -> Served:
+        if name is None and len(served) > 1:
+            raise RefusedError(f"{len(served)} models are served: say which; {did_you_mean('', models)}", param="model")
+        return find(name or served[0].name)
+
+    async def tokenize(request: Request) -> Response:
+        asked = read_asked(TokenizeAsked, await _body(request, limits))
+        return JSONResponse(await run_in_threadpool(only(asked.model).tokenize, asked))
+
+    async def detokenize(request: Request) -> Response:
+        asked = read_asked(DetokenizeAsked, await _body(request, limits))
+        return JSONResponse(await run_in_threadpool(only(asked.model).detokenize, asked))
+
+    async def tokenizer(request: Request) -> Response:
+        return JSONResponse(only(request.query_params.get("model")).tokenizer_card())
+
     async def listed(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [each.card() for each in served]})
 
@@ -72,6 +88,9 @@ def make_app(served: Sequence[Served], limits: Limits, *, local: bool = True) ->
         ("/v1/chat/completions", chat, "POST"),
         ("/v1/models", listed, "GET"),
         ("/v1/models/{name}", one, "GET"),
+        ("/tokenize", tokenize, "POST"),
+        ("/detokenize", detokenize, "POST"),
+        ("/tokenizer_info", tokenizer, "GET"),
         ("/health", health, "GET"),
     ]
     return Starlette(
