@@ -166,7 +166,12 @@ def _read(asks: bool) -> str | None:
 
 
 def _write(text: str) -> None:
+    """To a terminal without what would ring its bell or move about in it; elsewhere as it is."""
     from rich.text import Text
 
-    output().print(Text(text), end="")
-    output().file.flush()
+    screen = output()
+    if screen.is_terminal:
+        screen.print(Text(text), end="")
+    else:
+        screen.file.write(text)
+    screen.file.flush()

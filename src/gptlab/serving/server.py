@@ -274,8 +274,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise GptlabError(
             f"cannot listen at {host}:{port}: {reason}; choose another {option('port')}, 0 for any that is free"
         ) from None
-    # The sockets that it accepts inherit both. Without the second an answer's last bytes wait 40 ms for company: asyncio
-    # sees to it only where a socket names its protocol.
+    # The sockets that it accepts inherit both. Without the second an answer's last bytes wait 40 ms for company:
+    # asyncio sees to it only where a socket names its protocol.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
