@@ -158,21 +158,25 @@ class Engine:
 
     # ------------------------------------------------------------ the thread
 
-    @torch.inference_mode()
     def _work(self) -> None:
+        with torch.inference_mode():
+            self._answer_all()
+        self._end_all("cancelled")
+
+    def _answer_all(self) -> None:
+        """Until it is closed."""
         while True:
             with self._changed:
                 while not (self._closed or self._waiting or self._rows or self._unread):
                     self._changed.wait()
                 if self._closed:
-                    break
+                    return
             try:
                 self._step()
             except Exception as error:  # a defect, or no memory: those who are here are told, and the next are served
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 say(f"the engine gave up what it was answering: {reason}")
                 self._end_all(f"error: {reason}")
-        self._end_all("cancelled")
 
     def _end_all(self, reason: str) -> None:
         with self._changed:
@@ -222,7 +226,8 @@ class Engine:
 
     def _next_to_read(self) -> list[_Row]:
         """Rows whose text is to be read now: as many as fit beside each other without the others waiting for long."""
-        places, chosen, width = _PROMPT_TOKENS[self.device.type], [], 0
+        places, width = _PROMPT_TOKENS[self.device.type], 0
+        chosen: list[_Row] = []
         with self._changed:
             while self._unread or (self._waiting and len(self._rows) + len(chosen) < self.max_batch):
                 text = self._unread[0].ids if self._unread else self._waiting[0].prompt

@@ -169,7 +169,8 @@ class Served:
         score: bool = False,
     ) -> Answer:
         self._check(asked, prompts, length)
-        choices, requests = [], []
+        choices: list[Choice] = []
+        requests: list[Request] = []
         for prompt in prompts:
             for number in range(asked.n or 1):
                 choice = Choice(
