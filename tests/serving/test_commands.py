@@ -63,6 +63,9 @@ def test_a_base_model_goes_on_with_the_text_and_says_so(runs: list[Run]) -> None
     refused = talk(run, "", "--system", "Short.", check=False)
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: --system needs a chat template")
+    many = talk(run, "the cat\n", "--top-k", "1000", check=False)
+    assert many.returncode == 2
+    assert many.stderr.splitlines()[-1].startswith("error: --top-k is 1000, and the vocabulary has 257 tokens")
     assert talk(runs[1], "the cat\n", "--plain", "--max-new-tokens", "3").stderr.count("no conversation") == 1
 
 

@@ -141,6 +141,8 @@ def _converse(talk: _Talk) -> None:
                 try:
                     talk.answer(said or "")
                 except GptlabError as error:
+                    if not asks:
+                        raise
                     say(f"error: {error}")
 
 

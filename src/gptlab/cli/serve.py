@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=0, help="texts that may wait beside them; then: 429")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of the longest answer")] = 4096,
     patience: Annotated[
-        float, typer.Option(min=0.1, help="seconds for a client to send, or to go on reading; then it is given up")
+        float, typer.Option(help="seconds for a client to send, or to go on reading; then it is given up")
     ] = 30.0,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
@@ -33,6 +34,8 @@ def serve(
     from gptlab.interop import load
     from gptlab.serving.models import Limits, Served
 
+    if not 0.1 <= patience < math.inf:
+        raise GptlabError(f"--patience {patience}: must be at least 0.1 seconds, and not without end")
     names = [run.resolve().name for run in runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise GptlabError(f"{twice} is the name of two of the runs; rename a folder, or serve one of them")

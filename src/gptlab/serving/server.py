@@ -269,7 +269,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # the last: no name of a host
         reason = getattr(error, "strerror", None) or error
         raise GptlabError(
             f"cannot listen at {host}:{port}: {reason}; choose another {option('port')}, 0 for any that is free"
