@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from gptlab.cli.chat import chat
 from gptlab.cli.check import check
 from gptlab.cli.compare import compare
 from gptlab.cli.config import app as config_app
@@ -36,6 +37,7 @@ from gptlab.cli.plan import plan
 from gptlab.cli.report import report
 from gptlab.cli.run import run
 from gptlab.cli.sample import sample
+from gptlab.cli.serve import serve
 from gptlab.cli.soup import soup
 from gptlab.cli.sweep import sweep
 from gptlab.cli.tokenizer import app as tokenizer_app
@@ -50,7 +52,7 @@ from gptlab.version import __version__
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
     "Build": {"new": new_app, "check": check, "trace": trace},
-    "Train": {"plan": plan, "train": train, "sample": sample, "soup": soup},
+    "Train": {"plan": plan, "train": train, "sample": sample, "chat": chat, "serve": serve, "soup": soup},
     "Tune": {"lr-find": lr_find, "sweep": sweep, "mup": mup_app, "ladder": ladder},
     "Judge": {
         "experiment": experiment_app,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _FIRST = 512
+_STEP = 64  # by which the room of rows that come and go is rounded
 
 
 class KVCache:
@@ -76,3 +77,87 @@ class KVCache:
     def advance(self, length: int) -> None:
         """Count `length` tokens as read, after every layer has stored them."""
         self.length += length
+
+
+class RowCache(KVCache):
+    """The cache of a batch whose rows come and go, one token a row at a time.
+
+    Rows are aligned at their ends, as prompts of different lengths are: what a layer computes from the distance of two
+    indices (windows, slopes, the key before) holds for each row whatever the others are. A row joins with what another
+    cache has read of it; the places before its first token are padding, and zero or a number of its own, because a NaN
+    that nobody sees would still spread.
+    """
+
+    def __init__(self, layers: int, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(layers, 0, device=device)
+        self.lengths: list[int] = []  # how many tokens each row holds
+        self._end = 0  # where in the buffers all rows end
+
+    def join(self, read: KVCache) -> None:
+        """Add the rows that `read` holds, after those that are here."""
+        new = [tensor for tensor in (*read._keys, *read._values) if tensor is not None]
+        count, before = len(new[0]), len(self.lengths)
+        own = [read.length] * count if read.padding is None else (read.length - read.padding).tolist()
+        self._make_room(before + count, max(self.length, read.length), new)
+        for held, tensor in zip(self._held(), new, strict=True):
+            held[before : before + count, :, self._end - read.length : self._end] = tensor[:, :, : read.length]
+        self._count([*self.lengths, *own])
+
+    def leave(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        last = len(self.lengths) - 1
+        for held in self._held():
+            held[row] = held[last]
+            held[last] = 0
+        lengths = list(self.lengths)
+        lengths[row] = lengths[last]
+        self._count(lengths[:-1])
+        if not self.lengths:  # an idle server holds no memory
+            self._end = 0
+            self._keys[:] = self._values[:] = [None] * len(self._keys)
+
+    def update(self, layer_index: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values of every row's next token; return all of the layer's, each (B, K, S, its own width)."""
+        keys, values = self._keys[layer_index], self._values[layer_index]
+        assert keys is not None
+        assert values is not None
+        begin, end, rows = self._end - self.length, self._end + 1, len(self.lengths)
+        keys[:rows, :, self._end : end] = k_BKTC
+        values[:rows, :, self._end : end] = v_BKTC
+        return keys[:rows, :, begin:end], values[:rows, :, begin:end]
+
+    def advance(self, length: int) -> None:
+        """Count one token a row as read, after every layer has stored it."""
+        self._end += length
+        self.length += length
+        self.lengths = [held + length for held in self.lengths]
+        self._make_room(len(self.lengths), self.length, self._held())
+
+    def _held(self) -> list[Tensor]:
+        return [tensor for tensor in (*self._keys, *self._values) if tensor is not None]
+
+    def _count(self, lengths: list[int]) -> None:
+        self.lengths, self.length = lengths, max(lengths, default=0)
+        padding = [self.length - length for length in lengths]
+        self.padding = torch.tensor(padding, device=self.device) if any(padding) else None
+
+    def _make_room(self, rows: int, longest: int, like: list[Tensor]) -> None:
+        """See that `rows` rows of `longest` tokens find their places, and a token more, moving what is held where they
+        do not. `like`: tensors of the heads and widths that are stored, of every layer's keys and then values."""
+        held = self._held()
+        room, places = (held[0].shape[2], len(held[0])) if held else (0, 0)
+        if rows <= places and longest <= self._end < room:
+            return
+        if longest >= room or not held:
+            room = -(-(longest + max(_STEP, longest // 2)) // _STEP) * _STEP
+        places = places if rows <= places else 2 ** math.ceil(math.log2(rows))
+        moved, now = [], slice(self._end - self.length, self._end)
+        for number, tensor in enumerate(like):
+            laid = tensor.new_zeros(places, tensor.shape[1], room, tensor.shape[3])
+            if held:
+                laid[: len(self.lengths), :, longest - self.length : longest] = held[number][
+                    : len(self.lengths), :, now
+                ]
+            moved.append(laid)
+        layers = len(self._keys)
+        self._keys, self._values, self._end = list(moved[:layers]), list(moved[layers:]), longest
