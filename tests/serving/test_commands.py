@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import gptlab
@@ -18,6 +19,11 @@ from gptlab.run import Run
 
 pytestmark = pytest.mark.slow
 GPTLAB = [sys.executable, "-m", "gptlab"]
+
+
+def _hear_interrupts() -> None:
+    """Before a program begins: a suite in the background ignores SIGINT, and what it starts would too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def talk(run: Run, said: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -81,6 +87,7 @@ def test_in_a_terminal_an_answer_can_be_stopped_and_the_chat_goes_on(runs: list[
     child, terminal = pty.fork()
     if child == 0:
         os.environ["TERM"] = "xterm"
+        _hear_interrupts()
         os.execv(sys.executable, [*GPTLAB, "chat", str(runs[0].folder), "--max-new-tokens", "100000000"])
     seen = ""
 
@@ -117,7 +124,8 @@ def process(runs: list[Run]) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`gptlab serve` of both runs, and its URL."""
     folders = [str(run.folder) for run in runs]
     command = [*GPTLAB, "serve", *folders, "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as begun:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, preexec_fn=_hear_interrupts) as begun:
         assert begun.stdout is not None
         yield begun, begun.stdout.readline().strip()
         if begun.poll() is None:
