@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
 from gptlab.evals.multiple_choice import Question
-from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, shared, text, texts
+from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, labelled, shared, text
 
 
 def question(row: Row, number: int) -> Question:
@@ -12,8 +12,7 @@ def question(row: Row, number: int) -> Question:
     if "query" in row:
         asked, choices, gold = foundry_row(row, "Question: ", (3, 4, 5))
     else:
-        asked, choices = text(row, "question"), texts(row["choices"], "text")
-        gold = texts(row["choices"], "label").index(text(row, "answerKey"))
+        asked, (choices, gold) = text(row, "question"), labelled(row)
     return shared(f"Question: {asked}\nAnswer:", choices, gold, row.get("id", number))
 
 

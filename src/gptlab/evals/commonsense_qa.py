@@ -7,7 +7,7 @@ import re
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
 from gptlab.evals.multiple_choice import Question, evaluate_by_sum
-from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, lettered, text, texts
+from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, labelled, lettered, text
 
 
 def question(row: Row, number: int) -> Question:
@@ -19,8 +19,7 @@ def question(row: Row, number: int) -> Question:
         if len(choices) != len(letters):
             raise ValueError("its choices are not listed by letters")
     else:
-        asked, choices = text(row, "question"), texts(row["choices"], "text")
-        gold = texts(row["choices"], "label").index(text(row, "answerKey"))
+        asked, (choices, gold) = text(row, "question"), labelled(row)
     return lettered(f"Question: {asked.strip()}", choices, gold, row.get("id", number))
 
 

@@ -7,9 +7,9 @@ any (Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640). Coverage is h
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def groups_of(records: Sequence[Mapping[str, Any]]) -> list[str | int] | None:
+    """The group of each record, one of its own where it has none; None where none has one."""
+    if not any("group" in record for record in records):
+        return None
+    return [record.get("group", f"alone {number}") for number, record in enumerate(records)]
 
 
 def wilson(correct: Sequence[int], groups: Sequence[Hashable] | None = None, *, confidence: float = 0.95) -> Interval:

@@ -25,7 +25,7 @@ import numpy as np
 from gptlab.console import say, track
 from gptlab.errors import DataError, GptlabError, option
 from gptlab.evals.benchmark import Evaluation
-from gptlab.evals.intervals import wilson
+from gptlab.evals.intervals import groups_of, wilson
 from gptlab.evals.likelihood import EncodedPair, PairEncoder, log_likelihoods
 from gptlab.files import sha256_files
 from gptlab.parallel import World
@@ -245,13 +245,6 @@ def summary(
         metric: [round(end, 6) for end in wilson([record[metric] for record in records], groups)] for metric in metrics
     }
     return results, errors
-
-
-def groups_of(records: Sequence[dict[str, Any]]) -> list[str | int] | None:
-    """The group of each record, one of its own where it has none; None where none has one."""
-    if not any("group" in record for record in records):
-        return None
-    return [record.get("group", f"alone {number}") for number, record in enumerate(records)]
 
 
 def mean(values: Sequence[float]) -> tuple[float, float | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptlab.evals.benchmark import Benchmark, QuestionFile
 from gptlab.evals.multiple_choice import Question
-from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, shared, text, texts
+from gptlab.evals.questions import QuestionTask, Row, columns, foundry_row, hub_file, labelled, shared, text
 
 
 def question(row: Row, number: int) -> Question:
@@ -12,8 +12,7 @@ def question(row: Row, number: int) -> Question:
     if "query" in row:
         stem, choices, gold = foundry_row(row, "", (4,))
     else:
-        stem, choices = text(row, "question_stem"), texts(row["choices"], "text")
-        gold = texts(row["choices"], "label").index(text(row, "answerKey").lstrip())
+        stem, (choices, gold) = text(row, "question_stem"), labelled(row)
     return shared(stem, choices, gold, row.get("id", number))
 
 

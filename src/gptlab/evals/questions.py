@@ -235,6 +235,12 @@ def texts(holder: Any, key: str) -> tuple[str, ...]:
     return tuple(text(holder[key], number) for number in range(len(holder[key])))
 
 
+def labelled(row: Row) -> tuple[tuple[str, ...], int]:
+    """Choices and the right one's number, of a row with `choices` of `text` and `label`, and an `answerKey`."""
+    choices = row["choices"]
+    return texts(choices, "text"), texts(choices, "label").index(text(row, "answerKey").lstrip())
+
+
 def shared(context: str, choices: Sequence[str], gold: int, number: int | str, **others: Any) -> Question:
     """A question whose choices follow one context."""
     return Question(number, (context,) * len(choices), tuple(choices), gold, **others)

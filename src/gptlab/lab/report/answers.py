@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gptlab.errors import GptlabError
-from gptlab.evals.intervals import Interval, PairedAnswers, bootstrap_difference, compare_answers
+from gptlab.evals.intervals import Interval, PairedAnswers, bootstrap_difference, compare_answers, groups_of
 from gptlab.record.evaluation import Evaluation, read_evaluation
 from gptlab.record.measurement import differences
 
@@ -75,7 +74,7 @@ def compare_evaluations(first: Evaluation, second: Evaluation, one: Path, other:
         )
     metric = "acc_norm" if "acc_norm" in first.results else "acc"
     a, b = (_column(found, metric) for found in (first, second))
-    groups = _groups(first.records)
+    groups = groups_of(first.records)
     bits = None
     if "bits_per_byte" in first.results and "bits_per_byte" in second.results:
         x, y = (_column(found, "bits_per_byte") for found in (first, second))
@@ -96,12 +95,6 @@ def compare_evaluations(first: Evaluation, second: Evaluation, one: Path, other:
 
 def _column(found: Evaluation, key: str) -> list[float]:
     return [float(record[key]) for record in found.records]
-
-
-def _groups(records: Sequence[dict[str, Any]]) -> list[str] | None:
-    if not any("group" in record for record in records):
-        return None
-    return [str(record.get("group", f"alone {number}")) for number, record in enumerate(records)]
 
 
 HEADER = ("run", "task", "first", "this", "difference", "95% interval", "p", "could show", "bits/byte", "95% interval")
