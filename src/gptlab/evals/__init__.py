@@ -1,4 +1,6 @@
-"""Benchmarks: a file and a record each; what they share is in `benchmark`, `validation` and `multiple_choice`."""
+"""Benchmarks: a file and a record each. What they share: `benchmark`, the record; `questions`, files, prompts and
+examples; `likelihood`, scoring; `multiple_choice`, `completion`, `generation` and `perplexity`, what is made of it;
+`validation`, held-out text; `intervals`, what a score can tell; `contamination`."""
 
 from __future__ import annotations
 
