@@ -24,15 +24,20 @@ from gptlab.console import track
 from gptlab.errors import DataError
 from gptlab.hardware.precision import autocast
 from gptlab.inference.cache import KVCache
+from gptlab.inference.packing import scoring_copy
 from gptlab.inference.scoring import target_nats, target_scores
 from gptlab.parallel import World
 from gptlab.run import Run
 from gptlab.tokenizer import Tokenizer
 
-_BATCH_TOKENS = {"cpu": 2**12, "mps": 2**14, "cuda": 2**16}  # places of a batch, padding included
+_BATCH_TOKENS = {"cpu": 2**9, "mps": 2**14, "cuda": 2**16}
+"""Places of a batch, padding included. A CPU multiplies 512 vectors as fast as more, and pads the less."""
 
 _WORTH_SHARING = 8
 """A beginning of fewer tokens is read again for each continuation: to keep it apart costs a forward pass of its own."""
+
+_LIKE = 4
+"""Ends whose lengths differ by less count as equally long when batches are made, so that beginnings are alike too."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +98,14 @@ def log_likelihoods(
     together with long ones. Batches are dealt to the processes in turn, so that each gets long ones and short ones.
     """
     world = world or World()
+    model = scoring_copy(run.model, run.device, run.dtype)
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
     places, length = _BATCH_TOKENS[run.device.type], run.model.context_length
     mine = list(_batches(_families(pairs), pairs, places, length))[world.rank :: world.size]
     total = sum(map(_members, mine))
     for batch in track(mine, description, total=total, unit="answers", size=_members, shown=world.is_main):
         members = [member for family in batch for member in family.members]
-        found[members] = _score(run, batch, pairs, greedy)
+        found[members] = _score(run, model, batch, pairs, greedy)
     if world.size > 1:
         found = world.all_reduce(found.to(run.device)).cpu()
     return [Likelihood(logprob, bool(hits) if greedy else None) for logprob, hits in found.tolist()]
@@ -138,36 +144,38 @@ def _families(pairs: Sequence[EncodedPair]) -> list[_Family]:
 def _batches(
     families: Sequence[_Family], pairs: Sequence[EncodedPair], places: int, context_length: int
 ) -> Iterator[list[_Family]]:
-    """Families of each batch, the longest first: memory that suffices for the first suffices for all.
+    """Families of each batch, those with long ends first, and of like ends those with long beginnings.
 
-    A batch has shared beginnings or none; and its longest beginning with its longest end, padding of another row, stays
-    in the model's context.
+    A batch has shared beginnings or none; what it reads, padding included, is at most `places` tokens where a family
+    alone is not more; and its longest beginning with its longest end, padding of another row, stays in the model's
+    context.
     """
-    longest = [max(len(pairs[member].ids) for member in family.members) for family in families]
+    ends = [max(len(pairs[member].ids) for member in family.members) - 1 - family.prefix for family in families]
     batch: list[_Family] = []
-    rows = width = prefix = rest = 0
-    for number in sorted(range(len(families)), key=lambda n: (not families[n].prefix, -longest[n])):
+    rows = prefix = end = 0
+    for number in sorted(
+        range(len(families)), key=lambda n: (not families[n].prefix, -(ends[n] // _LIKE), -families[n].prefix)
+    ):
         family = families[number]
-        prefix, rest = max(prefix, family.prefix), max(rest, longest[number] - 1 - family.prefix)
-        full = (rows + len(family.members)) * width > places or prefix + rest > context_length
-        if batch and (full or bool(batch[0].prefix) != bool(family.prefix)):
+        prefix, end = max(prefix, family.prefix), max(end, ends[number])
+        full = (len(batch) + 1) * prefix + (rows + len(family.members)) * end > places
+        if batch and (full or prefix + end > context_length or bool(batch[0].prefix) != bool(family.prefix)):
             yield batch
-            batch, rows, prefix, rest = [], 0, family.prefix, longest[number] - 1 - family.prefix
-        if not batch:
-            width = longest[number]
+            batch, rows, prefix, end = [], 0, family.prefix, ends[number]
         batch.append(family)
         rows += len(family.members)
     if batch:
         yield batch
 
 
-def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], greedy: bool) -> torch.Tensor:
+def _score(
+    run: Run, model: nn.Module, batch: Sequence[_Family], pairs: Sequence[EncodedPair], greedy: bool
+) -> torch.Tensor:
     """log p, and with `greedy` 1 where every token was the likeliest, of the batch's pairs in turn: (N, 2) float64.
 
     Rows are padded on the right, where causal attention never looks; the head, which is most of a small model, is
     computed only where a continuation is predicted.
     """
-    model: nn.Module = run.model
     rows = [(pairs[member], family.prefix) for family in batch for member in family.members]
     width = max(len(pair.ids) - prefix for pair, prefix in rows) - 1
     inputs = np.zeros((len(rows), width), dtype=np.int64)  # the id of a padding place does not matter
@@ -180,7 +188,7 @@ def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], gre
         targets.extend(pair.ids[-pair.count :])
     where = torch.from_numpy(np.concatenate(places)).to(run.device)
     with autocast(run.device, run.dtype):
-        cache = _read_prefixes(run, batch, pairs, width) if batch[0].prefix else None
+        cache = _read_prefixes(model, run.device, batch, pairs, width) if batch[0].prefix else None
         ids = torch.from_numpy(inputs).to(run.device)
         hidden = (model(ids) if cache is None else model(ids, cache=cache)).flatten(0, -2)[where]
         ids = torch.tensor(targets, device=run.device)
@@ -191,17 +199,18 @@ def _score(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], gre
     return torch.from_numpy(np.stack([-sums, all_hit], axis=1))
 
 
-def _read_prefixes(run: Run, batch: Sequence[_Family], pairs: Sequence[EncodedPair], width: int) -> KVCache:
+def _read_prefixes(
+    model: nn.Module, device: torch.device, batch: Sequence[_Family], pairs: Sequence[EncodedPair], width: int
+) -> KVCache:
     """Each family's beginning read once, and held for each of its members; `width` more tokens will follow."""
     longest = max(family.prefix for family in batch)
     ids = np.zeros((len(batch), longest), dtype=np.int64)
     for row, family in enumerate(batch):
         ids[row, longest - family.prefix :] = pairs[family.members[0]].ids[: family.prefix]
-    padding = torch.tensor([longest - family.prefix for family in batch], device=run.device)
+    padding = torch.tensor([longest - family.prefix for family in batch], device=device)
     same = all(family.prefix == longest for family in batch)
-    model: nn.Module = run.model
-    cache = KVCache(len(model.blocks), longest + width, None if same else padding, device=run.device)
-    model(torch.from_numpy(ids).to(run.device), cache=cache)
+    cache = KVCache(len(model.blocks), longest + width, None if same else padding, device=device)
+    model(torch.from_numpy(ids).to(device), cache=cache)
     cache.advance(longest)
-    cache.select(torch.tensor([row for row, family in enumerate(batch) for _ in family.members], device=run.device))
+    cache.select(torch.tensor([row for row, family in enumerate(batch) for _ in family.members], device=device))
     return cache

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gptlab.errors import GptlabError, option
 from gptlab.inference.cache import KVCache
+from gptlab.inference.packing import packed_copy
 from gptlab.inference.quantization import QuantizedLinear
 
 _COLDEST = 1e-6
@@ -90,22 +91,19 @@ def decoding_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
     """`model` as generation reads it fastest. It computes the same numbers (in `dtype`, on a GPU).
 
     A token costs one reading of all weights and little else. On a GPU they are therefore kept in the run's precision.
-    On a CPU they stay float32, but matrices are laid out by columns, (D, V) contiguous for a weight of (V, D): a
-    product with one vector then streams them, and reaches twice the bandwidth of the usual layout
-    (benchmarks/generation.py). Embeddings and gains are shared with `model`; the copied matrices take memory again.
-    Matrices in int8 are read as they are, by a kernel of torch's. A copy is not compiled.
+    On a CPU they stay float32, and matrices are packed for its kernels (`gptlab.inference.packing`); matrices in int8
+    are read as they are, by a kernel of torch's. Embeddings and gains are shared with `model`; packed matrices take
+    memory again. A copy is not compiled.
     """
     if device.type == "cuda" and dtype != torch.float32:
         return copy.deepcopy(model).to(dtype)
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
     if device.type == "cpu":
+        twin = packed_copy(model, torch.float32)
         for module in twin.modules():
             if isinstance(module, QuantizedLinear):
                 module.use_kernel()
-            elif isinstance(module, nn.Linear):
-                module.weight = nn.Parameter(module.weight.detach().t().contiguous().t(), requires_grad=False)
-    return twin
+        return twin
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
 
 
 @torch.inference_mode()

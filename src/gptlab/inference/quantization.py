@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptlab.errors import ConfigError, GptlabError, did_you_mean, option
+from gptlab.inference.packing import replace_modules
 
 KINDS = ("int8",)
 
@@ -111,10 +112,7 @@ def quantize(model: nn.Module, kind: str) -> None:
         instead |= {layer: QuantizedLinear(rows, scale, layer.bias) for layer in alike}
         if shared in embeddings:
             instead[embeddings[shared]] = QuantizedEmbedding(instead[alike[0]])
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in instead:
-                setattr(parent, name, instead[child].train(child.training))
+    replace_modules(model, instead)
 
 
 def is_quantized(model: nn.Module) -> bool:
