@@ -40,7 +40,7 @@ def test_a_run_is_finished_and_says_what_it_was(place: Path) -> None:
 
 def test_a_run_loads_generates_and_evaluates_as_it_did(place: Path) -> None:
     run = gptlab.load(f"runs/{NAME}", device="cpu")
-    assert run.generate("the cat", max_new_tokens=3)
+    assert isinstance(run.generate("the cat", max_new_tokens=3), str)
     logged = [row["val/loss"] for row in run.metrics if "val/loss" in row][-1]
     assert run.step == 8
     assert evaluate(run, "loss", Options(limit=8)).results["loss"] == pytest.approx(logged, rel=1e-6)

@@ -54,7 +54,7 @@ def test_the_diff_trains(workplace: Path, kind: str, monkeypatch: pytest.MonkeyP
     assert [row["step"] for row in run.metrics if "train/loss" in row] == [1, 2, 3, 4]
     (code,) = (run.folder / "code").rglob(f"my_{kind}.py")
     assert code.read_text() == (workplace / f"experiments/my-{kind}/my_{kind}.py").read_text()
-    assert run.generate("the", max_new_tokens=3)
+    assert isinstance(run.generate("the", max_new_tokens=3), str)  # what bytes a model of four steps draws is chance
 
 
 def test_it_writes_a_diff_and_nothing_else(workplace: Path) -> None:

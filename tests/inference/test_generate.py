@@ -66,7 +66,6 @@ def test_the_decoding_copy_computes_the_same_and_leaves_the_model_alone() -> Non
         torch.testing.assert_close(twin(ids, return_logits=True), model(ids, return_logits=True), rtol=1e-5, atol=1e-5)
     assert twin.embedding.weight is model.embedding.weight
     assert model.head.weight.is_contiguous()
-    assert not twin.head.weight.is_contiguous()
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 

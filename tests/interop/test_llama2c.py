@@ -147,7 +147,7 @@ def test_logits_are_equal(kind: str, tied: bool, wild: Callable[[bool], Any], pl
     assert torch.allclose(ours, theirs, atol=2e-4 * float(theirs.abs().max()))
     assert run.config.model.tied is tied
     assert run.encode_prompt("the cat") == encode_as_llama2c("the cat")
-    assert run.generate("the cat", max_new_tokens=4, temperature=0)
+    assert isinstance(run.generate("the cat", max_new_tokens=4, temperature=0), str)
 
 
 TEXTS = ["the cat", "the  cat sat in\nthe hat", "thé é  é", "日本 🙂 the", " the", "a", "theheheca at s"]
