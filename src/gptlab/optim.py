@@ -280,6 +280,7 @@ class Muon(torch.optim.Optimizer):
         """Momentum and decay matrix by matrix, Newton–Schulz once for all matrices of a shape."""
         weights = [p for p in group["params"] if p.grad is not None]
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # shape: (matrix, its direction)
+        pieces: list[tuple[Any, Tensor]] = []  # (a matrix that is cut over processes, what to add to the whole)
         for weight in weights:
             state = self.state[weight]
             if not state:
@@ -291,7 +292,12 @@ class Muon(torch.optim.Optimizer):
             direction = weight.grad.lerp(buffer, momentum) if self.nesterov else buffer
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             rows = declared(weight, "stacked") if self.unstack else None
-            for pair in zip(*(x.split(rows or len(weight)) for x in (weight, direction)), strict=True):
+            target = weight
+            if (gather := getattr(direction, "full_tensor", None)) is not None:  # every process orthogonalizes the whole, and adds its piece of that
+                direction = gather()
+                target = torch.zeros_like(direction)
+                pieces.append((weight, target))
+            for pair in zip(*(x.split(rows or len(weight)) for x in (target, direction)), strict=True):
                 alike.setdefault(pair[0].shape, []).append(pair)
         for shape, pairs in alike.items():
             rate = group["lr"] * self._spectral_rate(*shape)
@@ -300,6 +306,11 @@ class Muon(torch.optim.Optimizer):
                 some = pairs[start : start + at_once]
                 steps = orthogonalize(torch.stack([direction for _, direction in some]), self.ns_steps)
                 torch._foreach_add_([matrix for matrix, _ in some], list(steps.unbind()), alpha=-rate)
+        if pieces:
+            from torch.distributed.tensor import distribute_tensor
+
+            for weight, change in pieces:
+                weight.add_(distribute_tensor(change, weight.device_mesh, weight.placements, src_data_rank=None))
 
     def _momentum(self, state: dict[str, Any]) -> float:
         """Of this step, which is counted where momentum is warmed up."""

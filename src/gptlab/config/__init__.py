@@ -5,7 +5,7 @@ from gptlab.config.identity import component_files, config_hash, hashed_values, 
 from gptlab.config.load import config_from, difference, load_config
 from gptlab.config.numbers import format_count, parse_number, require_range
 from gptlab.config.preset import find_config, presets
-from gptlab.config.schema import RunConfig, Seed
+from gptlab.config.schema import Parallel, RunConfig, Seed
 from gptlab.config.signatures import SLOTS, component_names
 from gptlab.config.slots import Slot, validate_slot
 from gptlab.config.stages import Stage, has_stages, json_schema, load_stage, load_stages
@@ -14,6 +14,7 @@ from gptlab.config.yamlfile import dump_yaml
 
 __all__ = [
     "SLOTS",
+    "Parallel",
     "RunConfig",
     "Seed",
     "Slot",

@@ -1,9 +1,9 @@
 """What makes two runs the same run: a hash over everything that changes results, and nothing else.
 
-Left out are the name, the seed (it is spelled out in the folder's name), the sections `system`, `checkpoint` and
-`log`, how often validation happens, and every path; what a path leads to (the tokens, the source of a component and of
-what it imports of its user's own) takes its place, so that moving files changes nothing and editing them changes the
-hash.
+Left out are the name, the seed (it is spelled out in the folder's name), the sections `system`, `parallel`,
+`checkpoint` and `log`, how often validation happens, and every path; what a path leads to (the tokens, the source of a
+component and of what it imports of its user's own) takes its place, so that moving files changes nothing and editing
+them changes the hash.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ UNHASHED = (
     "name",
     "seed",
     "system",
+    "parallel",
     "checkpoint",
     "log",
     "eval.every",

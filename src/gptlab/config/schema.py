@@ -186,6 +186,16 @@ class System(Section):
     )
 
 
+class Parallel(Section):
+    """How a run lies over the processes that torchrun starts. Nothing here changes results beyond rounding."""
+
+    shard: Literal["all"] | PositiveInteger = Field(
+        1,
+        description="over how many processes parameters, gradients and optimizer state are cut (FSDP); all: over every "
+        "one; 1: each has them whole",
+    )
+
+
 class Samples(Section):
     """Texts that the model writes while it is trained, all of one seed: RUN/samples.jsonl, and on the screen."""
 
@@ -222,6 +232,7 @@ class RunConfig(Section):
     eval: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     system: System = System()
+    parallel: Parallel = Parallel()
     log: Log = Log()
 
     @property
@@ -279,6 +290,7 @@ __all__ = [
     "Data",
     "Evaluate",
     "Log",
+    "Parallel",
     "RunConfig",
     "Seed",
     "Slot",

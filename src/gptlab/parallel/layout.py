@@ -1,8 +1,8 @@
 """How a model lies over the processes of a run.
 
 A `Layout` is all that the loop knows of parallelism: it wraps the model, says when gradients are to be exchanged, clips
-them, and gives whole weights back. Two layouts exist: one process, and a copy of the model in each (DDP). A new one is
-a class here; the loop, checkpoints and contracts do not change.
+them, and gives whole weights back. Three layouts exist: one process, a copy of the model in each (DDP), and pieces of
+it in each (FSDP, `gptlab.parallel.sharded`). A new one is a class; the loop, checkpoints and contracts do not change.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gptlab.config import Parallel
+from gptlab.errors import ConfigError
 from gptlab.parallel.world import World
 
 
 class Layout(ABC):
     """A way to spread one model and one global batch over the processes of `world`."""
+
+    replaces_parameters = False
+    """Whether `wrap` puts others in the place of the model's parameters, which an optimizer must be given anew."""
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
@@ -49,6 +55,12 @@ class Layout(ABC):
         if not self.world.is_main:
             return {}
         return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+
+    @contextlib.contextmanager
+    def whole(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model with all of its weights on every process, to be read and not trained: `model`, or a copy. All
+        processes enter it."""
+        yield model
 
     @abstractmethod
     def unwrap(self, wrapped: nn.Module) -> nn.Module:
@@ -109,6 +121,33 @@ class _Replica(DistributedDataParallel):
             return getattr(super().__getattr__("module"), name)
 
 
-def choose_layout(world: World, device: torch.device) -> Layout:
-    """The layout for `world`: a copy in each process where there are several."""
-    return SingleProcess(world, device) if world.size == 1 else DataParallel(world, device)
+def choose_layout(world: World, device: torch.device, parallel: Parallel | None = None) -> Layout:
+    """The layout for `world`: where there are several processes a copy in each, or as many pieces as `parallel` says.
+
+    Raises ConfigError where the processes are no multiple of the pieces.
+    """
+    if world.size == 1:
+        return SingleProcess(world, device)
+    pieces = pieces_of(world, parallel)
+    if pieces == 1:
+        return DataParallel(world, device)
+    from gptlab.parallel.sharded import Sharded
+
+    return Sharded(world, device, pieces)
+
+
+def pieces_of(world: World, parallel: Parallel | None) -> int:
+    """Over how many of the processes a model is cut. Raises as `choose_layout`."""
+    wanted = 1 if parallel is None else parallel.shard
+    if world.size == 1 or wanted == 1:
+        return 1
+    if wanted == "all":
+        return world.size
+    if world.size % wanted:
+        fitting = [number for number in range(1, world.size + 1) if world.size % number == 0]
+        nearest = min(fitting, key=lambda number: abs(number - wanted))
+        raise ConfigError(
+            f"parallel.shard: {world.size} processes are no multiple of {wanted}; use {nearest}, or all",
+            key="parallel.shard",
+        )
+    return wanted

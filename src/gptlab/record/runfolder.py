@@ -48,7 +48,7 @@ WEIGHTS, FACTS, FAILED = "model.safetensors", "facts.json", "failed.json"
 DIGEST = "model.sha256"
 _OWN = {"config.yaml", "code", "log.txt", "plan.json", "tokenizer", "checkpoints", "evals", "loss.png", "metrics.csv"}
 _OWN |= {"metrics.jsonl", "samples.jsonl", WEIGHTS, DIGEST, FACTS, FAILED}
-_PLACE = {"  path", "  sources", "  tokenizer", "system", "log", "checkpoint"}
+_PLACE = {"  path", "  sources", "  tokenizer", "system", "parallel", "log", "checkpoint"}
 """What of a config changes with the place where a run is used: no number of it follows from these alone."""
 _NAMED = re.compile(r"-([0-9a-f]{8})(?:-seed([0-9-]+))?$")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
+from torch import nn
+
 from gptlab.console import waiting
 from gptlab.inference.generate import Sampling, decoding_copy, generate
 from gptlab.training.setup import Job, announce
@@ -22,17 +24,21 @@ def draw_samples(job: Job) -> None:
     the model that draws is a copy (`decoding_copy`): training goes on as if nothing had been drawn.
     """
     job.sampled = job.step
-    if job.metrics is None:
-        return
+    with job.layout.whole(job.model) as model:
+        if job.metrics is not None:
+            _draw(job, model)
+
+
+def _draw(job: Job, model: nn.Module) -> None:
+    assert job.metrics is not None
     asked = job.config.log.samples
     sampling = Sampling(asked.tokens, temperature=asked.temperature, seed=job.config.seed.data)
     tokenizer = job.tokenizer
     prompts = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in asked.prompts]
     with waiting("drawing samples"):
-        model = decoding_copy(job.model, job.device, job.dtype)
-        training = job.model.training
-        rows = generate(model, prompts, sampling, stop_ids=tokenizer.stop_ids, device=job.device)
-        job.model.train(training)
+        twin, training = decoding_copy(model, job.device, job.dtype), model.training
+        rows = generate(twin, prompts, sampling, stop_ids=tokenizer.stop_ids, device=job.device)
+        model.train(training)
     texts = {
         prompt: tokenizer.decode_continuation(row, begins=not prompt)
         for prompt, row in zip(asked.prompts, rows, strict=True)

@@ -155,6 +155,7 @@ def build_job(
             job.graphs = mode in GRAPHS  # before anything is computed in them
             done = try_compile(job.model, job.loss, lambda: _forward_backward(job, job.micro_batch), mode)
             job.graphs = job.graphs and done
+    _spread(job)
     if checkpoint is not None:
         with waiting(f"loading {checkpoint.name}", shown=world.is_main):
             load_tensors(checkpoint, job.model, job.optimizer, world)
@@ -223,7 +224,7 @@ def _build(
 ) -> Job:
     """Every component of the run, as new."""
     tokenizer, train_sets, validation = data
-    dtype, layout = pick_dtype(config.train.dtype, device), choose_layout(world, device)
+    dtype, layout = pick_dtype(config.train.dtype, device), choose_layout(world, device, config.parallel)
     stream = open_stream(config, train_sets)
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
@@ -244,9 +245,9 @@ def _build(
         device=device,
         dtype=dtype,
         model=model,
-        wrapped=layout.wrap(model),
+        wrapped=model,
         loss=build("loss", config.loss),
-        optimizer=build("optimizer", config.optimizer, named_parameters=list(model.named_parameters())),
+        optimizer=_build_optimizer(config, model),
         schedule=build("schedule", config.schedule, total_steps=config.total_steps),
         growth=build_growth(config, model),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
@@ -257,6 +258,20 @@ def _build(
         identity=identity,
         measured_on=measured_on(config, tokenizer, validation),
     )
+
+
+def _build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    found: torch.optim.Optimizer = build(
+        "optimizer", config.optimizer, named_parameters=list(model.named_parameters())
+    )
+    return found
+
+
+def _spread(job: Job) -> None:
+    """Lay the model over the processes, last of all: what was tried before needed it whole."""
+    job.wrapped = job.layout.wrap(job.model)
+    if job.layout.replaces_parameters:
+        job.optimizer = _build_optimizer(job.config, job.model)
 
 
 def build_growth(config: RunConfig, model: nn.Module) -> Any:

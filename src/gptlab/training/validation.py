@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from gptlab.console import track
 from gptlab.data import validation_batches
 from gptlab.inference.scoring import LossResult, evaluate_loss, token_sizes
@@ -17,6 +19,11 @@ from gptlab.training.tasks import task_results
 def evaluate(job: Job, *, tokens: int | None) -> None:
     """Validate on the first `tokens` of each source (None: all), and log: per source where there are several, and over
     all of them."""
+    with job.layout.whole(job.model) as model:
+        _evaluate(job, model, tokens)
+
+
+def _evaluate(job: Job, model: nn.Module, tokens: int | None) -> None:
     results, also = {}, job.config.eval.also
     for name, dataset in job.validation.items():
         batches = validation_batches(
@@ -28,7 +35,7 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
             job.world.size,
         )
         results[name] = evaluate_loss(
-            job.model,
+            model,
             track(
                 batches,
                 "validation" if len(job.validation) == 1 else f"validation on {name}",
@@ -44,7 +51,7 @@ def evaluate(job: Job, *, tokens: int | None) -> None:
             accuracy="accuracy" in also,
         )
     tokens = job.step * job.config.train.batch_tokens
-    run = Run(job.folder, job.config, job.model, job.tokenizer, job.device, job.dtype, job.step)
+    run = Run(job.folder, job.config, model, job.tokenizer, job.device, job.dtype, job.step)
     answers = task_results(run, job.config.eval, job.world)
     row = {"step": job.step, "tokens": tokens, **_validation_row(results, also), **answers}
     row["seconds"] = round(job.seconds, 4)

@@ -1,0 +1,203 @@
+"""A model cut over processes: the same curve as in one, and checkpoints that go from any layout to any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import gptlab, make_data, make_questions, rows
+from safetensors.numpy import load_file
+
+from gptlab.config import Parallel, dump_yaml
+from gptlab.errors import ConfigError
+from gptlab.parallel import World, choose_layout
+from gptlab.parallel.layout import DataParallel, SingleProcess
+from gptlab.parallel.sharded import Sharded
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training-sharded")]  # on one worker, for the runs they share
+
+SMALL: dict[str, Any] = {
+    "data": {"path": "data"},
+    "train": {"tokens": 2560, "batch_tokens": 256, "sequence_length": 32, "dtype": "float32", "gradient_clip": 0.5},
+    "eval": {"every": 5, "tokens": 512, "tasks": [], "at_start": False},
+    "checkpoint": {"every": 4},
+    "system": {"device": "cpu", "threads": 1, "micro_batch": 2},
+}
+TINY = {"dim": 32, "layers": 2, "heads": 2}
+MUON = {"use": "Muon", "lr": 0.01}
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"base": "gptlab:gpt2-mini", "model": TINY},
+    "llama3": {"base": "gptlab:llama3-1m", "model": {**TINY, "heads": 4, "block": {"attention": {"kv_heads": 2}}}},
+    "modded": {
+        "base": "gptlab:modded",
+        "model": {
+            **TINY,
+            "layers": 4,
+            "block": {
+                "without_attention": [2],
+                "attention": {"window": 24, "window_start": 8, "window_step": 8, "value_embeddings": 1},
+            },
+        },
+    },
+    "muon, q k v apart": {"model": {**TINY, "tied": False}, "optimizer": {**MUON, "momentum_warmup": 4}},
+    "experts": {"model": {**TINY, "block": {"mlp": {"use": "MoE", "experts": 4, "balance_rate": 0.01}}}},
+    "MLA": {"model": {**TINY, "block": {"attention": {"use": "MLA", "kv_rank": 8}}}},
+    "muP": {"model": {**TINY, "mup": {"dim": 16, "heads": 1}}},
+    "a batch that grows, by the norm": {"model": TINY, "train": {"growth": {"use": "GradientNorm"}}},
+    "decay by perplexity": {"model": TINY, "optimizer": {"use": "AdamW", "perplexity_power": 1.0}},
+    "a window that grows": {
+        "model": {**TINY, "block": {"attention": {"window": 24, "window_start": 8, "window_step": 8}}},
+        "log": {"samples": {"every": 5, "tokens": 4}},
+        "eval": {"tasks": ["hellaswag"], "limit": 4},
+    },
+}
+# What is learnt must not hang on which way a bfloat16 rounds: Muon's products are in float32 here.
+SCRIPT = """
+import json, sys
+import gptlab.optim
+from gptlab.config import load_config
+from gptlab.hardware.device import pick_device
+from gptlab.parallel import destroy_distributed, find_world, init_distributed
+from gptlab.training.loop import train
+
+gptlab.optim.has_fast_bfloat16 = lambda device: False
+joined = init_distributed(find_world(), pick_device("cpu", 0))
+for file, out, settings, resume in json.loads(sys.argv[1]):
+    train(load_config(file, settings), folder=out, resume=resume)
+destroy_distributed(joined)
+"""
+
+Job = tuple[str, str, list[str], bool]
+
+
+def run_all(place: Path, processes: int, jobs: list[Job]) -> None:
+    """Train each of `jobs` (config, folder, settings, whether to resume) by so many processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*launcher, "script.py", json.dumps(jobs)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def write(place: Path, name: str, values: dict[str, Any]) -> None:
+    merged = {**SMALL, **{k: v for k, v in values.items() if k != "train" and k != "eval"}}
+    merged |= {part: {**SMALL[part], **values.get(part, {})} for part in ("train", "eval")}
+    (place / f"{name}.yaml").write_text(dump_yaml(merged))
+
+
+SHARDS = ["parallel.shard=all"]
+GROUPS = ["parallel.shard=2", "system.micro_batch=1"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with each model trained by one process, by two with a piece each, and by two groups of two."""
+    folder = tmp_path_factory.mktemp("sharded")
+    make_data(folder)
+    make_questions(folder / "data/benchmarks", 8)
+    (folder / "script.py").write_text(SCRIPT)
+    for name, values in MODELS.items():
+        write(folder, name, values)
+    for processes, where, settings in ((1, "one", []), (2, "two", SHARDS), (4, "groups", GROUPS)):
+        run_all(folder, processes, [(f"{name}.yaml", f"{where}/{name}", settings, False) for name in MODELS])
+    return folder
+
+
+def equal_runs(found: Path, expected: Path) -> None:
+    a, b = load_file(found / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-5, rtol=0, err_msg=name)
+    assert [row["step"] for row in rows(found)] == [row["step"] for row in rows(expected)]
+    for row, its in zip(rows(found), rows(expected), strict=True):
+        for key in set(its) - {"seconds", "tokens_per_second"}:
+            assert row[key] == pytest.approx(its[key], abs=1e-5, rel=1e-5), key
+
+
+@pytest.mark.parametrize("where", ["two", "groups"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_curve_is_that_of_one_process(place: Path, name: str, where: str) -> None:
+    equal_runs(place / where / name, place / "one" / name)
+
+
+def test_what_is_drawn_while_training_is_drawn_from_whole_weights(place: Path) -> None:
+    name = "a window that grows"
+    drawn = [(place / where / name / "samples.jsonl").read_text() for where in ("one", "two", "groups")]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert "val/hellaswag/acc" in rows(place / "two" / name)[-1]
+
+
+def test_each_process_wrote_its_piece_of_a_checkpoint(place: Path) -> None:
+    (newest, *_) = sorted((place / "two/gpt2/checkpoints").glob("step-*"), reverse=True)
+    sizes = [file.stat().st_size for file in newest.glob("*.safetensors")]
+    assert len(sizes) == 2
+    whole = (place / "one/gpt2/checkpoints" / newest.name / "model.safetensors").stat().st_size
+    assert max(sizes) < 0.6 * whole
+
+
+MOVES = [
+    ("one", 2, SHARDS),
+    ("two", 1, []),
+    ("two", 4, GROUPS),
+    ("groups", 2, ["parallel.shard=1"]),
+    ("groups", 4, ["parallel.shard=all", "system.micro_batch=1"]),
+]
+
+
+@pytest.mark.parametrize(("where", "processes", "settings"), MOVES)
+def test_a_checkpoint_goes_to_any_other_layout(
+    place: Path, tmp_path: Path, where: str, processes: int, settings: list[str]
+) -> None:
+    """Its runs lose what came after their eighth step, and go on in another layout."""
+    for part in ("data", "script.py"):
+        (tmp_path / part).symlink_to(place / part)
+    names = ["gpt2", "muon, q k v apart"]
+    for name in names:
+        shutil.copy(place / f"{name}.yaml", tmp_path)
+        shutil.copytree(place / where / name, tmp_path / name)
+        for gone in ("model.safetensors", "facts.json", "checkpoints/step-00000010"):
+            target = tmp_path / name / gone
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+    run_all(tmp_path, processes, [(f"{name}.yaml", name, settings, True) for name in names])
+    for name in names:
+        assert "from step 8" in (tmp_path / name / "log.txt").read_text()
+        equal_runs(tmp_path / name, place / "one" / name)
+
+
+def test_layouts_are_chosen_by_world_and_config() -> None:
+    cpu, pieces = torch.device("cpu"), Parallel(shard="all")
+    assert isinstance(choose_layout(World(), cpu, pieces), SingleProcess)
+    assert isinstance(choose_layout(World(0, 4), cpu, Parallel()), DataParallel)
+    assert isinstance(choose_layout(World(0, 4), cpu), DataParallel)
+    for shard, expected in (("all", 4), (4, 4), (2, 2)):
+        layout = choose_layout(World(0, 4), cpu, Parallel(shard=shard))
+        assert isinstance(layout, Sharded)
+        assert layout.pieces == expected
+
+
+@pytest.mark.parametrize(("shard", "advice"), [(3, "use 2, or all"), (8, "use 4, or all")])
+def test_processes_that_are_no_multiple_are_refused(shard: int, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f"parallel.shard: 4 processes are no multiple of {shard}; {advice}"):
+        choose_layout(World(0, 4), torch.device("cpu"), Parallel(shard=shard))
+
+
+def test_from_the_command_line_in_one_line(place: Path) -> None:
+    done = gptlab("train", "gpt2.yaml", "--set", "parallel.shard=none", "--out", "odd", cwd=place, check=False)
+    assert done.returncode == 2
+    assert "parallel.shard" in done.stderr.strip().splitlines()[-1]
