@@ -70,7 +70,8 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
     def run(*arguments: str) -> str:
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["gptlab", "eval", "runs/b", "--task-data", "questions", *arguments])
+        runs = [] if arguments[0].startswith("runs/") else ["runs/b"]
+        monkeypatch.setattr(sys, "argv", ["gptlab", "eval", *runs, *arguments, "--task-data", "questions"])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
@@ -87,7 +88,8 @@ def kill(folder: Path, moment: int, *arguments: str, processes: int = 1) -> None
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    words = ["killed.py", str(moment), "eval", "runs/b", "--task-data", "questions", "--device", "cpu", *arguments]
+    runs = [] if arguments[0].startswith("runs/") else ["runs/b"]
+    words = ["killed.py", str(moment), "eval", *runs, *arguments, "--task-data", "questions", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*start, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == (-signal.SIGKILL if processes == 1 else 1), done.stderr
@@ -96,9 +98,9 @@ def kill(folder: Path, moment: int, *arguments: str, processes: int = 1) -> None
 def results(folder: Path) -> dict[str, Any]:
     """All results, without what depends on the clock; their files are removed."""
     found = {}
-    for path in sorted((folder / "runs/b/evals").glob("*.json")):
-        found[path.name] = json.loads(path.read_text(encoding="utf-8"))
-        del found[path.name]["seal"], found[path.name]["settings"]["seconds"]
+    for path in sorted((folder / "runs").glob("*/evals/*.json")):
+        one = found[f"{path.parts[-3]}/{path.name}"] = json.loads(path.read_text(encoding="utf-8"))
+        del one["seal"], one["settings"]["seconds"]
         path.unlink()
     return found
 
@@ -173,6 +175,23 @@ def test_another_number_of_processes_goes_on(folder: Path, call: Callable[..., s
     assert "copa: goes on where it was stopped: 2 batches are there" in done.stderr
     assert results(folder) == undisturbed
     assert journals(folder) == []
+
+
+@pytest.mark.slow
+def test_of_several_runs_the_first_is_taken_and_the_second_goes_on(
+    make_run, folder: Path, call: Callable[..., str]
+) -> None:
+    make_run(byte_tokenizer(), name="c", context=64)
+    asked = ("runs/b", "runs/c", "--tasks", "core")
+    call(*asked)
+    undisturbed = results(folder)
+    assert set(undisturbed) == {"b/core.json", "c/core.json"}
+    call("runs/b", "--tasks", "core")
+    kill(folder, 2, *asked, "--resume")
+    said = call(*asked, "--resume")
+    assert "runs/b/evals/core.json: is of these weights and questions already" in said
+    assert "core: goes on where it was stopped: 2 batches are there" in said
+    assert results(folder) == undisturbed
 
 
 def test_finished_results_are_taken_as_they_are(folder: Path, call: Callable[..., str]) -> None:
