@@ -111,8 +111,8 @@ def log_likelihoods(
     size = lambda number: len(_numbers(batches[number]))  # noqa: E731
     model = scoring_copy(run.model, run.device, run.dtype) if mine else run.model
     for number in track(mine, description, total=sum(map(size, mine)), unit="answers", size=size, shown=world.is_main):
-        scores = _score(run, model, batches[number], pairs, greedy)
-        found[_numbers(batches[number])] = scores
+        scores, members = _score(run, model, batches[number], pairs, greedy), _numbers(batches[number])
+        found[members] = scores
         part.keep(number, scores.tolist())
     if world.size > 1:
         found = world.all_reduce(found.to(run.device)).cpu()
