@@ -109,6 +109,16 @@ COMMANDS = [
     "eval runs/a --sequence-length 100000",
     "eval runs/a --tasks hellaswag --task-data nowhere",
     "eval nowhere",
+    "eval runs/a --suite nosuch",
+    "eval runs/a --suite small,",
+    "eval runs/a --suite=",
+    "eval runs/a --resume --data nowhere",
+    "eval runs/a --resume --tasks hellaswag --task-data nowhere",
+    "eval text",
+    "eval config.yaml",
+    "eval broken.gguf --tasks loss",
+    "eval broken.pt --tasks loss",
+    "eval theirs --tasks loss",
     "eval runs/a runs/long",
     "compare runs/a",
     "compare runs/a runs/a",
@@ -278,6 +288,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.py").write_text(text)
     gptlab("tokenizer", "train", "--kind", "char", "--input", "text", "--name", "letters", cwd=folder)
     (folder / "tokenizers/letters").rename(folder / "letters")
+    (folder / "theirs").mkdir()
+    for name in ("broken.gguf", "broken.pt", "theirs/config.json"):
+        (folder / name).write_bytes(b"{\x00")
     return folder
 
 

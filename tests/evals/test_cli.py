@@ -22,6 +22,7 @@ from gptlab.cli import main
 from gptlab.data import TokenDataset
 from gptlab.evals import benchmark_names
 from gptlab.evals.intervals import compare_answers, wilson
+from gptlab.evals.suites import SUITES
 from gptlab.tokenizer import byte_tokenizer
 
 Refused = Callable[..., str]
@@ -207,10 +208,30 @@ def questions(tmp_path: Path) -> Path:
 def test_all_tasks_are_listed_with_what_they_ask(call: Callable[..., tuple]) -> None:
     code, out, _ = call("eval", "--list")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()[1:]]
-    assert names == list(benchmark_names())
+    tasks, suites = out.split("\n\n")
+    assert [line.split()[0] for line in tasks.splitlines()[1:]] == list(benchmark_names())
+    assert [line.split()[0] for line in suites.splitlines()[1:]] == list(SUITES)
+    assert {task for _, tasks in SUITES.values() for task in tasks} <= set(benchmark_names())
     assert "which of four endings continues a scene" in out
     assert "`gptlab eval --list`" in call("eval")[2]
+
+
+def test_a_suite_is_tasks_by_one_name(runs: Path, refused: Refused, call: Callable[..., tuple], tmp_path: Path) -> None:
+    """Beside --tasks, each task once; without --tasks there is no loss."""
+    assert "--suite: no suite 'smal'; did you mean 'small'?" in refused("eval", runs / "b", "--suite", "smal")
+    (tmp_path / "wiki.test.tokens").write_text(" = A = \n \n A man is on a boat . \n", encoding="utf-8")
+    (tmp_path / "ptb.test.txt").write_text("a man is on a boat\n", encoding="utf-8")
+    line = json.dumps({"context": "On the boat there is a", "continuation": "man"})
+    (tmp_path / "lambada_openai.jsonl").write_text(line, encoding="utf-8")
+    asked = ["eval", runs / "b", "--task-data", tmp_path, "--suite", "perplexity"]
+    code, out, err = call(*asked, "--format", "csv")
+    assert code == 0, err
+    assert out.startswith("run,step,wikitext word ppl")
+    assert "loss" not in out
+    code, out, err = call(*asked, "--tasks", "lambada_openai,wikitext", "--format", "csv")
+    assert code == 0, err
+    assert out.startswith("run,step,lambada_openai acc,perplexity,wikitext word ppl")
+    assert out.splitlines()[0].count("wikitext") == 1
 
 
 def test_tables_to_paste(runs: Path, questions: Path, call: Callable[..., tuple]) -> None:

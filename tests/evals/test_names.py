@@ -93,7 +93,7 @@ def test_ours_are_known_as_they_are() -> None:
         *("arc_challenge", "arc_easy", "boolq", "commonsense_qa", "copa", "hellaswag", "lambada_openai"),
         *("blimp", "mmlu", "openbook_qa", "piqa", "race", "sciq", "triviaqa", "winograd_wsc", "winogrande"),
     }
-    assert set(benchmark_names()) == of_questions | {"core", "loss", "ptb", "topk", "wikitext"}
+    assert set(benchmark_names()) == of_questions | {"core", "loss", "ptb", "tinystories", "topk", "wikitext"}
     found = {name: find_benchmark(name) for name in benchmark_names()}
     assert benchmark_names(published=True) == tuple(name for name in found if not found[name].reads_data)
     assert set(benchmark_names(of_questions=True)) == of_questions

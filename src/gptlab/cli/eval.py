@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,20 +10,34 @@ import typer
 
 from gptlab.cli.options import Checkpoint, Device, Quantize
 from gptlab.cli.tables import FORMATS, print_rows, show_rows
-from gptlab.console import say
+from gptlab.console import output, say
 from gptlab.errors import GptlabError, did_you_mean
+from gptlab.evals.suites import SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gptlab.evals.benchmark import Column, Evaluation, Options
+    from gptlab.run import Run
 
 
 def evaluate(
-    runs: Annotated[list[Path] | None, typer.Argument(help="run folders (or a nanoGPT ckpt.pt)")] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="run folders; or a Hugging Face folder, a .gguf, a ckpt.pt, or a model of the hub (owner/name), "
+            "imported first"
+        ),
+    ] = None,
     tasks: Annotated[
-        str, typer.Option(help="comma-separated: loss, topk, hellaswag, …; `gptlab eval --list` has all")
-    ] = "loss",
+        str | None,
+        typer.Option(
+            help="comma-separated: loss, topk, hellaswag, …; `gptlab eval --list` has all; loss without --suite"
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help=f"tasks by the name of a list, or of several: {', '.join(SUITES)}")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="questions of a task, or validation sequences; all by default")
     ] = None,
@@ -44,7 +59,10 @@ def evaluate(
         bool, typer.Option("--contamination", help="look for each question in the run's training data")
     ] = False,
     format: Annotated[str, typer.Option(help=f"of the table: {', '.join(FORMATS)}")] = "table",
-    list_: Annotated[bool, typer.Option("--list", help="list all tasks and what they ask")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with what was stopped; finished results of the same are taken")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="list all tasks and what they ask, and the suites")] = False,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
     quantize: Quantize = None,
@@ -68,7 +86,27 @@ def evaluate(
         stride=stride,
         contamination=contamination,
     )
-    _evaluate_runs(runs, tasks.split(","), options, format, device=device, checkpoint=checkpoint, quantize=quantize)
+    how = How(device, checkpoint, quantize, resume)
+    _evaluate_runs(runs, _names(tasks, suite), options, format, how)
+
+
+@dataclass(frozen=True)
+class How:
+    """In which way runs are evaluated: where, which weights of theirs, rounded to what, and whether going on."""
+
+    device: str
+    checkpoint: str | None
+    quantize: str | None
+    resume: bool
+
+
+def _names(tasks: str | None, suite: str | None) -> list[str]:
+    """The tasks that were named, then those of suites, each once; loss where neither is given."""
+    from gptlab.evals.suites import tasks_of
+
+    named = [task.strip() for task in tasks.split(",")] if tasks is not None else []
+    named += tasks_of([name.strip() for name in suite.split(",")]) if suite is not None else []
+    return list(dict.fromkeys(named)) or ["loss"]
 
 
 def _list_tasks() -> None:
@@ -83,48 +121,39 @@ def _list_tasks() -> None:
         text = (files("gptlab.evals") / f"{name}.py").read_text(encoding="utf-8")
         rows.append((name, " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())))
     show_rows(("task", "what it asks"), rows, left=2)
+    output().print()
+    suites = [(name, what, ", ".join(tasks)) for name, (what, tasks) in SUITES.items()]
+    show_rows(("suite", "what it is for", "its tasks"), suites, left=3)
 
 
-def _evaluate_runs(
-    runs: Sequence[Path],
-    tasks: Sequence[str],
-    options: Options,
-    format: str = "table",
-    *,
-    device: str = "auto",
-    checkpoint: str | None = None,
-    quantize: str | None = None,
-) -> None:
+def _evaluate_runs(sources: Sequence[Path], names: Sequence[str], options: Options, format: str, how: How) -> None:
     """Evaluate each run, keep the results beside it, and print one table. What can be checked is checked first. Under
-    torchrun the processes share questions and published texts; the main one writes and prints."""
-    from dataclasses import replace
-
+    torchrun the processes share questions and published texts; the main one imports, writes and prints."""
     from gptlab.evals.benchmark import check_benchmarks, find_benchmark
     from gptlab.hardware.device import pick_device
+    from gptlab.interop.foreign import check_source, run_of
     from gptlab.parallel.world import destroy_distributed, find_world, init_distributed
-    from gptlab.record.runfolder import require_run
 
-    names, world = list(dict.fromkeys(task.strip() for task in tasks)), find_world()
+    world = find_world()
     text_tasks = [name for name in names if find_benchmark(name).reads_data]
     _check_heard(names, options)
     if world.size > 1 and text_tasks:
         raise GptlabError(f"{' and '.join(text_tasks)}: one process's work; leave it out, or run it without torchrun")
-    for folder in runs:
-        if folder.suffix != ".pt":
-            require_run(folder)
-    if len(runs) > 1 and text_tasks:
-        _check_alike(runs, options)
+    for source in sources:
+        check_source(source)
     if options.limit is not None and 0 < len(text_tasks) < len(names):
         say(f"--limit {options.limit} holds for {' and '.join(text_tasks)} too: no more windows of text than that")
-    here = pick_device(device, world.local_rank) if world.size > 1 else None
+    here = pick_device(how.device, world.local_rank) if world.size > 1 else None
     joined = here is not None and init_distributed(world, here)
     try:
         if world.is_main:
             check_benchmarks(names, options)
         world.barrier()  # the main process may have downloaded what the others are about to read
+        runs = world.broadcast([run_of(source) for source in sources] if world.is_main else [])
+        if len(runs) > 1 and text_tasks:
+            _check_alike(runs, options)
         shared = replace(options, world=world) if world.size > 1 else options
-        where = device if here is None else str(here)
-        rows, unwritten = _evaluate_each(runs, names, shared, device=where, checkpoint=checkpoint, quantize=quantize)
+        rows, unwritten = _evaluate_each(runs, names, shared, how if here is None else replace(how, device=str(here)))
     finally:
         destroy_distributed(joined)
     if world.is_main:
@@ -134,38 +163,55 @@ def _evaluate_runs(
 
 
 def _evaluate_each(
-    runs: Sequence[Path],
-    names: Sequence[str],
-    options: Options,
-    *,
-    device: str,
-    checkpoint: str | None,
-    quantize: str | None,
+    runs: Sequence[Path], names: Sequence[str], options: Options, how: How
 ) -> tuple[list[tuple[Path, list[Evaluation]]], GptlabError | None]:
     """What each task finds about each run, written by the main process as it comes; and the first error of writing."""
-    from gptlab.evals.benchmark import evaluate as run_benchmark
     from gptlab.interop import load
-    from gptlab.record.runfolder import log_line
 
     rows: list[tuple[Path, list[Evaluation]]] = []
     unwritten: GptlabError | None = None
     for folder in runs:
-        run = load(folder, device=device, checkpoint=checkpoint, quantize=quantize)
+        run = load(folder, device=how.device, checkpoint=how.checkpoint, quantize=how.quantize)
         found = []
         for name in names:
-            found.append(run_benchmark(run, name, options))
-            if options.world is not None and not options.world.is_main:
-                continue
-            path = result_path(folder, found[-1], options, checkpoint)
-            try:
-                found[-1].write(path)
-                say(f"wrote {path}")
-                if folder.suffix != ".pt":
-                    log_line(folder, _line(found[-1]))
-            except GptlabError as error:
-                unwritten = unwritten or error  # the numbers are shown all the same: they took long to compute
+            one, error = _evaluate_one(run, name, options, how)
+            found.append(one)
+            unwritten = unwritten or error  # the numbers are shown all the same: they took long to compute
         rows.append((folder, found))
     return rows, unwritten
+
+
+def _evaluate_one(run: Run, name: str, options: Options, how: How) -> tuple[Evaluation, GptlabError | None]:
+    """What a task finds about a run: with `how.resume` what was found of it before, as far as that goes."""
+    from gptlab.evals.benchmark import evaluate as run_benchmark
+    from gptlab.evals.journal import Journal
+    from gptlab.evals.resuming import ASKED, depends_on, digest_of, finished
+    from gptlab.parallel import World
+    from gptlab.record.runfolder import log_line
+
+    world, results = options.world or World(), evaluations_of(run.folder)
+    depends = depends_on(run, name, options)
+    if how.resume and (before := world.broadcast(finished(results, depends) if world.is_main else None)) is not None:
+        if world.is_main:
+            say(f"{before[0]}: is of these weights and questions already, and is taken as it is")
+            Journal(results, name, depends).remove()
+        return before[1], None
+    journal = Journal(results, name, depends, world, resume=how.resume)
+    with journal.open():
+        found = run_benchmark(run, name, options)
+    found.settings[ASKED] = digest_of(depends)
+    if not world.is_main:
+        return found, None
+    path = result_path(run.folder, found, options, how.checkpoint)
+    try:
+        found.write(path)
+    except GptlabError as error:
+        return found, error
+    journal.remove()
+    say(f"wrote {path}")
+    if run.folder.suffix != ".pt":
+        log_line(run.folder, _line(found))
+    return found, None
 
 
 def _show(rows: Sequence[tuple[Path, list[Evaluation]]], format: str) -> None:
@@ -217,7 +263,6 @@ def _check_alike(runs: Sequence[Path], options: Options) -> None:
 
 def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: str | None) -> Path:
     """RUN/evals/TASK.json; another data set, window or checkpoint than the run's own goes into the name, and int8."""
-    base = folder.parent if folder.suffix == ".pt" else folder
     parts = [found.task]
     if (data := found.settings.get("data")) is not None and options.data is not None:
         parts += [options.data.resolve().name, data["data"]["fingerprint"][:8]]
@@ -230,7 +275,12 @@ def result_path(folder: Path, found: Evaluation, options: Options, checkpoint: s
     if checkpoint is not None:  # by its step: what is the best one changes
         parts.append(f"step-{found.settings['step']:08}")
     parts.append(found.settings.get("quantized", ""))
-    return base / "evals" / ("-".join(filter(None, parts)) + ".json")
+    return evaluations_of(folder) / ("-".join(filter(None, parts)) + ".json")
+
+
+def evaluations_of(folder: Path) -> Path:
+    """Where results of a run go: RUN/evals, or evals/ beside a file of others."""
+    return (folder.parent if folder.suffix == ".pt" else folder) / "evals"
 
 
 def _row(folder: Path, evaluations: Sequence[Evaluation]) -> list[str]:

@@ -88,6 +88,7 @@ class Benchmark:
         reads_data: whether it reads a data set of the run, or the one of `Options.data`.
         accuracy: whether its results have `acc`, so that an experiment can be decided by it.
         version: raised when it comes to other numbers for the same weights and questions.
+        optional: files without which it does what it can.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Benchmark:
     reads_data: bool = False
     accuracy: bool = True
     version: int = 1
+    optional: tuple[QuestionFile, ...] = ()
 
 
 def find_benchmark(name: str) -> Benchmark:

@@ -15,6 +15,7 @@ import torch
 
 from gptlab.console import track
 from gptlab.evals.benchmark import Evaluation
+from gptlab.evals.journal import Part
 from gptlab.evals.multiple_choice import Question, question_settings, say_truncated, summary
 from gptlab.inference.generate import Sampling, stream_tokens
 from gptlab.parallel import World
@@ -39,8 +40,8 @@ def evaluate_generations(
     room = max(1, run.model.context_length - NEW_TOKENS)
     whole = [run.encode_prompt(question.contexts[0]) for question in questions]
     prompts = [ids[-room:] for ids in whole]
-    said = _answers(run, prompts, f"{run.folder.name}: {task}", world)
-    records = [_record(question, answer) for question, answer in zip(questions, said, strict=True)]
+    said = say_all(run, prompts, f"{run.folder.name}: {task}", world, stops=STOPS, new_tokens=NEW_TOKENS)
+    records = [_record(question, answer.strip()) for question, answer in zip(questions, said, strict=True)]
     for record, ids in zip(records, whole, strict=True):
         record["truncated"] = len(ids) > room
     results, errors = summary(records, ("acc",))
@@ -49,20 +50,37 @@ def evaluate_generations(
     return Evaluation(task, results, errors, question_settings(path, run), records)
 
 
-def _answers(run: Run, prompts: Sequence[Sequence[int]], description: str, world: World) -> list[str]:
-    """What the model says to each prompt, on every process of `world`."""
+def say_all(
+    run: Run,
+    prompts: Sequence[Sequence[int]],
+    description: str,
+    world: World | None = None,
+    *,
+    stops: Sequence[str],
+    new_tokens: int,
+) -> list[str]:
+    """What the model says to each prompt in ids, greedily, on every process of `world`: up to the first of `stops`, to
+    its own end, or to `new_tokens`."""
+    world = world or World()
     order = sorted(range(len(prompts)), key=lambda number: -len(prompts[number]))
     rows = ROWS[run.device.type]
-    batches = [order[start : start + rows] for start in range(0, len(order), rows)][world.rank :: world.size]
-    ids = torch.zeros(len(prompts), NEW_TOKENS, dtype=torch.int64)  # 1 more than the token's id; 0 where there is none
-    total = sum(map(len, batches))
-    greedy = Sampling(max_new_tokens=NEW_TOKENS, temperature=0)
-    for batch in track(batches, description, total=total, unit="answers", size=len, shown=world.is_main):
-        for number, tokens in zip(batch, say_until(run, [prompts[n] for n in batch], STOPS, greedy), strict=True):
-            ids[number, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64) + 1
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    ids = torch.zeros(len(prompts), new_tokens, dtype=torch.int64)  # 1 more than the token's id; 0 where there is none
+    part = Part("generations", list(stops), new_tokens, rows, list(map(list, prompts)))
+    if world.is_main:  # the others' zeros are added to it
+        for number, values in part.known.items():
+            ids[batches[number]] = torch.tensor(values, dtype=torch.int64)
+    mine = [number for number in range(len(batches)) if number not in part.known][world.rank :: world.size]
+    size = lambda number: len(batches[number])  # noqa: E731
+    greedy = Sampling(max_new_tokens=new_tokens, temperature=0)
+    for number in track(mine, description, total=sum(map(size, mine)), unit="answers", size=size, shown=world.is_main):
+        said = say_until(run, [prompts[n] for n in batches[number]], stops, greedy)
+        for row, tokens in zip(batches[number], said, strict=True):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int64) + 1
+        part.keep(number, ids[batches[number]].tolist())
     if world.size > 1:
         ids = world.all_reduce(ids.to(run.device)).cpu()
-    return [until(_text(run, [token - 1 for token in row if token]), STOPS).strip() for row in ids.tolist()]
+    return [until(_text(run, [token - 1 for token in row if token]), stops) for row in ids.tolist()]
 
 
 def say_until(run: Run, prompts: Sequence[Sequence[int]], stops: Sequence[str], sampling: Sampling) -> list[list[int]]:

@@ -22,6 +22,7 @@ from torch import nn
 
 from gptlab.console import track
 from gptlab.errors import DataError
+from gptlab.evals.journal import Part
 from gptlab.hardware.precision import autocast
 from gptlab.inference.cache import KVCache
 from gptlab.inference.packing import scoring_copy
@@ -95,24 +96,32 @@ def log_likelihoods(
     with `greedy` also whether greedy decoding says it, which costs a quarter of the head once more.
 
     Neighbours that begin alike (the choices of a question) share one reading of their beginning. Long ones are computed
-    together with long ones. Batches are dealt to the processes in turn, so that each gets long ones and short ones.
+    together with long ones. Batches are dealt to the processes in turn, so that each gets long ones and short ones;
+    those of an evaluation that was begun before (`gptlab.evals.journal`) are not computed again.
     """
     world = world or World()
-    model = scoring_copy(run.model, run.device, run.dtype)
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
     places, length = _BATCH_TOKENS[run.device.type], run.model.context_length
-    mine = list(_batches(_families(pairs), pairs, places, length))[world.rank :: world.size]
-    total = sum(map(_members, mine))
-    for batch in track(mine, description, total=total, unit="answers", size=_members, shown=world.is_main):
-        members = [member for family in batch for member in family.members]
-        found[members] = _score(run, model, batch, pairs, greedy)
+    batches = list(_batches(_families(pairs), pairs, places, length))
+    part = Part("likelihoods", greedy, places, length, [[pair.ids, pair.count] for pair in pairs])
+    if world.is_main:  # the others' zeros are added to it
+        for number, values in part.known.items():
+            found[_numbers(batches[number])] = torch.tensor(values, dtype=torch.float64)
+    mine = [number for number in range(len(batches)) if number not in part.known][world.rank :: world.size]
+    size = lambda number: len(_numbers(batches[number]))  # noqa: E731
+    model = scoring_copy(run.model, run.device, run.dtype) if mine else run.model
+    for number in track(mine, description, total=sum(map(size, mine)), unit="answers", size=size, shown=world.is_main):
+        scores, members = _score(run, model, batches[number], pairs, greedy), _numbers(batches[number])
+        found[members] = scores
+        part.keep(number, scores.tolist())
     if world.size > 1:
         found = world.all_reduce(found.to(run.device)).cpu()
     return [Likelihood(logprob, bool(hits) if greedy else None) for logprob, hits in found.tolist()]
 
 
-def _members(batch: Sequence[_Family]) -> int:
-    return sum(len(family.members) for family in batch)
+def _numbers(batch: Sequence[_Family]) -> list[int]:
+    """Those of a batch's pairs, in turn."""
+    return [member for family in batch for member in family.members]
 
 
 @dataclass(frozen=True)

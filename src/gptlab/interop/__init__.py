@@ -79,11 +79,8 @@ def _importer(source: Path) -> Callable[..., Path] | None:
     if source.suffix == ".pt":
         from gptlab.interop.llama2c import import_llama2c
         from gptlab.interop.nanogpt import import_nanogpt
-        from gptlab.interop.tensors import read_pickle
 
-        content = read_pickle(source)
-        sizes = content.get("model_args") if isinstance(content, Mapping) else None
-        return import_llama2c if isinstance(sizes, Mapping) and "n_layers" in sizes else import_nanogpt
+        return import_nanogpt if is_nanogpt(source) else import_llama2c
     if source.suffix == ".bin":
         from gptlab.interop.llama2c import import_llama2c
 
@@ -97,6 +94,15 @@ def _importer(source: Path) -> Callable[..., Path] | None:
 
         return import_templategpt
     return None
+
+
+def is_nanogpt(source: Path) -> bool:
+    """Whether a `.pt` is nanoGPT's, and not llama2.c's. Raises CheckpointError where it cannot be read."""
+    from gptlab.interop.tensors import read_pickle
+
+    content = read_pickle(source)
+    sizes = content.get("model_args") if isinstance(content, Mapping) else None
+    return not (isinstance(sizes, Mapping) and "n_layers" in sizes)
 
 
 def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
@@ -130,4 +136,4 @@ def export_run(run: Run, folder: str | Path, format: str = "hf") -> Path:
     raise CheckpointError(f"no format {format!r}; known: {', '.join(FORMATS)}")
 
 
-__all__ = ["FORMATS", "export_run", "import_run", "load"]
+__all__ = ["FORMATS", "export_run", "import_run", "is_nanogpt", "load"]
