@@ -38,8 +38,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama3": {"base": "gptlab:llama3-1m", "model": {**TINY, "heads": 4, "block": {"attention": {"kv_heads": 2}}}},
     "modded": {
         "base": "gptlab:modded",
+        # Its own rates make 0.01 of the last digit of a gradient that is nearly 0: Adam divides by its size.
+        "optimizer": {"lr": 0.005, "embedding_lr": 0.006, "head_lr": 0.0008, "scalar_lr": 0.0004},
         "model": {
             **TINY,
+            "initialization": {"head_std": 0.02},
             "layers": 4,
             "block": {
                 "without_attention": [2],
