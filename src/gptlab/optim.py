@@ -293,7 +293,9 @@ class Muon(torch.optim.Optimizer):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             rows = declared(weight, "stacked") if self.unstack else None
             target = weight
-            if (gather := getattr(direction, "full_tensor", None)) is not None:  # every process orthogonalizes the whole, and adds its piece of that
+            if (
+                gather := getattr(direction, "full_tensor", None)
+            ) is not None:  # every process orthogonalizes the whole, and adds its piece of that
                 direction = gather()
                 target = torch.zeros_like(direction)
                 pieces.append((weight, target))

@@ -126,7 +126,7 @@ def test_whatever_does_not_leaves_it(path: tuple[str, ...]) -> None:
 def test_what_stays_outside_is_what_was_agreed() -> None:
     """A new key is hashed unless somebody decides otherwise here."""
     outside = {".".join(path) for path in LEAVES if not is_hashed(path)}
-    sections = {name for name in outside if name.split(".")[0] in ("system", "checkpoint", "log", "seed")}
+    sections = {name for name in outside if name.split(".")[0] in ("system", "parallel", "checkpoint", "log", "seed")}
     assert outside - sections == {
         "name",
         "eval.every",

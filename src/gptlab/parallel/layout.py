@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gptlab.config import Parallel
-from gptlab.errors import ConfigError
 from gptlab.parallel.world import World
 
 
@@ -119,35 +117,3 @@ class _Replica(DistributedDataParallel):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
-
-
-def choose_layout(world: World, device: torch.device, parallel: Parallel | None = None) -> Layout:
-    """The layout for `world`: where there are several processes a copy in each, or as many pieces as `parallel` says.
-
-    Raises ConfigError where the processes are no multiple of the pieces.
-    """
-    if world.size == 1:
-        return SingleProcess(world, device)
-    pieces = pieces_of(world, parallel)
-    if pieces == 1:
-        return DataParallel(world, device)
-    from gptlab.parallel.sharded import Sharded
-
-    return Sharded(world, device, pieces)
-
-
-def pieces_of(world: World, parallel: Parallel | None) -> int:
-    """Over how many of the processes a model is cut. Raises as `choose_layout`."""
-    wanted = 1 if parallel is None else parallel.shard
-    if world.size == 1 or wanted == 1:
-        return 1
-    if wanted == "all":
-        return world.size
-    if world.size % wanted:
-        fitting = [number for number in range(1, world.size + 1) if world.size % number == 0]
-        nearest = min(fitting, key=lambda number: abs(number - wanted))
-        raise ConfigError(
-            f"parallel.shard: {world.size} processes are no multiple of {wanted}; use {nearest}, or all",
-            key="parallel.shard",
-        )
-    return wanted

@@ -261,9 +261,7 @@ def _build(
 
 
 def _build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    found: torch.optim.Optimizer = build(
-        "optimizer", config.optimizer, named_parameters=list(model.named_parameters())
-    )
+    found: torch.optim.Optimizer = build("optimizer", config.optimizer, named_parameters=list(model.named_parameters()))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from gptlab.config import RunConfig
 from gptlab.files import is_held
@@ -12,11 +12,18 @@ from gptlab.record.evaluation import Evaluation, read_evaluation
 from gptlab.record.facts import read_facts
 from gptlab.record.runfolder import DIVERGED, FACTS, Failure, State, lock_path, read_failure, state
 
-if TYPE_CHECKING:
-    from gptlab.lab.judge.session import GradeRequest
-
 GRADE = "grade"
 """The evaluation that a judge leaves (`gptlab.lab.judge.grading`)."""
+
+
+class Grading(Protocol):
+    """What a judge is asked about a run (`gptlab.lab.judge.session.GradeRequest`)."""
+
+    def arguments(self, run: Path) -> list[str]:
+        """The arguments of gptlab that have `run` graded."""
+
+    def is_done(self, run: Path) -> bool:
+        """Whether a run has the grade that this asks for."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class RunSpec:
     tasks: tuple[str, ...] = ()
     arm: str = ""
     experiment: str = ""
-    grading: GradeRequest | None = None
+    grading: Grading | None = None
 
     @property
     def suffix(self) -> str:
