@@ -237,4 +237,5 @@ def _sampling(asked: CompletionAsked | ChatAsked, number: int) -> Sampling:
         min_p=asked.min_p,
         seed=seed,
         stop_at_end=not asked.ignore_eos,
+        repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
     )
