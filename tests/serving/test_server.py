@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving.place import CONTEXT, Place, running
+from serving.place import CONTEXT, Place, ask_raw, read_until, running
 
 from gptlab.inference.chat import render_chat
 from gptlab.inference.generate import Sampling, generate
@@ -208,23 +207,6 @@ def test_64_clients_at_once_get_what_each_gets_alone(place: Place, runs: list[Ru
         assert list(pool.map(ask, range(64))) == expected
     assert place.served[0].engine.load.most_at_once == 32  # they were together
     assert place.settled()
-
-
-def read_until(connection: socket.socket, wanted: bytes) -> bytes:
-    found = b""
-    while wanted not in found:
-        part = connection.recv(4096)
-        assert part, found
-        found += part
-    return found
-
-
-def ask_raw(port: int, **body: Any) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-    content = json.dumps({"model": "base", "prompt": "a", "temperature": 0, "ignore_eos": True, **body}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
-    return connection
 
 
 @pytest.mark.parametrize("stream", [True, False])
