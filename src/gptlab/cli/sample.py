@@ -29,14 +29,13 @@ def sample(
     samples: Annotated[int, typer.Option(min=1, max=256, help="texts for each prompt")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate for each prompt")] = 100,
     temperature: Annotated[
-        float | None,
-        typer.Option(help="0 takes the likeliest token; 0.8 where it is left out, with --beams 0", show_default=False),
-    ] = None,
+        float | None, typer.Option(help="0 takes the likeliest token", show_default="0.8")
+    ] = None,  # with --beams 0
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest tokens")] = None,
     top_p: Annotated[float | None, typer.Option(help="keep the fewest tokens that reach probability p")] = None,
     min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
     repetition_penalty: Annotated[float, typer.Option(help="above 1: less of what the text has already")] = 1.0,
-    beams: Annotated[int, typer.Option(help="draw nothing: the likeliest text that so many beams come by")] = 1,
+    beams: Annotated[int, typer.Option(help="draw nothing: the likeliest text by so many beams")] = 1,
     seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
     show_tokens: Annotated[bool, typer.Option(help="show where tokens end, by colours or by │")] = False,
     special: Annotated[bool, typer.Option("--special", help="the same as --special-tokens all")] = False,
@@ -59,19 +58,8 @@ def sample(
     """Continue prompts with a trained model."""
     from gptlab.inference.generate import Sampling
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature if temperature is not None else 0.8 if beams == 1 else 0.0,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop_at_end=not ignore_end,
-        repetition_penalty=repetition_penalty,
-        beams=beams,
-    )
-    if beams > 1 and stop:
-        raise GptlabError("--beams looks for the likeliest text as a whole, --stop cuts it; leave one of them out")
+    warmth = temperature if temperature is not None else 0.8 if beams == 1 else 0.0
+    sampling = Sampling(max_new_tokens, warmth, top_k, top_p, min_p, seed, not ignore_end, repetition_penalty, beams)
     from gptlab.files import check_place
     from gptlab.interop import load
 
@@ -79,12 +67,11 @@ def sample(
         if out.suffix != ".jsonl":
             raise GptlabError(f"--out {out}: texts are kept as JSON lines; name a file that ends in .jsonl")
         check_place(out, "--out")
+    _check_stops(stop or [], beams)
     if (out is not None or compare is not None) and show_tokens:
         raise GptlabError("--show-tokens shows the tokens of one run; leave out --out and --compare")
     if compare is not None and compare.resolve() == run.resolve():
         raise GptlabError(f"--compare {compare}: the run itself; name another")
-    if any(not one for one in stop or []):
-        raise GptlabError("--stop: an empty text stands everywhere; give one that has characters")
     given = read_texts(prompts or [], file)
     loaded = load(run, device=device, checkpoint=checkpoint, quantize=quantize)
     if "" in given and not chat:
@@ -104,6 +91,13 @@ def sample(
         _keep(out, texts, written, sampling)
     else:
         _show_beside(texts, written, between="\n" if chat else "")
+
+
+def _check_stops(stops: Sequence[str], beams: int) -> None:
+    if any(not one for one in stops):
+        raise GptlabError("--stop: an empty text stands everywhere; give one that has characters")
+    if beams > 1 and stops:
+        raise GptlabError("--beams looks for the likeliest text as a whole, --stop cuts it; leave one of them out")
 
 
 def _continued(
