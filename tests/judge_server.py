@@ -66,7 +66,9 @@ class JudgeServer:
         dice = random.Random(hashlib.sha256(question.encode()).digest())
         names = list(json.loads(form))
         if "overall" not in names:
-            return json.dumps({name: dice.randint(3, 7) for name in names})
+            shown = re.search(r"<continuation>\n(.*?)\n</continuation>", question, re.S)[1]  # type: ignore[index]
+            liked = round(self.quality(shown))
+            return json.dumps({name: max(1, min(10, dice.randint(3, 7) + liked)) for name in names})
         a, b = (re.search(rf"<{name}>\n(.*?)\n</{name}>", question, re.S)[1] for name in "AB")  # type: ignore[index]
         logit = self.quality(a) - self.quality(b) + self.first
         logit += self.longer * math.tanh((len(a) - len(b)) / 50)

@@ -19,7 +19,7 @@ packs = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN oper
 
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "tied, with biases": {"tied": True, "block": {"attention": {"bias": True}, "mlp": {"use": "MLP", "bias": True}}},
+    "tied, with biases": {"tied": True, "block": {"attention": {"bias": True}, "mlp": {"use": "GELU", "bias": True}}},
     "MLA, which reads a weight itself": {
         "block": {"attention": {"use": "MLA", "kv_rank": 16}},
         "position": {"use": "RoPE", "fraction": 1.0},

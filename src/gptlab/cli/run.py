@@ -55,6 +55,8 @@ def run(
         evidence = evaluate_experiment(ledger, strict=strict)
     missing = missing_runs(evidence, seeds=seeds)
     if missing:
+        if (grade := experiment.statement.metric.grade) is not None:
+            grade.request.check_ready()
         predictions = predict_runs(missing, store, probe=probe)
         rate = _hourly_rate(experiment, [prediction.hardware for prediction in predictions.values()])
         devices = find_devices(jobs)
@@ -117,6 +119,9 @@ def _show_plan(experiment: Experiment, estimate: CostEstimate, devices: int) -> 
     runs = ", ".join(f"{count} of {arm}" for arm, count in estimate.runs.items())
     reused = f"; {estimate.reused} are there already and are used" if estimate.reused else ""
     say(f"at most {sum(estimate.runs.values())} runs to train ({runs}){reused}")
+    if (grade := experiment.statement.metric.grade) is not None:
+        budget = "" if grade.budget is None else f", for {format_dollars(grade.budget)} a run at most"
+        say(f"each of them is graded by {grade.model} after training{budget}")
     if estimate.seconds is not None:
         each = f" on {devices} devices" if devices > 1 else ""
         cost = "" if estimate.dollars is None else f", {format_dollars(estimate.dollars)}"

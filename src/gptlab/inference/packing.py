@@ -13,7 +13,6 @@ import platform
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 _EXPECTED_ROWS = 64

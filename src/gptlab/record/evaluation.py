@@ -82,6 +82,7 @@ class Evaluation(Shown):
             "tokenizer": str(tokenizer.get("hash"))[:12] if isinstance(tokenizer, dict) else None,
             "precision": " × ".join(str(known[key]) for key in ("dtype", "quantized") if known.get(key)) or None,
             "scorer": known.get("version"),
+            **(known.get("judging") or {}),
         }
         return {name: str(value)[:40] for name, value in named.items() if value is not None}
 

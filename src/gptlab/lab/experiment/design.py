@@ -12,9 +12,10 @@ from gptlab.lab.runs.store import RunSpec
 
 def comparison_run(experiment: Experiment, arm: Arm, seed: int) -> RunSpec:
     """The run of an arm with a seed."""
-    accuracy = experiment.statement.metric.accuracy
-    tasks = (accuracy,) if accuracy else ()
-    return RunSpec(arm.seeded(seed), arm.hash, f"{arm.name} seed {seed}", tasks, arm.name, experiment.name)
+    metric = experiment.statement.metric
+    tasks = (metric.accuracy,) if metric.accuracy else ()
+    grading = None if metric.grade is None else metric.grade.request
+    return RunSpec(arm.seeded(seed), arm.hash, f"{arm.name} seed {seed}", tasks, arm.name, experiment.name, grading)
 
 
 def tuning_runs(experiment: Experiment) -> Iterator[tuple[str, int, RunSpec]]:

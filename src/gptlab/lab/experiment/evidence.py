@@ -17,6 +17,7 @@ from gptlab.lab.experiment.ledger import Ledger, RunRecord
 from gptlab.lab.experiment.matching import Mismatch, mismatches, provenance_differences
 from gptlab.lab.experiment.spec import BASELINE, Arm, Experiment, load_experiment
 from gptlab.lab.runs.store import Store
+from gptlab.lab.stats.crossed import Estimate, mean_estimate
 from gptlab.lab.stats.decision import Decision, Rule, Verdict, decide, seeds_to_verdict
 from gptlab.lab.stats.paired import EffectSize, PairedSummary, effect_size, paired_summary
 from gptlab.record.facts import Facts
@@ -36,6 +37,7 @@ class Result:
     value: float
     facts: Facts
     identity: Identity | None = None
+    parts: tuple[float, ...] = ()  # the numbers that the value is the mean of, one a prompt
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,15 @@ class ArmEvidence:
     def differences(self) -> NDArray[np.float64]:
         """The arm's metric minus the baseline's, seed by seed."""
         return np.array([arm.value - baseline.value for arm, baseline in self.pairs])
+
+    @property
+    def over_prompts(self) -> Estimate | None:
+        """The difference with the 95% interval in which it would lie for other prompts and other seeds, not for other
+        seeds alone; None where the metric is no mean over prompts, or prompts are missing."""
+        parts = [(np.array(arm.parts), np.array(baseline.parts)) for arm, baseline in self.pairs]
+        if not parts or len({len(one) for pair in parts for one in pair}) != 1 or not len(parts[0][0]):
+            return None
+        return mean_estimate(np.stack([arm - baseline for arm, baseline in parts], axis=1))
 
     @property
     def refusal(self) -> str | None:
@@ -193,7 +204,7 @@ def _pairs(ledger: Ledger, arm: str) -> Iterator[tuple[Result, Result]]:
 def _result(record: RunRecord) -> Result | None:
     if record.value is None or record.facts is None:
         return None
-    return Result(record.seed, record.folder, record.value, record.facts, record.identity)
+    return Result(record.seed, record.folder, record.value, record.facts, record.identity, record.parts)
 
 
 def _differ(ours: Facts, theirs: Facts) -> bool:

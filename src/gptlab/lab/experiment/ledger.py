@@ -17,7 +17,7 @@ from gptlab.hardware.gpus import gpu_of_driver, read_gpus
 from gptlab.lab.experiment.design import comparison_run, curve_runs, tuning_runs
 from gptlab.lab.experiment.spec import Arm, Experiment, apply_tuning
 from gptlab.lab.experiment.tuning import TuningChoice, select_tuning
-from gptlab.lab.runs.store import RunSpec, Store, is_evaluated
+from gptlab.lab.runs.store import GRADE, RunSpec, Store, is_evaluated
 from gptlab.record.facts import Facts, read_facts
 from gptlab.record.measurement import Identity, unlike_pair
 from gptlab.record.runfolder import FACTS, Failure, Session, State, read_failure, read_sessions, state
@@ -36,6 +36,7 @@ class RunRecord:
         value: its metric; None unless finished, and for a compute curve whose metric is not logged.
         identity: what the metric was read from; None unless finished, and where that is not known.
         resolution: the step in which the metric is counted; 0 where it has none.
+        parts: the numbers that the metric is the mean of; empty where it is no such mean.
         facts: what it was and cost; None unless finished.
         dollars: what it cost; None unless finished, and where no price is known.
         failure: how it diverged; None where it did not.
@@ -51,6 +52,7 @@ class RunRecord:
     value: float | None = None
     identity: Identity | None = None
     resolution: float = 0.0
+    parts: tuple[float, ...] = ()
     facts: Facts | None = None
     dollars: float | None = None
     failure: Failure | None = None
@@ -160,7 +162,7 @@ class _Reader:
 
     def read(self, use: str, spec: RunSpec) -> RunRecord:
         """The record of a run."""
-        key = spec.suffix + ",".join(spec.tasks)
+        key = spec.suffix + ",".join(spec.tasks) + ("" if spec.grading is None else GRADE)
         if key not in self.known:
             self.known[key] = self._read(use, spec)
         return self.known[key]

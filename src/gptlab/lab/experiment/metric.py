@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic
 from pydantic import Field
 
 from gptlab.config.schema import Section
-from gptlab.config.types import Number, Text
+from gptlab.config.types import Integer, Number, Text
 from gptlab.errors import GptlabError, did_you_mean
 from gptlab.evals import benchmark_names
-from gptlab.lab.runs.store import outdated
+from gptlab.lab.runs.store import GRADE, outdated
 from gptlab.record.evaluation import read_evaluation
 from gptlab.record.measurement import Identity, unlike_pair
 from gptlab.record.metrics import Row, read_metrics
 from gptlab.record.runfolder import Session, read_sessions
+
+if TYPE_CHECKING:
+    from gptlab.lab.judge.session import GradeRequest
 
 _PLAIN = {"loss": "val/loss", "bits_per_byte": "val/bits_per_byte"}
 
@@ -31,18 +34,52 @@ class Measured:
         value: it.
         identity: what it was read from, but for the run; None where that is not known (gptlab before 0.4).
         resolution: the step in which it is counted, one question of an accuracy; 0 where it has none.
+        parts: the numbers that it is the mean of, one for each prompt of a grade; empty where it is no such mean.
     """
 
     value: float
     identity: Identity | None
     resolution: float = 0.0
+    parts: tuple[float, ...] = ()
+
+
+class Grade(Section):
+    """A judge's grade of what a run makes of prompts, see `gptlab judge`."""
+
+    judge: Text = Field(description="URL of an OpenAI-compatible endpoint")
+    model: Text = Field(description="the judge's name there")
+    prompts: Text = Field("stories", description="stories, continuations, a .txt or a .jsonl")
+    limit: Integer | None = Field(None, description="the first so many prompts; null: all")
+    criteria: Text | None = Field(None, description="a .txt, or NAME: MEANING; null: TinyStories'")
+    repeats: Integer = Field(1, description="how often each text is graded")
+    budget: Number | None = Field(None, description="dollars for each run")
+    price_in: Number | None = Field(None, description="dollars for a million tokens that the judge reads")
+    price_out: Number | None = Field(None, description="dollars for a million tokens that it writes")
+    key_variable: Text | None = Field(None, description="variable of the environment that holds the key")
+
+    @pydantic.model_validator(mode="after")
+    def _can_be_asked(self) -> Grade:
+        try:
+            _ = self.request
+        except GptlabError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def request(self) -> GradeRequest:
+        """What is asked about a run. Raises GptlabError for what cannot be."""
+        from gptlab.lab.judge.session import GradeRequest
+
+        return GradeRequest(**dict(self))
 
 
 class Metric(Section):
-    """`loss`, `bits_per_byte`, {accuracy: TASK}, {tokens_to: LOSS}, {seconds_to: LOSS} or {logged: KEY, better: …}."""
+    """`loss`, `bits_per_byte`, {accuracy: TASK}, {grade: …}, {tokens_to: LOSS}, {seconds_to: LOSS} or {logged: KEY,
+    better: …}."""
 
     logged: Text | None = Field(None, description="a key of metrics.jsonl, its last value")
     accuracy: Text | None = Field(None, description="a task of `gptlab eval`; its acc_norm")
+    grade: Grade | None = Field(None, description="the mean grade that a judge gives, see `metric.grade.…`")
     tokens_to: Number | None = Field(None, description="tokens until the validation loss is this low")
     seconds_to: Number | None = Field(None, description="seconds of training until the validation loss is this low")
     better: Text = Field("", description="lower or higher; known for all but `logged`")
@@ -58,7 +95,8 @@ class Metric(Section):
 
     @pydantic.model_validator(mode="after")
     def _one(self) -> Metric:
-        given = [name for name in ("logged", "accuracy", "tokens_to", "seconds_to") if getattr(self, name) is not None]
+        names = ("logged", "accuracy", "grade", "tokens_to", "seconds_to")
+        given = [name for name in names if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"one metric decides; {given[0]} and {given[1]} are two")
         if not given and self.model_fields_set:
@@ -84,7 +122,12 @@ class Metric(Section):
     @property
     def is_logged(self) -> bool:
         """Whether it is the last value of a key of metrics.jsonl, which a run of any length has."""
-        return (self.accuracy, self.tokens_to, self.seconds_to) == (None, None, None)
+        return self.tokens_to is None and self.seconds_to is None and not self.is_evaluated
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether a finished run is asked for it, by a benchmark or a judge; it is not logged while training."""
+        return self.accuracy is not None or self.grade is not None
 
     @property
     def is_by_byte(self) -> bool:
@@ -96,6 +139,8 @@ class Metric(Section):
         """Its name in tables, with the unit."""
         if self.accuracy is not None:
             return f"{self.accuracy} accuracy"
+        if self.grade is not None:
+            return f"grade of 10 by {self.grade.model}"
         if self.tokens_to is not None:
             return f"tokens to loss {self.tokens_to:g}"
         if self.seconds_to is not None:
@@ -107,7 +152,7 @@ class Metric(Section):
     @property
     def lower_is_better(self) -> bool:
         """Whether a lower value is better."""
-        return self.accuracy is None and self.better != "higher"
+        return not self.is_evaluated and self.better != "higher"
 
     def measure(
         self, run: Path, sessions: Sequence[Session] | None = None, rows: Sequence[Row] | None = None
@@ -118,6 +163,8 @@ class Metric(Section):
         """
         if self.accuracy is not None:
             return _accuracy(run, self.accuracy)
+        if self.grade is not None:
+            return _grade(run, self.grade)
         rows = read_metrics(run / "metrics.jsonl") if rows is None else rows
         measured = [row for row in rows if row.get(self.key) is not None]
         if not measured:
@@ -171,6 +218,21 @@ def _accuracy(run: Path, task: str) -> Measured:
         raise GptlabError(f"{run}: {task} has no accuracy; choose a task of questions")
     step = 1 / questions if isinstance(questions, int) and questions > 0 else 0.0
     return Measured(float(value), found.identity, step)
+
+
+def _grade(run: Path, grade: Grade) -> Measured:
+    from gptlab.lab.judge.grading import MEAN
+
+    found, again = read_evaluation(run, GRADE), " ".join(["gptlab", *grade.request.arguments(run)])
+    if found is None:
+        raise GptlabError(f"{run} has no evals/{GRADE}.json; run `{again}`")
+    if why := outdated(found, run):
+        raise GptlabError(f"{run}: evals/{GRADE}.json is {why}; run `{again}` again")
+    try:
+        parts = tuple(float(row[MEAN]) for row in found.records)
+        return Measured(float(found.results[MEAN]), found.identity, parts=parts)
+    except (KeyError, TypeError, ValueError):
+        raise GptlabError(f"{run}: evals/{GRADE}.json holds no grade; delete it and run `{again}`") from None
 
 
 def check_alike(metric: Metric, runs: Iterable[Path]) -> None:

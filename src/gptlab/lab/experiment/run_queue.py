@@ -41,7 +41,7 @@ def missing_runs(evidence: Evidence, *, seeds: int | None = None) -> list[RunSpe
 def _check_measured_alike(ledger: Ledger) -> None:
     """What is trained next must be measured as what is there was."""
     metric = ledger.experiment.statement.metric
-    if metric.accuracy is not None:
+    if metric.is_evaluated:
         return  # what the questions are is known when they are asked
     now = {arm.name: arm.measured_on for arm in ledger.experiment.all_arms}
     for record in ledger.records:

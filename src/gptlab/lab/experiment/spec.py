@@ -309,7 +309,7 @@ def _read(folder: str | Path) -> tuple[Path, Statement, Mapping[KeyPath, Origin]
 
 def _check_measured_alike(metric: Metric, arm: Arm, baseline: Arm, place: object) -> None:
     """Raise ConfigError where the metric of an arm would be read from something else than the baseline's."""
-    if metric.accuracy is not None or not metric.key.startswith("val/"):
+    if metric.is_evaluated or not metric.key.startswith("val/"):
         return
     if changed := differences(arm.measured_on, baseline.measured_on, by_byte=metric.is_by_byte):
         by_byte = "" if metric.is_by_byte else ", or measure bits_per_byte over the whole text for another tokenizer"

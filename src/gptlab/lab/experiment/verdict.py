@@ -45,6 +45,11 @@ def seeds_needed(evidence: Evidence, found: ArmEvidence) -> str:
 def verdict_notes(evidence: Evidence, found: ArmEvidence) -> list[str]:
     """Remarks beside the verdict: its reasons, tuning, and warnings."""
     said = [found.decision.sentence] if found.refusal is None and found.pairs else []
+    if (wider := found.over_prompts) is not None and wider.low is not None:
+        said.append(
+            f"the verdict is on these prompts; with others as well as other seeds the difference lies in "
+            f"[{wider.low:+.3g}, {wider.high:+.3g}] (95%)"
+        )
     if evidence.ledger.choices:
         point = evidence.ledger.choices[found.arm.name].point
         said.append("tuned: " + ", ".join(f"{key} = {value}" for key, value in point.items()))

@@ -177,9 +177,7 @@ def conclude(
     Raises GptlabError where no question, or of a comparison no pair of them, has an answer that can be read.
     """
     scores = scores_of(book, asked)
-    if not scores:
-        raise GptlabError(f"{book.verdicts.path}: no answer in it can be read, so there is nothing to conclude")
-    cells = _cells(asked, scores)
+    cells = cells_of(asked, book)
     settled = [is_settled(one, book) for one in asked]
     seeds, repeats = cells[next(iter(cells))].shape[1:3]
     found, won, grades = None, {}, {}
@@ -187,14 +185,14 @@ def conclude(
         found = preference(cells[OVERALL], _lengths(asked))
         whole = ~np.isnan(cells[OVERALL]).any(axis=-1, keepdims=True)
         won = {
-            name: share_estimate(_over_repeats(np.where(whole, values, np.nan)))
+            name: share_estimate(over_repeats(np.where(whole, values, np.nan)))
             for name, values in cells.items()
             if name != OVERALL
         }
     else:
-        grades = {name: mean_estimate(_over_repeats(values)) for name, values in cells.items()}
+        grades = {name: mean_estimate(over_repeats(values)) for name, values in cells.items()}
         if len(grades) > 1:
-            grades[MEAN] = mean_estimate(_over_repeats(np.mean(list(cells.values()), axis=0)))
+            grades[MEAN] = mean_estimate(over_repeats(np.mean(list(cells.values()), axis=0)))
     return Judging(
         arms=[arm.label for arm in study.arms],
         judge=dict(judge),
@@ -218,8 +216,14 @@ def conclude(
     )
 
 
-def _cells(asked: Sequence[Asked], scores: Mapping[str, Mapping[str, float]]) -> dict[str, Array]:
-    """By criterion (P, S, R, orders): of two how far B is preferred, of one the grade; NaN where that is not known."""
+def cells_of(asked: Sequence[Asked], book: Book) -> dict[str, Array]:
+    """By criterion (P, S, R, orders): of two how far B is preferred, of one the grade; NaN where that is not known.
+
+    Raises GptlabError where no answer can be read.
+    """
+    scores = scores_of(book, asked)
+    if not scores:
+        raise GptlabError(f"{book.verdicts.path}: no answer in it can be read, so there is nothing to conclude")
     shape = tuple(1 + max(getattr(one, axis) for one in asked) for axis in ("prompt", "seed", "repeat", "order"))
     found = {name: np.full(shape, np.nan) for name in asked[0].question.asked_for}
     for one in asked:
@@ -229,7 +233,7 @@ def _cells(asked: Sequence[Asked], scores: Mapping[str, Mapping[str, float]]) ->
     return found
 
 
-def _over_repeats(values: Array) -> Array:
+def over_repeats(values: Array) -> Array:
     """(P, S, R, orders) → (P, S): the mean of what is there, NaN where nothing is."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore"):

@@ -14,12 +14,15 @@ from gptlab.files import check_place
 from gptlab.lab.judge.asking import Asked, BudgetSpentError, Price, ask_all, forecast
 from gptlab.lab.judge.book import Book, open_book
 from gptlab.lab.judge.endpoint import Address, Endpoint, read_address, read_key
-from gptlab.lab.judge.judging import Judging, conclude
+from gptlab.lab.judge.grading import grade_evaluations, grading_identity
+from gptlab.lab.judge.judging import Judging, cells_of, conclude, over_repeats
 from gptlab.lab.judge.prompts import read_prompts
 from gptlab.lab.judge.questions import read_criteria
 from gptlab.lab.judge.study import all_questions, default_name, read_study
 from gptlab.lab.judge.texts import Writer, gather_texts
+from gptlab.lab.runs.store import GRADE
 from gptlab.planning.formatting import format_dollars
+from gptlab.record.evaluation import read_evaluation
 
 JUDGINGS = Path("judgings")
 
@@ -77,6 +80,22 @@ class Request:
             if not kept:
                 raise GptlabError(f"{option(name, getattr(self, name))}: must be {range_}")
 
+    @property
+    def warmth(self) -> dict[str, float]:
+        """The judge's temperature, where it is not the endpoint's own."""
+        return {} if self.judge_temperature is None else {"temperature": self.judge_temperature}
+
+    def identity(self) -> dict[str, str]:
+        """What a grade by this request depends on beside the run. Raises as `read_prompts` and `read_criteria`."""
+        return grading_identity(
+            self.model,
+            self.judge_temperature,
+            prompts=read_prompts(self.prompts, self.limit).digest,
+            criteria=[str(one) for one in read_criteria(self.criteria)],
+            sampling=dict(self.sampling),
+            repeats=self.repeats,
+        )
+
     def price(self, address: Address) -> Price:
         """What tokens cost. Raises GptlabError where that, or the most that it may come to, is not known of a machine
         that is not one's own."""
@@ -90,6 +109,49 @@ class Request:
         return Price(self.price_in or 0.0, self.price_out or 0.0)
 
 
+@dataclass(frozen=True)
+class GradeRequest:
+    """Who grades the runs of an experiment after training, and by what; the names are those of `Request`.
+
+    `budget`: dollars for each run. Raises GptlabError for what could not be asked.
+    """
+
+    judge: str
+    model: str
+    prompts: str = "stories"
+    limit: int | None = None
+    criteria: str | None = None
+    repeats: int = 1
+    budget: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+    key_variable: str | None = None
+
+    def __post_init__(self) -> None:
+        request = self.request(())
+        request.price(read_address(self.judge))
+        request.identity()
+
+    def check_ready(self) -> None:
+        """Raise GptlabError where the judge could not be asked from here: without a key, or the client."""
+        address = read_address(self.judge)
+        Endpoint(address, self.model, read_key(address, self.key_variable), limit=1)
+
+    def request(self, runs: Sequence[Path]) -> Request:
+        """What is asked about `runs`."""
+        return Request(runs, grade=True, **vars(self))
+
+    def arguments(self, run: Path) -> list[str]:
+        """The arguments of gptlab that have `run` graded."""
+        given = {name.replace("_", "-"): value for name, value in vars(self).items() if value is not None}
+        return ["judge", str(run), "--grade", *(f"--{name}={value}" for name, value in given.items())]
+
+    def is_done(self, run: Path) -> bool:
+        """Whether a run has the grade that this asks for. Raises GptlabError where its file is damaged."""
+        found = read_evaluation(run, GRADE)
+        return found is not None and found.settings.get("judging") == self.request(()).identity()
+
+
 def judge_runs(request: Request, write: Writer, *, dry_run: bool = False) -> tuple[Path, Judging | None]:
     """The folder of a judging, and what it came to; None for a `dry_run`, which asks nothing. `write`: see `Writer`.
 
@@ -101,8 +163,7 @@ def judge_runs(request: Request, write: Writer, *, dry_run: bool = False) -> tup
     prompts = read_prompts(request.prompts, request.limit)
     criteria = read_criteria(request.criteria)
     study = read_study(request.runs, grade=request.grade)
-    warmth = {} if request.judge_temperature is None else {"temperature": request.judge_temperature}
-    judge, by = {"model": request.model, **warmth}, {one.name: one.meaning for one in criteria}
+    judge, by = {"model": request.model, **request.warmth}, {one.name: one.meaning for one in criteria}
     endpoint = Endpoint(address, request.model, key, limit=request.judge_tokens, temperature=request.judge_temperature)
     settings = {**judge, **request.sampling, "prompts": prompts.name, "criteria": by}
     folder = _folder(request.name or default_name(study, settings))
@@ -130,6 +191,12 @@ def judge_runs(request: Request, write: Writer, *, dry_run: bool = False) -> tup
         except GptlabError as error:
             raise stopped or error from None
         result.write(folder / "result.json")
+        if not study.is_comparison and result.complete:
+            grades = {name: over_repeats(values) for name, values in cells_of(asked, book).items()}
+            for run, found in zip(
+                study.runs, grade_evaluations(study.runs, grades, prompts.texts, request.identity()), strict=True
+            ):
+                found.write(run / "evals" / f"{GRADE}.json")
     if stopped is not None:
         raise BudgetSpentError(str(stopped), folder, result)
     return folder, result

@@ -29,7 +29,7 @@ from gptlab.lab.report.compare import format_ranges
 from gptlab.lab.report.figures import save_figures
 from gptlab.lab.report.findings import Findings, read_findings
 from gptlab.lab.report.latex import Numbers, Source, code, escape, longtable, tabular
-from gptlab.lab.runs.store import Store
+from gptlab.lab.runs.store import GRADE, Store
 from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.seal import sealed_json
 
@@ -115,6 +115,8 @@ def _measured(findings: Findings, folders: Sequence[Path]) -> list[Source]:
     metric = findings.experiment.statement.metric
     if metric.accuracy is not None:
         return [Source(folder.name, f"evals/{metric.accuracy}.json", "acc_norm") for folder in folders]
+    if metric.grade is not None:
+        return [Source(folder.name, f"evals/{GRADE}.json", "mean") for folder in folders]
     return [Source(folder.name, "metrics.jsonl", metric.key) for folder in folders]
 
 

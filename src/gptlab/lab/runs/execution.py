@@ -150,7 +150,7 @@ def _group(run: RunSpec) -> dict[str, str]:
 
 
 class _TrainingProcess:
-    """A process that trains one run, followed by one that evaluates its tasks."""
+    """A process that trains one run, followed by one that evaluates its tasks or has it graded."""
 
     def __init__(
         self, run: RunSpec, store: Store, device: Device, bars: Progress, prediction: Prediction | None
@@ -181,6 +181,8 @@ class _TrainingProcess:
         )
 
     def _evaluate(self) -> subprocess.Popen[str]:
+        if self.run.grading is not None:
+            return self._start(*self.run.grading.arguments(self.folder))
         return self._start("eval", str(self.folder), "--tasks", ",".join(self.run.tasks))
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -205,7 +207,7 @@ class _TrainingProcess:
         if self.process.poll() is None:
             return False
         trained = self.process.returncode == 0 and not self.evaluating and self.store.is_finished(self.folder)
-        if trained and self.run.tasks:
+        if trained and (self.run.tasks or self.run.grading):
             self.evaluating = True
             self.process = self._evaluate()
             return False

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptlab.config import RunConfig
 from gptlab.files import is_held
 from gptlab.record.evaluation import Evaluation, read_evaluation
 from gptlab.record.facts import read_facts
 from gptlab.record.runfolder import DIVERGED, FACTS, Failure, State, lock_path, read_failure, state
+
+if TYPE_CHECKING:
+    from gptlab.lab.judge.session import GradeRequest
+
+GRADE = "grade"
+"""The evaluation that a judge leaves (`gptlab.lab.judge.grading`)."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class RunSpec:
         label: what it is called in messages, such as "swiglu seed 3".
         tasks: of `gptlab eval`, to be evaluated after training.
         arm, experiment: what it belongs to, where it does.
+        grading: who is asked to grade it after training; None: nobody.
     """
 
     config: RunConfig
@@ -28,6 +36,7 @@ class RunSpec:
     tasks: tuple[str, ...] = ()
     arm: str = ""
     experiment: str = ""
+    grading: GradeRequest | None = None
 
     @property
     def suffix(self) -> str:
@@ -79,8 +88,11 @@ class Store:
 
 
 def is_evaluated(folder: Path, run: RunSpec) -> bool:
-    """Whether the results of all of a run's tasks are in its folder: whole, and of the weights that it has now."""
-    found = [read_evaluation(folder, task) for task in run.tasks]
+    """Whether the results of all of a run's tasks, and the grade that is asked for, are in its folder: whole, and of
+    the weights that it has now."""
+    if run.grading is not None and not run.grading.is_done(folder):
+        return False
+    found = [read_evaluation(folder, task) for task in (*run.tasks, *([] if run.grading is None else [GRADE]))]
     return all(one is not None and not outdated(one, folder) for one in found)
 
 
