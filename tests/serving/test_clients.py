@@ -128,16 +128,18 @@ def test_an_answer_that_is_not_read_is_not_kept(runs: list[Run]) -> None:
 
 
 def test_a_client_that_reads_slowly_is_waited_for(runs: list[Run]) -> None:
-    with running(runs[:1], Limits(patience=0.5)) as place:
-        connection = ask_raw(place.port, receives=4096, n=16, max_tokens=300, logprobs=20)
-        found, began = b"", time.monotonic()
+    with running(runs[:1], Limits(patience=1.0)) as place:
+        connection = ask_raw(place.port, receives=2**15, n=32, max_tokens=400, logprobs=20)
+        found = read_until(connection, b"{")
+        began = time.monotonic()
         while b'"usage"' not in found[-400:]:
-            part = connection.recv(2**16)
+            part = connection.recv(2**14)
             assert part, len(found)
             found += part
-            if time.monotonic() < began + 3:  # six times as long as it could be silent for
-                time.sleep(0.05)
-        assert len(json.loads(found.partition(b"\r\n\r\n")[2])["choices"]) == 16
+            if time.monotonic() < began + 3:  # three times as long as it could be silent for
+                time.sleep(0.02)
+        assert time.monotonic() > began + 3
+        assert len(json.loads(found.partition(b"\r\n\r\n")[2])["choices"]) == 32
         connection.close()
 
 
