@@ -199,6 +199,8 @@ def _option(parameter: Any) -> str:
 def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
+    if isinstance(shown := getattr(parameter, "show_default", None), str):  # what stands for a None
+        return f"`{shown}`"
     if getattr(parameter, "is_flag", False) or parameter.default in (None, [], ()) or callable(parameter.default):
         return ""
     return f"`{parameter.default}`"

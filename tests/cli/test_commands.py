@@ -235,6 +235,35 @@ def test_sample_takes_several_prompts_and_checkpoints(call: Call, workplace: Pat
     assert same == call("sample", run, "the cat", *greedy)[1]
 
 
+def test_sample_by_beams_and_with_a_penalty(call: Call, workplace: Path, tmp_path: Path) -> None:
+    import gptlab
+
+    run = only_run(workplace)
+    draw = ["--max-new-tokens", "12", "--ignore-end"]
+    loaded = gptlab.load(run, device="cpu")
+    options = {"max_new_tokens": 12, "temperature": 0, "stop_at_end": False}
+    code, shown, _ = call("sample", run, "the cat", *draw, "--beams", "3", "--device", "cpu")
+    assert code == 0
+    assert shown.rstrip("\n") == ("the cat" + loaded.generate("the cat", beams=3, **options)).rstrip("\n")
+    out = tmp_path / "kept.jsonl"
+    asked = [*draw, "--beams", "3", "--repetition-penalty", "1.5", "--out", str(out), "--device", "cpu"]
+    assert call("sample", run, "the cat", "a", *asked)[0] == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    expected = loaded.generate(["the cat", "a"], beams=3, repetition_penalty=1.5, **options)
+    assert [row["text"] for row in rows] == expected
+    assert {(row["beams"], row["repetition_penalty"], row["temperature"]) for row in rows} == {(3, 1.5, 0.0)}
+    assert call("sample", run, "the cat", *draw, "--beams", "3", "--show-tokens")[0] == 0
+    for words, said in (
+        (["--beams", "3", "--temperature", "0.8"], "--beams 3 draws nothing, and --temperature 0.8 is for draws"),
+        (["--beams", "3", "--stop", "a"], "--beams looks for the likeliest text as a whole"),
+        (["--beams", "900"], "beams can be followed; lower it"),
+        (["--repetition-penalty", "0"], "--repetition-penalty must be from 0.01 to 100"),
+    ):
+        code, shown, err = call("sample", run, "the cat", *words)
+        assert (code, shown) == (2, "")
+        assert said in err
+
+
 # ---------------------------------------------------------------- start
 
 

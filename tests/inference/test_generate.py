@@ -8,7 +8,8 @@ import torch
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
 from gptlab.inference.cache import KVCache
-from gptlab.inference.generate import Sampling, decoding_copy, generate, sample_token, window_start
+from gptlab.inference.decoder import window_start
+from gptlab.inference.generate import Sampling, decoding_copy, generate, sample_token
 from gptlab.model import build_model
 
 CPU = torch.device("cpu")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -94,3 +96,26 @@ def running(runs: list[Run], limits: Limits | None = None) -> Iterator[Place]:
             each.engine.close()
         listening.close()
         assert not thread.is_alive()
+
+
+def read_until(connection: socket.socket, wanted: bytes) -> bytes:
+    """What comes, as far as `wanted` at least."""
+    found = b""
+    while wanted not in found:
+        part = connection.recv(4096)
+        assert part, found
+        found += part
+    return found
+
+
+def ask_raw(port: int, *, receives: int | None = None, **body: Any) -> socket.socket:
+    """A connection that has asked for a greedy completion. `receives`: bytes that the machine takes in for it."""
+    connection = socket.socket()
+    if receives is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+    connection.settimeout(60)
+    connection.connect(("127.0.0.1", port))
+    content = json.dumps({"model": "base", "prompt": "a", "temperature": 0, "ignore_eos": True, **body}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving.place import CONTEXT, Place, running
+from serving.place import CONTEXT, Place, ask_raw, read_until, running
 
 from gptlab.inference.chat import render_chat
 from gptlab.inference.generate import Sampling, generate
@@ -134,6 +133,41 @@ def test_a_seed_repeats_and_choices_have_seeds_of_their_own(place: Place, runs: 
     assert free[0].text != free[1].text
 
 
+def test_a_penalty_is_that_of_generation_and_scores_stay_the_models_own(place: Place, runs: list[Run]) -> None:
+    client, run = place.openai, runs[0]
+    ids = run.encode_prompt("the cat the cat")
+    for more in ({"temperature": 0}, {"temperature": 0.9, "seed": 4}):
+        options: dict[str, Any] = {"model": "base", "prompt": "the cat the cat", "max_tokens": 40, **more}
+        expected = alone(run, ids, 40, repetition_penalty=1.4, **more)
+        found = client.completions.create(extra_body={"repetition_penalty": 1.4}, **options).choices[0]
+        assert found.text == expected
+        assert found.text != client.completions.create(**options).choices[0].text
+        off = client.completions.create(extra_body={"repetition_penalty": 1.0}, **options).choices[0]
+        assert off.text == client.completions.create(**options).choices[0].text
+    options = {"model": "base", "prompt": ids, "max_tokens": 1, "temperature": 0, "logprobs": 1}
+    found = client.completions.create(extra_body={"repetition_penalty": 100.0}, **options).choices[0].logprobs
+    plain = client.completions.create(**options).choices[0].logprobs
+    assert found.top_logprobs == plain.top_logprobs
+
+
+def test_the_choices_of_a_prompt_read_it_once(place: Place, runs: list[Run]) -> None:
+    client, run, served = place.openai, runs[0], place.served[0]
+    ids = run.encode_prompt("Once upon a time there was")
+    read: list[torch.Size] = []
+    handle = served.engine.model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].shape))
+    try:
+        options: dict[str, Any] = {"model": "base", "prompt": ids, "max_tokens": 30, "n": 8, "seed": 2, "logprobs": 1}
+        found = client.completions.create(echo=True, **options).choices
+    finally:
+        handle.remove()
+    assert read[0] == (1, len(ids))
+    assert {shape[1] for shape in read[1:]} <= {1}
+    texts = [alone(run, ids, 30, temperature=1.0, seed=2 + number) for number in range(8)]
+    assert [choice.text.removeprefix(run.tokenizer.decode_continuation(ids, begins=True)) for choice in found] == texts
+    scores = [choice.logprobs.token_logprobs[: len(ids)] for choice in found]
+    assert all(each == scores[0] for each in scores)
+
+
 def test_echo_scores_the_prompt(place: Place, runs: list[Run]) -> None:
     client, run = place.openai, runs[0]
     ids = run.encode_prompt("the cat é")
@@ -173,23 +207,6 @@ def test_64_clients_at_once_get_what_each_gets_alone(place: Place, runs: list[Ru
         assert list(pool.map(ask, range(64))) == expected
     assert place.served[0].engine.load.most_at_once == 32  # they were together
     assert place.settled()
-
-
-def read_until(connection: socket.socket, wanted: bytes) -> bytes:
-    found = b""
-    while wanted not in found:
-        part = connection.recv(4096)
-        assert part, found
-        found += part
-    return found
-
-
-def ask_raw(port: int, **body: Any) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-    content = json.dumps({"model": "base", "prompt": "a", "temperature": 0, "ignore_eos": True, **body}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
-    return connection
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -27,6 +27,7 @@ def chat(
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest tokens")] = None,
     top_p: Annotated[float | None, typer.Option(help="keep the fewest tokens that reach probability p")] = None,
     min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1: less of what was said already")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="make the draws repeatable")] = None,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
@@ -34,7 +35,7 @@ def chat(
     """Talk to a trained model; /reset forgets, /quit ends, Ctrl-C stops an answer."""
     from gptlab.inference.generate import Sampling
 
-    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, seed)
+    sampling = Sampling(max_new_tokens, temperature, top_k, top_p, min_p, seed, repetition_penalty=repetition_penalty)
     from gptlab.interop import load
 
     loaded = load(run, device=device, checkpoint=checkpoint)

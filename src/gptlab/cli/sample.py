@@ -13,7 +13,7 @@ from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from gptlab.inference.generate import Sampling
     from gptlab.run import Run
@@ -28,10 +28,14 @@ def sample(
     file: TextFile = None,
     samples: Annotated[int, typer.Option(min=1, max=256, help="texts for each prompt")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="tokens to generate for each prompt")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.8,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 takes the likeliest token", show_default="0.8")
+    ] = None,  # with --beams 0
     top_k: Annotated[int | None, typer.Option(help="keep the k likeliest tokens")] = None,
     top_p: Annotated[float | None, typer.Option(help="keep the fewest tokens that reach probability p")] = None,
     min_p: Annotated[float | None, typer.Option(help="keep tokens at least min_p times as likely as the best")] = None,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1: less of what the text has already")] = 1.0,
+    beams: Annotated[int, typer.Option(help="draw nothing: the likeliest text by so many beams")] = 1,
     seed: Annotated[int | None, typer.Option(help="make the draw repeatable")] = None,
     show_tokens: Annotated[bool, typer.Option(help="show where tokens end, by colours or by │")] = False,
     special: Annotated[bool, typer.Option("--special", help="the same as --special-tokens all")] = False,
@@ -54,15 +58,8 @@ def sample(
     """Continue prompts with a trained model."""
     from gptlab.inference.generate import Sampling
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop_at_end=not ignore_end,
-    )
+    warmth = temperature if temperature is not None else 0.8 if beams == 1 else 0.0
+    sampling = Sampling(max_new_tokens, warmth, top_k, top_p, min_p, seed, not ignore_end, repetition_penalty, beams)
     from gptlab.files import check_place
     from gptlab.interop import load
 
@@ -70,12 +67,11 @@ def sample(
         if out.suffix != ".jsonl":
             raise GptlabError(f"--out {out}: texts are kept as JSON lines; name a file that ends in .jsonl")
         check_place(out, "--out")
+    _check_stops(stop or [], beams)
     if (out is not None or compare is not None) and show_tokens:
         raise GptlabError("--show-tokens shows the tokens of one run; leave out --out and --compare")
     if compare is not None and compare.resolve() == run.resolve():
         raise GptlabError(f"--compare {compare}: the run itself; name another")
-    if any(not one for one in stop or []):
-        raise GptlabError("--stop: an empty text stands everywhere; give one that has characters")
     given = read_texts(prompts or [], file)
     loaded = load(run, device=device, checkpoint=checkpoint, quantize=quantize)
     if "" in given and not chat:
@@ -97,6 +93,13 @@ def sample(
         _show_beside(texts, written, between="\n" if chat else "")
 
 
+def _check_stops(stops: Sequence[str], beams: int) -> None:
+    if any(not one for one in stops):
+        raise GptlabError("--stop: an empty text stands everywhere; give one that has characters")
+    if beams > 1 and stops:
+        raise GptlabError("--beams looks for the likeliest text as a whole, --stop cuts it; leave one of them out")
+
+
 def _continued(
     run: Run, prompts: Sequence[str], sampling: Sampling, stops: Sequence[str], *, special: SpecialPolicy, chat: bool
 ) -> list[str]:
@@ -106,12 +109,19 @@ def _continued(
 
     ids = [run.encode_prompt(prompt, special=special, chat=chat) for prompt in prompts]
     with waiting(f"{run.folder.name}: sampling"):
-        rows = say_until(run, ids, stops, sampling)
+        rows = say_until(run, ids, stops, sampling) if sampling.beams == 1 else _by_beams(run, ids, sampling)
     texts = [
         run.tokenizer.decode_continuation(row, begins=chat or not prompt)
         for prompt, row in zip(prompts, rows, strict=True)
     ]
     return [until(text, stops) for text in texts]
+
+
+def _by_beams(run: Run, ids: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
+    """The ids of what follows prompts in ids: known at the end alone."""
+    from gptlab.inference.generate import generate
+
+    return generate(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device)
 
 
 def _keep(out: Path, prompts: Sequence[str], written: dict[Path, list[str]], sampling: Sampling) -> None:
@@ -166,19 +176,26 @@ def _show_samples(
     """Continue all prompts together, and print each with its continuation (of a chat, on a line of its own)."""
     from rich.text import Text
 
+    from gptlab.console import waiting
     from gptlab.inference.generate import stream_tokens
 
     screen = output()
     ids = [run.encode_prompt(prompt, special=special, chat=chat) for prompt in prompts]
     between = "\n" if chat else ""
-    live = len(prompts) == 1 and not show_tokens
+    live = len(prompts) == 1 and not show_tokens and sampling.beams == 1
     try:
         stream = run.tokenizer.text_stream(begins=chat or not prompts[0])
         rows: list[list[int]] = [[] for _ in prompts]
         if live:
             screen.print(Text(prompts[0] + between, style="bold"), end="")
-        taken = stream_tokens(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device)
-        for tokens in track(taken, "sampling", total=sampling.max_new_tokens, unit="tokens", shown=not live):
+        taken: Iterable[list[int | None]] = ()
+        if sampling.beams > 1:
+            with waiting(f"{run.folder.name}: {sampling.beams} beams"):
+                rows = _by_beams(run, ids, sampling)
+        else:
+            taken = stream_tokens(run.generator, ids, sampling, stop_ids=run.tokenizer.stop_ids, device=run.device)
+        shown = not live and sampling.beams == 1
+        for tokens in track(taken, "sampling", total=sampling.max_new_tokens, unit="tokens", shown=shown):
             for row, token in zip(rows, tokens, strict=True):
                 if token is not None:
                     row.append(token)

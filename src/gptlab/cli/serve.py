@@ -21,7 +21,7 @@ def serve(
     max_waiting: Annotated[int, typer.Option(min=0, help="texts that may wait beside them; then: 429")] = 256,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of the longest answer")] = 4096,
     patience: Annotated[
-        float, typer.Option(help="seconds for a client to send, or to go on reading; then it is given up")
+        float, typer.Option(help="seconds for a client to send, or to go on reading; then its connection is closed")
     ] = 30.0,
     device: Device = "auto",
     checkpoint: Checkpoint = None,

@@ -23,7 +23,7 @@ from gptlab.contracts.subject import (
     rows_of,
     seeded_hidden,
 )
-from gptlab.inference.generate import Decoder, window_start
+from gptlab.inference.decoder import Decoder, window_start
 from gptlab.loss import IGNORE, TokenBatch
 
 # ---------------------------------------------------------------- training and using

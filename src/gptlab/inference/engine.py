@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from gptlab.console import say
 from gptlab.errors import BusyError, GptlabError
-from gptlab.inference.cache import KVCache, RowCache
-from gptlab.inference.generate import Sampling, sample_token, window_start
+from gptlab.inference.cache import RowCache
+from gptlab.inference.decoder import read_texts, seen_tokens, window_start
+from gptlab.inference.generate import Sampling, sample_token
 
 _PROMPT_TOKENS = {"cpu": 2**10, "mps": 2**12, "cuda": 2**14}
 """Places of prompts, padding included, that are read between two tokens of the others; a prompt alone may have more."""
@@ -77,11 +78,13 @@ class Request:
 
 @dataclass(eq=False)
 class _Row:
-    """A request that is being answered. `start`: where the window begins that the cache holds."""
+    """A request that is being answered. `seen`: True for the tokens that it has, (1, V), where that is asked.
+    `start`: where the window begins that the cache holds."""
 
     request: Request
     ids: list[int]
     generator: torch.Generator | None
+    seen: Tensor | None = None
     start: int = 0
     made: int = 0
     scored: bool = False
@@ -138,8 +141,10 @@ class Engine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Take all of them, or none. Raises BusyError where so many find no place, GptlabError for a prompt that is
-        empty or longer than the model's context."""
+        empty or longer than the model's context, or for beams."""
         for request in requests:
+            if request.sampling.beams > 1:
+                raise GptlabError("texts that come token by token have no beams; use gptlab sample")
             if not 1 <= len(request.prompt) <= self.context:
                 raise GptlabError(
                     f"a prompt has {len(request.prompt):,} tokens, and the model sees from 1 to {self.context:,}; "
@@ -228,13 +233,16 @@ class Engine:
         """Rows whose text is to be read now: as many as fit beside each other without the others waiting for long."""
         places, width = _PROMPT_TOKENS[self.device.type], 0
         chosen: list[_Row] = []
+        windows: set[tuple[int, ...]] = set()  # that are to be read: rows may share one
         with self._changed:
             while self._unread or (self._waiting and len(self._rows) + len(chosen) < self.max_batch):
                 text = self._unread[0].ids if self._unread else self._waiting[0].prompt
-                widest = max(width, len(text) - window_start(len(text), self.context))
-                if chosen and widest * (len(chosen) + 1) > places:
+                window = tuple(text[window_start(len(text), self.context) :])
+                widest = max(width, len(window))
+                if chosen and window not in windows and widest * (len(windows) + 1) > places:
                     break
                 width = widest
+                windows.add(window)
                 chosen.append(self._unread.popleft() if self._unread else self._begin(self._waiting.popleft()))
             self.load.waiting = len(self._waiting)
         return chosen
@@ -244,27 +252,28 @@ class Engine:
         if request.sampling.temperature > 0:
             generator, seed = torch.Generator(self.device), request.sampling.seed
             _ = generator.seed() if seed is None else generator.manual_seed(seed)
-        return _Row(request, list(request.prompt), generator)
+        seen = None
+        if request.sampling.penalizes:
+            seen = seen_tokens([request.prompt], self.model.vocab_size, self.device)
+        return _Row(request, list(request.prompt), generator, seen)
 
     def _read(self, rows: list[_Row]) -> Tensor:
-        """Read the windows of these rows, aligned at their ends, and add them to the batch; the logits that follow."""
+        """Read the windows of these rows and add them to the batch; the logits that follow. Those that are alike, as
+        the choices of one prompt are, are read once."""
         for row in rows:
             row.start = window_start(len(row.ids), self.context)
-        windows = [row.ids[row.start :] for row in rows]
-        width = max(map(len, windows))
-        padding = [width - len(window) for window in windows]
-        pads = torch.tensor(padding, device=self.device) if any(padding) else None
-        cache = KVCache(len(self.model.blocks), width, pads, device=self.device)
-        ids = torch.tensor([[0] * n + w for n, w in zip(padding, windows, strict=True)], device=self.device)
-        hidden = self.model(ids, cache=cache)
-        cache.advance(width)
-        for row, states, pad in zip(rows, hidden, padding, strict=True):
+        read = read_texts(self.model, [row.ids[row.start :] for row in rows], self.device)
+        scores: dict[tuple[int, int], list[Scored]] = {}
+        for row, number in zip(rows, read.row, strict=True):
             if row.request.score_prompt and not row.scored:
                 row.scored = True
-                row.request.listener.prompt(self._score(states[pad:], row.ids, row.request.logprobs or 0))
-        self._cache.join(cache)
+                key = (number, row.request.logprobs or 0)
+                if key not in scores:
+                    scores[key] = self._score(read.hidden[number, read.padding[number] :], row.ids, key[1])
+                row.request.listener.prompt(scores[key])
+        self._cache.join(read.cache)
         self._rows += rows
-        return self.model.logits(hidden[:, -1])
+        return self.model.logits(read.last())
 
     def _score(self, hidden_TD: Tensor, ids: list[int], top: int) -> list[Scored]:
         """What each token of a text costs given those before it; the first has none before."""
@@ -287,8 +296,11 @@ class Engine:
             if broken[index]:
                 ended.append((row, "error: the model's logits are not numbers; look at its weights", None))
                 continue
-            sampled = row.generator is not None
-            token = int(sample_token(logits, request.sampling, row.generator)) if sampled else greedy[index]
+            token = greedy[index]
+            if row.generator is not None or row.seen is not None:
+                token = int(sample_token(logits, request.sampling, row.generator, row.seen))
+            if row.seen is not None:
+                row.seen[0, token] = True
             scored = Scored(token)
             if request.logprobs is not None:
                 (scored,) = score_tokens(logits, [token], request.logprobs)

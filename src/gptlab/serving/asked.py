@@ -43,8 +43,8 @@ class StreamOptions(BaseModel):
 
 
 class _Asked(BaseModel):
-    """What both endpoints take. `top_k`, `min_p` and `ignore_eos` are no parameters of OpenAI's: the first two as of
-    `Sampling`; the last goes on after the end of a text."""
+    """What both endpoints take. `top_k`, `min_p`, `repetition_penalty` and `ignore_eos` are no parameters of OpenAI's:
+    the first three as of `Sampling`; the last goes on after the end of a text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -55,6 +55,7 @@ class _Asked(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Any = None
     stream: bool | None = None

@@ -26,7 +26,8 @@ class Limits:
         max_waiting: texts that may wait beside them.
         max_new_tokens: the longest answer.
         max_body: bytes of a request.
-        patience: seconds that a client may take to send its request, or not read what was sent to it.
+        patience: seconds that a client may take to send its request, or not read what was sent to it; then its
+            connection is closed.
     """
 
     max_batch: int = 32
@@ -237,4 +238,5 @@ def _sampling(asked: CompletionAsked | ChatAsked, number: int) -> Sampling:
         min_p=asked.min_p,
         seed=seed,
         stop_at_end=not asked.ignore_eos,
+        repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
     )

@@ -23,6 +23,7 @@ from gptlab.console import say
 from gptlab.errors import GptlabError, did_you_mean, option
 from gptlab.serving.answers import Piece
 from gptlab.serving.asked import ChatAsked, CompletionAsked, DetokenizeAsked, RefusedError, TokenizeAsked, read_asked
+from gptlab.serving.connection import connection_class
 from gptlab.serving.models import Answer, Limits, Served
 
 _UNREAD = 64 * 2**10  # bytes that the machine holds for a client that does not read
@@ -180,7 +181,7 @@ async def _answer(
     answer = await run_in_threadpool(begin, asked, publish)  # encoding takes time
     if asked.stream:
         counts = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-        return _Stream(answer, _events(answer, pieces, counts=counts), limits.patience)
+        return _Stream(answer, _events(answer, pieces, counts=counts))
     try:
         gone, whole = asyncio.ensure_future(_gone(request.receive)), asyncio.ensure_future(_whole(answer, pieces))
         await asyncio.wait({gone, whole}, return_when=asyncio.FIRST_COMPLETED)
@@ -234,12 +235,12 @@ async def _events(answer: Answer, pieces: asyncio.Queue[Piece], *, counts: bool)
 
 
 class _Stream(Response):
-    """Server-sent events. A client that goes away, or takes nothing for `patience` seconds, is given up."""
+    """Server-sent events, until the client goes away or is given up (`gptlab.serving.connection`)."""
 
-    def __init__(self, answer: Answer, events: AsyncIterator[str], patience: float) -> None:
+    def __init__(self, answer: Answer, events: AsyncIterator[str]) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache"})
         del self.headers["content-length"]
-        self.answer, self.events, self.patience = answer, events, patience
+        self.answer, self.events = answer, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(_gone(receive))
@@ -247,7 +248,7 @@ class _Stream(Response):
         try:
             await asyncio.wait({gone, sent}, return_when=asyncio.FIRST_COMPLETED)
             if sent.done():
-                with contextlib.suppress(TimeoutError, OSError):
+                with contextlib.suppress(OSError):
                     sent.result()
         finally:
             self.answer.cancel()
@@ -257,11 +258,8 @@ class _Stream(Response):
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async for event in self.events:
-            body = f"data: {event}\n\n".encode()
-            async with asyncio.timeout(self.patience):
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        async with asyncio.timeout(self.patience):
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.body", "body": f"data: {event}\n\n".encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -293,7 +291,7 @@ def make_server(served: Sequence[Served], limits: Limits, *, local: bool) -> uvi
     """A server whose `run(sockets=[…])` returns when it is told to end, its engines closed."""
     config = uvicorn.Config(
         make_app(served, limits, local=local),
-        http="h11",
+        http=connection_class(limits.patience),
         ws="none",
         lifespan="off",
         log_level="critical",
