@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, gptlab, make_data
+from helpers import TINY, gptlab, make_data, make_questions
 from scipy import stats
 
 from gptlab.config import config_from
 from gptlab.errors import GptlabError
 from gptlab.lab.runs.store import Store
+from gptlab.lab.stats.power import fixed_minimum_detectable_effect
 from gptlab.lab.studies.noise import design_noise_runs, noise_path, read_noise, variance_components
+from gptlab.lab.studies.task_noise import task_noise
 
 SHORT = TINY.replace("5120", "1280")
 
@@ -85,6 +88,50 @@ def test_the_command_writes_a_ledger_that_run_plans_with(place: Path) -> None:
     path.write_text("{")
     with pytest.raises(GptlabError, match="damaged"):
         read_noise(store, path.stem)
+
+
+@pytest.mark.slow
+def test_what_a_benchmark_tells_of_the_same_runs(place: Path) -> None:
+    make_questions(place / "data/benchmarks", 40)
+    gptlab("noise", "base.yaml", "--seeds", "2", "--yes", "--no-probe", cwd=place)
+    done = gptlab("noise", "base.yaml", "--seeds", "2", "--tasks", "hellaswag", "--yes", cwd=place)
+    assert "hellaswag bits_per_byte" in done.stdout
+    assert "no run is above chance on hellaswag acc_norm" in done.stderr  # of a model of a few steps
+    runs = [path for path in sorted((place / "runs").glob("*-seed*")) if (path / "evals/hellaswag.json").is_file()]
+    assert len(runs) == 3
+    ends = [json.loads((run / "evals/hellaswag.json").read_text()) for run in runs]
+    accuracy, bits = task_noise(runs, "hellaswag")
+    values = [end["results"]["bits_per_byte"] for end in ends]
+    assert bits.mean == pytest.approx(np.mean(values))
+    assert bits.seeds == pytest.approx(np.std(values, ddof=1))
+    t = fixed_minimum_detectable_effect(2**0.5 * bits.seeds, seeds=3)
+    assert (bits.detectable, bits.checkpoints, bits.above_chance) == (pytest.approx(t), None, True)
+    assert (accuracy.chance, accuracy.above_chance) == (0.25, False)
+    for shift, step in ((0.1, 1), (-0.1, 2), (9.0, 3)):  # late checkpoints, and one that was asked something else
+        late = json.loads((runs[0] / "evals/hellaswag.json").read_text())
+        late["results"]["bits_per_byte"] += shift
+        late["settings"] |= {"step": step} | ({"shots": 5} if shift == 9.0 else {})
+        del late["seal"]
+        (runs[0] / f"evals/hellaswag-step-{step:08}.json").write_text(json.dumps(late))
+    _, again = task_noise(runs, "hellaswag")
+    assert again.checkpoints == pytest.approx(np.std([0.1, -0.1, 0.0], ddof=1))
+    assert (again.mean, again.seeds) == (bits.mean, bits.seeds)
+
+
+MISTAKES = [("loss", "loss asks no questions"), ("helaswag", "did you mean 'hellaswag'"), ("arc_easy", "arc_easy")]
+
+
+@pytest.mark.parametrize(("tasks", "said"), MISTAKES)
+def test_benchmarks_that_cannot_be_asked_are_known_before_training(place: Path, tasks: str, said: str) -> None:
+    done = gptlab(
+        *("noise", "base.yaml", "--seeds", "9", "--tasks", tasks, "--yes"),
+        cwd=place,
+        check=False,
+        GPTLAB_BENCHMARKS=str(place / "text"),
+    )
+    assert done.returncode == 2
+    assert said in done.stderr.strip().splitlines()[-1]
+    assert not list((place / "runs").glob("*init9*"))
 
 
 def test_too_few_runs_are_refused(place: Path, tmp_path: Path) -> None:

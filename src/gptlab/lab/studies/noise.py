@@ -125,8 +125,11 @@ class NoiseDesign:
         return list({run.suffix: run for group in self.groups.values() for run in group}.values())
 
 
-def design_noise_runs(config: RunConfig, store: Store, *, seeds: int, repeats: int) -> NoiseDesign:
-    """Which runs to train: `seeds` a group with one of them shared, and one run `repeats` times in all.
+def design_noise_runs(
+    config: RunConfig, store: Store, *, seeds: int, repeats: int, tasks: tuple[str, ...] = ()
+) -> NoiseDesign:
+    """Which runs to train: `seeds` a group with one of them shared, and one run `repeats` times in all. `tasks`: what
+    the runs of the store are evaluated on then.
 
     Raises GptlabError for fewer than two of either.
     """
@@ -139,7 +142,7 @@ def design_noise_runs(config: RunConfig, store: Store, *, seeds: int, repeats: i
     digest = hash_of(config)
 
     def run(label: str, init: int, data: int) -> RunSpec:
-        return RunSpec(with_seed(config, init=init, data=data, dropout=init), digest, label)
+        return RunSpec(with_seed(config, init=init, data=data, dropout=init), digest, label, tasks)
 
     base = run("the shared run", BASE_SEED, BASE_SEED)
     others = range(BASE_SEED + 1, BASE_SEED + seeds)
