@@ -57,7 +57,7 @@ class Sharded(Layout):
         mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
         # What has no gradient, as the biases of a router, is moved by hand and stays whole.
         still = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-        for block in [*(declared(model, "blocks") or ()), *(declared(model, "ahead") or ())]:
+        for block in [*getattr(model, "blocks", ()), *(declared(model, "ahead") or ())]:
             fully_shard(block, mesh=mesh, ignored_params=still)
         fully_shard(model, mesh=mesh, ignored_params=still)
         for name, parameter in model.named_parameters():  # what a parameter says of itself, such as `stacked`
