@@ -20,7 +20,7 @@ _EXPECTED_ROWS = 64
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that multiplies by a packed copy of its matrix, in `dtype`; float32 if None.
+    """A linear layer that multiplies by a packed copy of its matrix, in `dtype`: float32, or bfloat16 where `can_pack`.
 
     It shares its parameters with `layer`, so that who reads `weight` finds it; a change of them is not seen. Gradients
     do not pass.
@@ -40,10 +40,14 @@ class PackedLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self._packed, self._bias, "none", [], "")
 
 
-def can_pack() -> bool:
-    """Whether this torch has oneDNN's operators, on the kind of CPU that they were measured on."""
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has oneDNN's operators for `dtype`, on the kind of CPU that they were measured on."""
     here = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
-    return here and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if not here or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def packed_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -55,7 +59,7 @@ def packed_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
     layers = [module for module in twin.modules() if type(module) is nn.Linear]
-    if can_pack():
+    if can_pack(dtype):
         replace_modules(twin, {layer: PackedLinear(layer, dtype) for layer in layers})
     elif dtype == torch.float32:
         for layer in layers:
@@ -68,7 +72,7 @@ def scoring_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
 
     In bfloat16 it multiplies by the rounding that autocast makes anew at each product.
     """
-    return packed_copy(model, dtype) if device.type == "cpu" and can_pack() else model
+    return packed_copy(model, dtype) if device.type == "cpu" and can_pack(dtype) else model
 
 
 def replace_modules(model: nn.Module, instead: Mapping[nn.Module, nn.Module]) -> None:
