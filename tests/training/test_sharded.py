@@ -95,8 +95,8 @@ def run_all(place: Path, processes: int, jobs: list[Job]) -> None:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    own = [line for line in done.stderr.splitlines() if line.startswith("[rank0]")]
-    assert done.returncode == 0, "\n".join(own[-20:]) or done.stderr[-2000:]
+    own = [line for line in done.stderr.splitlines() if line.startswith("[rank") or "rror" in line]
+    assert done.returncode == 0, "\n".join(own[-60:]) or done.stderr[-2000:]
 
 
 def write(place: Path, name: str, values: dict[str, Any]) -> None:

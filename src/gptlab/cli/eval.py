@@ -200,6 +200,7 @@ def _evaluate_one(run: Run, name: str, options: Options, how: How) -> tuple[Eval
     with journal.open():
         found = run_benchmark(run, name, options)
     found.settings[ASKED] = digest_of(depends)
+    world.barrier()  # each process has written the last of its journal, which is removed below
     if not world.is_main:
         return found, None
     path = result_path(run.folder, found, options, how.checkpoint)

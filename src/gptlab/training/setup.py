@@ -164,6 +164,7 @@ def build_job(
         if "growth" in state:
             job.batches = state["growth"]["batches"]
             declared(job.growth, "state").update(state["growth"]["state"])
+    world.barrier()  # nobody looks for a folder any more when it is made
     if world.is_main:
         _open_folder(job, fingerprints, job.step if checkpoint is not None else None, hooks)
     job.best, job.evaluated, job.reached = world.broadcast((job.best, job.evaluated, job.reached))
