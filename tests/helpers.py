@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import forkserver
 import numpy as np
+import pytest
 
 TINY = """
 model: {dim: 32, layers: 2, heads: 2}
@@ -53,6 +55,19 @@ def gptlab(*arguments: str, cwd: Path, check: bool = True, **environment: str) -
     if check and done.returncode != 0:
         raise AssertionError(f"gptlab {' '.join(arguments)} exited with {done.returncode}:\n{done.stderr}")
     return done
+
+
+def gptlab_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command line in this process, to its good end; gives what was said on standard error."""
+    from gptlab.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert not ended.value.code, said
+    return said
 
 
 def make_questions(folder: Path, count: int = 6) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import gptlab_here
 
 from gptlab.cli import main
 from gptlab.evals import journal, likelihood
@@ -71,13 +72,7 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     def run(*arguments: str) -> str:
         monkeypatch.chdir(folder)
         runs = [] if arguments[0].startswith("runs/") else ["runs/b"]
-        monkeypatch.setattr(sys, "argv", ["gptlab", "eval", *runs, *arguments, "--task-data", "questions"])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr().err
-        assert not ended.value.code, said
-        return said
+        return gptlab_here(monkeypatch, capsys, "eval", *runs, *arguments, "--task-data", "questions")
 
     return run
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import gptlab_here
 from safetensors.torch import load_file, save_file
 
 import gptlab
-from gptlab.cli import main
 from gptlab.errors import CheckpointError
 from gptlab.interop import export_run, import_run
 from gptlab.interop.foreign import is_foreign, name_of, run_of
@@ -42,14 +41,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     """`call(SOURCE, …)` asks copa; gives what was said."""
 
     def run(*arguments: str) -> str:
-        words = ["gptlab", "eval", *arguments, "--tasks", "copa", "--task-data", ".", "--device", "cpu"]
-        monkeypatch.setattr(sys, "argv", words)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr().err
-        assert not ended.value.code, said
-        return said
+        words = ("--tasks", "copa", "--task-data", ".", "--device", "cpu")
+        return gptlab_here(monkeypatch, capsys, "eval", *arguments, *words)
 
     return run
 

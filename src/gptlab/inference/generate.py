@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gptlab.errors import GptlabError, option
 from gptlab.inference.beams import beam_search
 from gptlab.inference.decoder import Decoder, penalized
-from gptlab.inference.packing import packed_copy
+from gptlab.inference.packing import packed_copy, shared_copy
 from gptlab.inference.quantization import QuantizedLinear
 
 _COLDEST = 1e-6
@@ -128,7 +128,7 @@ def decoding_copy(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
             if isinstance(module, QuantizedLinear):
                 module.use_kernel()
         return twin
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    return shared_copy(model)
 
 
 @torch.inference_mode()

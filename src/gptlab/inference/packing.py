@@ -50,6 +50,11 @@ def can_pack(dtype: torch.dtype = torch.float32) -> bool:
     return dtype == torch.float32
 
 
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the modules of `model`, on its own parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
 def packed_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of `model`, which is on a CPU, that multiplies by packed matrices in `dtype`.
 
@@ -57,7 +62,7 @@ def packed_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     matrices take memory again. Where nothing can be packed, matrices in float32 are laid out by columns, (D, V)
     contiguous for a weight of (V, D): a product with one vector then streams them.
     """
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+    twin = shared_copy(model)
     layers = [module for module in twin.modules() if type(module) is nn.Linear]
     if can_pack(dtype):
         replace_modules(twin, {layer: PackedLinear(layer, dtype) for layer in layers})

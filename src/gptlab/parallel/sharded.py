@@ -66,14 +66,11 @@ class Sharded(Layout):
         return model
 
     @contextlib.contextmanager
-    def _synchronizing(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+    def backward_sync(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients stay whole, and are exchanged and cut with the last micro-batch."""
         assert isinstance(wrapped, FSDPModule)
         wrapped.set_requires_gradient_sync(last)
         yield
-
-    def backward_sync(self, wrapped: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients stay whole, and are exchanged and cut with the last micro-batch."""
-        return self._synchronizing(wrapped, last)
 
     def clip(self, model: nn.Module, limit: float | None) -> Tensor:
         """As of `Layout`; the norm is that of all pieces."""
