@@ -18,7 +18,7 @@ from turns import ratio, serve, spread, take_turns
 
 D, L, H, V, T = 384, 6, 6, 50257, 256
 PROMPT = 16
-CONTENDERS = ("gptlab", "transformers", "gptlab without cache", "floor")
+CONTENDERS = ("gptlab", "gptlab compiled", "transformers", "gptlab without cache", "floor")
 
 
 def transformers_model(prompts: Any) -> Any:
@@ -36,10 +36,11 @@ def transformers_model(prompts: Any) -> Any:
     return generate
 
 
-def gptlab_model(prompts: Any, use_cache: bool) -> Any:
+def gptlab_model(prompts: Any, use_cache: bool, compiled: bool) -> Any:
     """Ours."""
     import torch
 
+    from gptlab.inference.compiled import CompiledSteps
     from gptlab.inference.generate import Sampling, decoding_copy
     from gptlab.inference.generate import generate as own_generate
     from gptlab.interop.gpt2 import gpt2_config
@@ -47,7 +48,7 @@ def gptlab_model(prompts: Any, use_cache: bool) -> Any:
 
     cpu = torch.device("cpu")
     model = build_model(gpt2_config(dim=D, layers=L, heads=H, context_length=T), V).eval()
-    model = decoding_copy(model, cpu, torch.float32)
+    model = CompiledSteps(model) if compiled else decoding_copy(model, cpu, torch.float32)
 
     def generate(count: int) -> None:
         sampling = Sampling(max_new_tokens=count, temperature=0, stop_at_end=False)
@@ -84,7 +85,7 @@ def worker(name: str, batch: int, threads: int) -> None:
     elif name == "transformers":
         generate = transformers_model(prompts)
     else:
-        generate = gptlab_model(prompts, use_cache=name == "gptlab")
+        generate = gptlab_model(prompts, use_cache=name != "gptlab without cache", compiled=name == "gptlab compiled")
 
     def turn(request: str) -> dict[str, Any]:
         began = time.perf_counter()
@@ -111,10 +112,12 @@ def main() -> None:
     commands = {name: [sys.executable, __file__, *passed, "--worker", name] for name in CONTENDERS}
     answers = take_turns(commands, options.turns, str(options.tokens))
     speeds = {name: [a["tokens_per_s"] for a in found[1:]] for name, found in answers.items()}
-    print("| | tokens/s | gptlab / this |\n|---|---|---|")
+    own = CONTENDERS[:2]
+    print(f"| | tokens/s | ms a step | {own[0]} / this | {own[1]} / this |\n|---|---|---|---|---|")
     for name, found in speeds.items():
-        print(f"| {name} | {spread(found)} | {ratio(speeds['gptlab'], found) if name != 'gptlab' else ''} |")
-    print(f"ms a token of a row: {1e3 * options.batch / statistics.median(speeds['gptlab']):.1f}")
+        ratios = [ratio(speeds[ours], found) if name != ours else "" for ours in own]
+        ms = 1e3 * options.batch / statistics.median(found)
+        print(f"| {name} | {spread(found)} | {ms:.1f} | {' | '.join(ratios)} |")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptlab.cli.options import Checkpoint, Device
+from gptlab.cli.options import Checkpoint, Compile, Device
 from gptlab.console import output, say
 from gptlab.errors import GptlabError
 
@@ -31,6 +31,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="make the draws repeatable")] = None,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
+    compiled: Compile = False,
 ) -> None:
     """Talk to a trained model; /reset forgets, /quit ends, Ctrl-C stops an answer."""
     from gptlab.inference.generate import Sampling
@@ -44,6 +45,8 @@ def chat(
         raise GptlabError("--system needs a chat template, and there is none here; begin with the text itself")
     if plain:
         say("no conversation: the model goes on with all that was written so far, yours and its own")
+    if compiled:
+        loaded.compile_generator()
     say("/reset forgets everything, /quit ends, Ctrl-C stops an answer")
     talk = _Talk(loaded, sampling, None if plain else _opening(system))
     try:

@@ -62,6 +62,9 @@ Checkpoint = Annotated[
     str | None, typer.Option(help="best, last or a folder of RUN/checkpoints; by default the final weights")
 ]
 Quantize = Annotated[str | None, typer.Option(help="int8: keep the weights in int8, by torchao", show_default=False)]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="compile the step of a token first: a minute, then faster (on a CPU)")
+]
 SpecialTokens = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptlab.cli.marks import mark_tokens
-from gptlab.cli.options import Checkpoint, Device, Quantize, SpecialTokens, TextFile, read_texts
+from gptlab.cli.options import Checkpoint, Compile, Device, Quantize, SpecialTokens, TextFile, read_texts
 from gptlab.console import output, say, track
 from gptlab.errors import GptlabError
 
@@ -54,6 +54,7 @@ def sample(
     device: Device = "auto",
     checkpoint: Checkpoint = None,
     quantize: Quantize = None,
+    compiled: Compile = False,
 ) -> None:
     """Continue prompts with a trained model."""
     from gptlab.inference.generate import Sampling
@@ -78,6 +79,8 @@ def sample(
         say(f"an empty prompt: its text begins from nothing, after {loaded.tokenizer.end_of_text_token}")
     policy = special_tokens or special
     texts = [prompt for prompt in given or [""] for _ in range(samples)]
+    if compiled:
+        _compile(loaded, texts, sampling, special=policy, chat=chat)
     if out is None and compare is None and not stop:
         _show_samples(loaded, texts, sampling, show_tokens=show_tokens, special=policy, chat=chat)
         return
@@ -86,11 +89,19 @@ def sample(
     written = {run: _continued(loaded, texts, sampling, stop or [], special=policy, chat=chat)}
     if compare is not None:
         other = load(compare, device=device, checkpoint=checkpoint, quantize=quantize)
+        if compiled:
+            _compile(other, texts, sampling, special=policy, chat=chat)
         written[compare] = _continued(other, texts, sampling, stop or [], special=policy, chat=chat)
     if out is not None:
         _keep(out, texts, written, sampling)
     else:
         _show_beside(texts, written, between="\n" if chat else "")
+
+
+def _compile(run: Run, prompts: Sequence[str], sampling: Sampling, *, special: SpecialPolicy, chat: bool) -> None:
+    """Compile the run's steps for so many prompts, as often as there are beams."""
+    ids = [run.encode_prompt(prompt, special=special, chat=chat) for prompt in prompts]
+    run.compile_generator([text for text in ids for _ in range(sampling.beams)])
 
 
 def _check_stops(stops: Sequence[str], beams: int) -> None:

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
-from gptlab.cli.options import Checkpoint, Device
+from gptlab.cli.options import Checkpoint, Compile, Device
 from gptlab.console import output, say
 from gptlab.errors import GptlabError
+
+_KINDS_OF_BATCH: tuple[tuple[tuple[int, ...], ...], ...] = (((0, 0),), ((0, 0), (0, 0)), ((0, 0), (0, 0, 0)))
+"""For which a step is compiled: one text, several that are equally long, and several that are not."""
 
 
 def serve(
@@ -25,6 +28,7 @@ def serve(
     ] = 30.0,
     device: Device = "auto",
     checkpoint: Checkpoint = None,
+    compiled: Compile = False,
 ) -> None:
     """Serve runs to OpenAI's clients: completions, chat, log-probabilities, streams."""
     try:
@@ -44,7 +48,11 @@ def serve(
     served: list[Served] = []
     try:
         for run, name in zip(runs, names, strict=True):
-            served.append(Served(load(run, device=device, checkpoint=checkpoint), name, limits))
+            loaded = load(run, device=device, checkpoint=checkpoint)
+            if compiled:
+                for texts in _KINDS_OF_BATCH:
+                    loaded.compile_generator(texts, joining=True)
+            served.append(Served(loaded, name, limits))
         shown = f"[{host}]" if ":" in host else host
         output().print(f"http://{shown}:{listening.getsockname()[1]}/v1", markup=False)
         say(f"serving {', '.join(names)}; Ctrl-C ends")

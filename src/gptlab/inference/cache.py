@@ -68,6 +68,11 @@ class KVCache:
             larger[:, :, : self.length] = held[:, :, : self.length]
         return larger
 
+    def reserve(self, length: int) -> None:
+        """Take memory for `length` more tokens now, and not when a layer stores them."""
+        for held in (self._keys, self._values):
+            held[:] = [None if t is None else self._grown(t, t, self.length + length) for t in held]
+
     def select(self, rows_B: Tensor) -> None:
         """Keep these rows of the batch, in this order; one may come twice."""
         for held in (self._keys, self._values):
@@ -91,6 +96,7 @@ class RowCache(KVCache):
     def __init__(self, layers: int, *, device: torch.device | str = "cpu") -> None:
         super().__init__(layers, 0, device=device)
         self.lengths: list[int] = []  # how many tokens each row holds
+        self.rows = 0
         self._end = 0  # where in the buffers all rows end
 
     def join(self, read: KVCache) -> None:
@@ -102,6 +108,9 @@ class RowCache(KVCache):
         for held, tensor in zip(self._held(), new, strict=True):
             held[before : before + count, :, self._end - read.length : self._end] = tensor[:, :, : read.length]
         self._count([*self.lengths, *own])
+
+    def reserve(self, length: int) -> None:
+        """Nothing: there is always room for one token more."""
 
     def leave(self, row: int) -> None:
         """Drop a row; the last one takes its place."""
@@ -121,7 +130,7 @@ class RowCache(KVCache):
         keys, values = self._keys[layer_index], self._values[layer_index]
         assert keys is not None
         assert values is not None
-        begin, end, rows = self._end - self.length, self._end + 1, len(self.lengths)
+        begin, end, rows = self._end - self.length, self._end + 1, self.rows
         keys[:rows, :, self._end : end] = k_BKTC
         values[:rows, :, self._end : end] = v_BKTC
         return keys[:rows, :, begin:end], values[:rows, :, begin:end]
@@ -137,7 +146,7 @@ class RowCache(KVCache):
         return [tensor for tensor in (*self._keys, *self._values) if tensor is not None]
 
     def _count(self, lengths: list[int]) -> None:
-        self.lengths, self.length = lengths, max(lengths, default=0)
+        self.lengths, self.rows, self.length = lengths, len(lengths), max(lengths, default=0)
         padding = [self.length - length for length in lengths]
         self.padding = torch.tensor(padding, device=self.device) if any(padding) else None
 
