@@ -107,6 +107,15 @@ def write(place: Path, name: str, values: dict[str, Any]) -> None:
 
 SHARDS = ["parallel.shard=all"]
 GROUPS = ["parallel.shard=2", "system.micro_batch=1"]
+STRETCHES = ["parallel.context=2"]
+BOTH = ["parallel.context=2", "parallel.shard=all", "system.micro_batch=1"]
+LAYOUTS = {
+    "two": (2, SHARDS),
+    "groups": (4, GROUPS),
+    "stretches": (2, STRETCHES),
+    "four stretches": (4, ["parallel.context=4"]),
+    "stretches of pieces": (4, BOTH),
+}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +127,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "script.py").write_text(SCRIPT)
     for name, values in MODELS.items():
         write(folder, name, values)
-    for processes, where, settings in ((1, "one", []), (2, "two", SHARDS), (4, "groups", GROUPS)):
+    for where, (processes, settings) in {"one": (1, []), **LAYOUTS}.items():
         run_all(folder, processes, [(f"{name}.yaml", f"{where}/{name}", settings, False) for name in MODELS])
     return folder
 
@@ -134,7 +143,7 @@ def equal_runs(found: Path, expected: Path) -> None:
             assert row[key] == pytest.approx(its[key], abs=1e-5, rel=1e-5), key
 
 
-@pytest.mark.parametrize("where", ["two", "groups"])
+@pytest.mark.parametrize("where", LAYOUTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_curve_is_that_of_one_process(place: Path, name: str, where: str) -> None:
     equal_runs(place / where / name, place / "one" / name)

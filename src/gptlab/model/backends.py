@@ -48,7 +48,8 @@ class Cache(Protocol):
 class View:
     """Which keys the queries of one forward pass may see; each backend's form of it is made once, when asked for.
 
-    Always causal. `window`: a query sees so many keys, itself the last. `documents_BT`: and only its own document's.
+    Always causal. `window`: a query sees so many keys, itself the last. `documents_BS`, of all keys: and only its own
+    document's.
     """
 
     def __init__(
@@ -57,19 +58,21 @@ class View:
         device: torch.device,
         *,
         window: int | None = None,
-        documents_BT: Tensor | None = None,
+        documents_BS: Tensor | None = None,
         cache: Cache | None = None,
     ) -> None:
         self.length, self.device, self.cache = length, device, cache
         self.keys = length + (cache.length if cache is not None else 0)
         self.window = window if window is not None and window < self.keys else None
-        self.documents = documents_BT if cache is None else None
+        self.documents = documents_BS
         self._forms: dict[str, Any] = {}  # not cached_property: its lock is nothing that torch.compile can trace
 
     @property
     def causal(self) -> bool:
         """Whether causality is all there is to it."""
-        return self.mask is None if self.cache is not None else self.window is None and self.documents is None
+        if self.cache is not None:
+            return self.mask is None
+        return self.window is None and self.documents is None
 
     @property
     def mask(self) -> Tensor | None:
@@ -89,7 +92,7 @@ class View:
         if self.window is not None:
             mask = mask & (key > query - self.window)
         if self.documents is not None:
-            mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
+            mask = mask & (self.documents[:, None, -self.length :, None] == self.documents[:, None, None, :])
         return mask
 
     @property
@@ -102,9 +105,10 @@ class View:
     def _sparse(self) -> Any:
         from torch.nn.attention.flex_attention import create_block_mask
 
-        window, documents = self.window, self.documents
+        window, documents, offset = self.window, self.documents, self.keys - self.length
 
         def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            query = query + offset
             seen = key <= query
             if window is not None:
                 seen = seen & (key > query - window)
@@ -204,6 +208,7 @@ def _require(backend: Backend, q: Tensor, v: Tensor, view: View, scores: Scores,
             "train on a CPU": q.device.type == "cpu" and q.requires_grad,
         },
         "varlen": {
+            "read on from a cache": view.cache is not None,
             "run without an NVIDIA GPU": q.device.type != "cuda",
             "compute in float32": q.device.type == "cuda" and q.dtype == torch.float32,
             "bend scores (softcap, ALiBi)": scores.softcap is not None or scores.slopes_H is not None,

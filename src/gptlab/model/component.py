@@ -336,7 +336,7 @@ class Context:
                 self.ids.shape[1],
                 self.ids.device,
                 window=window,
-                documents_BT=self.documents if documents else None,
+                documents_BS=self.documents if documents else None,
                 cache=self.cache,
             )
         return self._views[key]
@@ -344,10 +344,10 @@ class Context:
     def starts(self, *, documents: bool) -> Tensor:
         """True at keys that no key of the same text precedes: (B or 1, S)."""
         length = self.ids.shape[1]
-        if self.cache is not None:
-            return self.cache.starts(length)
         if documents and self.documents is not None:
             return document_positions(self.documents) == 0
+        if self.cache is not None:
+            return self.cache.starts(length)
         return (torch.arange(length, device=self.ids.device) == 0)[None]
 
 

@@ -128,14 +128,15 @@ class GPT(nn.Module):
         """Hidden states after the last norm, (B, T, D), or on request logits, (B, T, V).
 
         `documents_BT` numbers the packed document of each position. Attention with `document_mask` stays inside one,
-        and positions then count from its start. With a `cache`, `ids_BT` are the tokens that follow what it holds.
+        and positions then count from its start. With a `cache`, `ids_BT` are the tokens that follow what it holds, and
+        documents are numbered for both.
         With `ahead`, hidden states for each of the next tokens, (1 + ahead, B, T, D).
         """
         length = ids_BT.shape[1]
-        if cache is not None:
+        if self.masks_documents and documents_BT is not None:
+            positions = document_positions(documents_BT)[:, -length:]  # a document is what it would be alone
+        elif cache is not None:
             positions = cache.positions(length)
-        elif self.masks_documents and documents_BT is not None:
-            positions = document_positions(documents_BT)  # a document is what it would be alone
         else:
             positions = torch.arange(length, device=ids_BT.device)
         rotary, slopes = self.position.rotary(positions), self.position.slopes()

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gptlab.errors import ConfigError
+from gptlab.loss import TokenBatch
 from gptlab.parallel.world import World
 
 
@@ -28,6 +30,20 @@ class Layout(ABC):
 
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a global batch this process reads, of `data_size`."""
+        return self.world.rank
+
+    @property
+    def data_size(self) -> int:
+        """In how many shares the processes read a global batch."""
+        return self.world.size
+
+    def part(self, batch: TokenBatch) -> TokenBatch:
+        """What this process computes of its share of a batch: by default all."""
+        return batch
 
     @property
     @abstractmethod
@@ -117,3 +133,14 @@ class _Replica(DistributedDataParallel):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
+
+
+def check_stretches(length: int, pieces: int) -> None:
+    """Raise ConfigError where sequences of `length` tokens cannot be cut into so many equal stretches."""
+    if length % pieces:
+        nearest = max(1, round(length / pieces)) * pieces
+        raise ConfigError(
+            f"parallel.context: sequences of {length} tokens cannot be cut into {pieces} equal stretches; make "
+            f"train.sequence_length {nearest}, or parallel.context a number that divides it",
+            key="parallel.context",
+        )

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptlab.errors import ConfigError, GptlabError
+from gptlab.errors import GptlabError
 
 T = TypeVar("T")
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -32,15 +32,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this process writes files and prints messages."""
         return self.rank == 0
-
-    def check_divides(self, sequences: int, length: int) -> None:
-        """Raise ConfigError where the `sequences` of `length` tokens of a step are no multiple of the processes."""
-        if sequences % self.size:
-            raise ConfigError(
-                f"train.batch_tokens: {sequences} sequences a step cannot be shared by {self.size} processes; "
-                f"make it a multiple of {length * self.size}",
-                key="train.batch_tokens",
-            )
 
     def all_reduce(self, values: Tensor) -> Tensor:
         """`values` summed over all processes, in place."""

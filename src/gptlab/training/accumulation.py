@@ -60,7 +60,7 @@ def accumulate(
     kept: set[int] = set()
     for piece, last in _with_last(micro_batches):
         with layout.backward_sync(wrapped, last), autocast(layout.device, dtype):
-            out: LossSum = loss(wrapped, piece)
+            out: LossSum = loss(wrapped, layout.part(piece))
             share = out.sum * (layout.loss_scale / global_targets)
             (share if scaler is None else scaler.scale(share)).backward()
         if graphs:

@@ -29,7 +29,7 @@ from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
 from gptlab.model.component import after_step, before_step, declared, training_flops
 from gptlab.optim import set_learning_rate, show_loss
-from gptlab.parallel import destroy_distributed, find_world, init_distributed
+from gptlab.parallel import check_layout, destroy_distributed, find_world, init_distributed
 from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.record import runfolder
 from gptlab.record.facts import write_facts
@@ -59,6 +59,7 @@ def train(
     started = time.monotonic()
     world = find_world()
     device = pick_device(config.system.device, world.local_rank)
+    check_layout(config, world)
     joined = init_distributed(world, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -164,7 +165,7 @@ def step(job: Job) -> StepResult:
     set_learning_rate(job.optimizer, multiplier)
     count = min(job.growth(job.step), config.total_steps - job.step)
     length = config.train.sequence_length
-    batches = [job.stream.batch(job.step + index, job.world.rank, job.world.size) for index in range(count)]
+    batches = [job.stream.batch(job.step + index, job.layout.data_rank, job.layout.data_size) for index in range(count)]
     done = accumulate(
         job.wrapped,
         job.loss,

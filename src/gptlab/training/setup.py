@@ -27,7 +27,7 @@ from gptlab.model import build_model
 from gptlab.model.component import declared
 from gptlab.model.float8 import require_float8
 from gptlab.model.smoke_test import smoke_test_components
-from gptlab.parallel import Layout, World, choose_layout
+from gptlab.parallel import Layout, World, check_layout, choose_layout
 from gptlab.planning.footprint import require_memory
 from gptlab.record import runfolder
 from gptlab.record.measurement import Identity, differences
@@ -133,7 +133,7 @@ def build_job(
         raise ConfigError(
             f"{folder} holds something else than a run; name another place with {option('out', argument='folder')}"
         )
-    world.check_divides(config.sequences_per_step, config.train.sequence_length)
+    check_layout(config, world)
     if exit_stack is not None and world.is_main:
         exit_stack.enter_context(runfolder.training_lock(folder))
     if folder != origin and runfolder.state(folder) is runfolder.State.ABSENT:
@@ -229,7 +229,7 @@ def _build(
     stream = open_stream(config, train_sets)
     vocab_size = next(iter(train_sets.values())).vocab_size
     assert vocab_size is not None
-    require_memory(config, vocab_size, device, world_size=world.size)
+    require_memory(config, vocab_size, device, world_size=layout.data_size)
     model = build_model(config, vocab_size, device=device)
     require_float8(model, device, heard=world.is_main)
     if config.validation_length > model.context_length:
@@ -313,7 +313,7 @@ def _check_measured_alike(folder: Path, now: Identity) -> None:
 
 def _choose_micro_batch(job: Job, state: Mapping[str, Any]) -> int:
     """Sequences at once. A resumed run keeps its own, because another split of the sum rounds differently."""
-    config, share = job.config, job.config.sequences_per_step // job.world.size
+    config, share = job.config, job.config.sequences_per_step // job.layout.data_size
     if config.system.micro_batch != "auto":
         if config.system.micro_batch > share and job.world.is_main:
             say(f"system.micro_batch: a process has {share} sequences a step, and takes no more than these at once")
