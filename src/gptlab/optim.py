@@ -40,20 +40,23 @@ def parameter_groups(
     weight_decay: float,
     mup_lr_rule: Callable[[str, float], float] = lambda kind, rate: rate,
 ) -> list[dict[str, Any]]:
-    """One group a kind and width, in the order of KINDS: `rates` by kind, decay for what has two dimensions.
+    """One group a kind, a width and the processes it is cut over, in the order of KINDS: `rates` by kind, decay for what
+    has two dimensions.
 
     Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere), by a rule for Adam;
     `mup_lr_rule(kind, rate)` is what another optimizer makes of that. The decay of a step, rate · decay, does not
     change.
     """
-    members: dict[tuple[int, float], list[Tensor]] = {}
+    members: dict[tuple[int, float, int], list[Tensor]] = {}
+    meshes: dict[Any, int] = {}  # the processes that parameters are cut over, which torch takes apart in a step
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             kind = parameter_kind(name, parameter)
             width = mup_lr_rule(kind, width_scaling(parameter).rate)
-            members.setdefault((KINDS.index(kind), width), []).append(parameter)
+            over = meshes.setdefault(getattr(parameter, "device_mesh", None), len(meshes))
+            members.setdefault((KINDS.index(kind), width, over), []).append(parameter)
     groups = []
-    for (index, width), parameters in sorted(members.items(), key=lambda item: (item[0][0], -item[0][1])):
+    for (index, width, _), parameters in sorted(members.items(), key=lambda item: (item[0][0], -item[0][1])):
         kind = KINDS[index]
         lr, decay = rates[kind] * width, 0.0 if kind == "scalar" else weight_decay / width
         groups.append({"kind": kind, "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay})
@@ -293,10 +296,10 @@ class Muon(torch.optim.Optimizer):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
             rows = declared(weight, "stacked") if self.unstack else None
             target = weight
-            if (
-                gather := getattr(direction, "full_tensor", None)
-            ) is not None:  # every process orthogonalizes the whole, and adds its piece of that
-                direction = gather()
+            if hasattr(direction, "full_tensor"):  # every process orthogonalizes the whole, and adds its piece of that
+                from gptlab.model.pieces import in_order
+
+                direction = in_order(direction, weight)
                 target = torch.zeros_like(direction)
                 pieces.append((weight, target))
             for pair in zip(*(x.split(rows or len(weight)) for x in (target, direction)), strict=True):
@@ -309,10 +312,10 @@ class Muon(torch.optim.Optimizer):
                 steps = orthogonalize(torch.stack([direction for _, direction in some]), self.ns_steps)
                 torch._foreach_add_([matrix for matrix, _ in some], list(steps.unbind()), alpha=-rate)
         if pieces:
-            from torch.distributed.tensor import distribute_tensor
+            from gptlab.model.pieces import lay_out
 
             for weight, change in pieces:
-                weight.add_(distribute_tensor(change, weight.device_mesh, weight.placements, src_data_rank=None))
+                weight.to_local().add_(lay_out(change, weight))
 
     def _momentum(self, state: dict[str, Any]) -> float:
         """Of this step, which is counted where momentum is warmed up."""

@@ -194,6 +194,11 @@ class Parallel(Section):
         description="over how many processes parameters, gradients and optimizer state are cut (FSDP); all: over every "
         "one; 1: each has them whole",
     )
+    tensor: PositiveInteger = Field(
+        1,
+        description="over how many neighbouring processes the heads and hidden units of each layer are cut, which then "
+        "share a batch",
+    )
     context: PositiveInteger = Field(
         1,
         description="over how many processes each sequence is cut; keys and values are gathered in every layer, and as "

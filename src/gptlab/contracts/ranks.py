@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from gptlab.config import config_from
 from gptlab.contracts.subject import SEED, B, Subject, gradients, rows_of, seeded_hidden
 from gptlab.model.component import after_step, before_step
+from gptlab.model.pieces import in_order
 from gptlab.optim import show_loss
 from gptlab.parallel import World, choose_layout
-from gptlab.parallel.sharding import shard
+from gptlab.parallel.sharding import finish_gradients, shard
 from gptlab.training.accumulation import accumulate
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -100,17 +100,17 @@ def _sharded(subject: Subject, world: World, perturbed: bool) -> Groups:
         hidden = seeded_hidden(model, ids, documents)
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(5))
         (hidden * weights).sum().backward()
-        groups[name] = {"hidden": hidden.detach(), **{k: _full(g) for k, g in gradients(model).items()}}
+        if name == "sharded":
+            finish_gradients(model, _mesh(world.size))
+        parameters = dict(model.named_parameters())
+        found = {key: in_order(gradient, parameters[key]) for key, gradient in gradients(model).items()}
+        groups[name] = {"hidden": hidden.detach(), **found}
     return groups
 
 
 @functools.cache
 def _mesh(size: int) -> DeviceMesh:
     return init_device_mesh("cpu", (size,))
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 _JOBS: dict[str, Callable[[Subject, World, bool], Groups]] = {

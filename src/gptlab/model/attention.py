@@ -174,6 +174,15 @@ class Attention(nn.Module):
         if value_residual and layer_index > 0:
             self.residual_mix = nn.Parameter(torch.full((2,), 0.5))
         self.gate = _build_gate(gate, gate_width, dim, heads, head_dim)
+        self.sharding = self._sharding()
+
+    def _sharding(self) -> dict[str, str]:
+        """Heads are divided, with all that is theirs; not where they are normalized together."""
+        if self.qk_norm_over == "width":
+            return {}
+        gate = {"gate": "column"} if self.gate is not None else {}
+        table = {"value_embedding": "column"} if self.table == self.layer_index else {}
+        return {"qkv": "column", "out": "row", **gate, **table, "heads": "divided", "kv_heads": "divided"}
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         """(B, T, D) → (B, T, D)"""
@@ -328,6 +337,8 @@ class MLA(nn.Module):
         self.kv_up = nn.Linear(kv_rank, heads * 2 * head_dim, bias=False)
         self.out = nn.Linear(heads * head_dim, dim, bias=False)
         self.out.writes_residual = True
+        query = "q" if q_rank is None else "q.2"
+        self.sharding = {query: "column", "kv_up": "column", "out": "row", "heads": "divided"}
         self.score_width = head_dim + rope_dim
         self.scale = self.score_width**-0.5
 
@@ -346,8 +357,8 @@ class MLA(nn.Module):
         view = context.view(documents=self.document_mask)
         scores = Scores(self.scale, None, context.slopes)
         dropout = self.dropout if self.training else 0.0
-        k_up, v_up = self.kv_up.weight.view(H, 2 * C, self.kv_rank).split(C, dim=1)  # each (H, C, rank)
         if context.cache is not None and T == 1:
+            k_up, v_up = self.kv_up.weight.view(H, 2 * C, self.kv_rank).split(C, dim=1)  # each (H, C, rank)
             q = torch.cat((q_BHTC @ k_up, q_rope), dim=-1)
             y_BHTC = attend(q, torch.cat((latent, k_rope), -1), latent, view, scores) @ v_up.mT
         else:

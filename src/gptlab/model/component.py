@@ -158,11 +158,12 @@ PROTOCOL = (
     ),
     Attribute(
         "sharding",
-        "class",
-        "{layer: column or row}",
+        "module",
+        "{name: column, row or divided}",
         None,
         "parallel.sharding",
-        "how its linear layers, and all inside it, are cut over tensor-parallel processes ({}: not); not inherited",
+        "how its layers, and all inside it, are cut over tensor-parallel processes, and which of its numbers (heads) "
+        "are divided by them ({}: not at all); its own or its class's, not inherited",
     ),
     Attribute(
         "writes_residual",
@@ -179,6 +180,22 @@ PROTOCOL = (
         None,
         "optim",
         "rows of the matrices that this one stacks (q, k and v): Muon orthogonalizes each by itself",
+    ),
+    Attribute(
+        "order",
+        "parameter",
+        "Tensor of int",
+        None,
+        "model.pieces",
+        "of one that is cut over processes: which of its rows stand where; None: all as in the model",
+    ),
+    Attribute(
+        "partial",
+        "parameter",
+        "bool",
+        False,
+        "parallel.sharding",
+        "each process has it whole and uses it for its part of a layer: its gradient is summed over them",
     ),
     Attribute(
         "width_scaling",
@@ -241,9 +258,10 @@ def declared(thing: Any, name: str) -> Any:
     return _BY_NAME[name].of(thing)
 
 
-def declared_by_class(module: nn.Module, name: str) -> Any:
-    """As `declared`, but what the class of `module` itself says; what it inherits does not count."""
-    return vars(type(module)).get(name, _BY_NAME[name].default)
+def declared_by(module: nn.Module, name: str) -> Any:
+    """As `declared`, but what `module` or its class itself says; what it inherits does not count."""
+    said = vars(module) if name in vars(module) else vars(type(module))
+    return said.get(name, _BY_NAME[name].default)
 
 
 def modules_with(model: nn.Module, name: str) -> Iterator[nn.Module]:

@@ -17,14 +17,14 @@ def choose_layout(world: World, device: torch.device, parallel: Parallel | None 
     Raises ConfigError where the processes are no multiple of the pieces.
     """
     parallel = parallel or Parallel()
-    pieces, context = pieces_of(world, parallel), context_of(world, parallel)
+    tensor, pieces, context = split(world, parallel)
     if world.size == 1:
         return SingleProcess(world, device)
     found: Layout = DataParallel(world, device)
-    if pieces > 1:
+    if pieces > 1 or tensor > 1:
         from gptlab.parallel.sharded import Sharded  # which takes time to import
 
-        found = Sharded(world, device, pieces)
+        found = Sharded(world, device, pieces, tensor)
     if context > 1:
         from gptlab.parallel.context import ContextParallel
 
@@ -34,9 +34,9 @@ def choose_layout(world: World, device: torch.device, parallel: Parallel | None 
 
 def check_layout(config: RunConfig, world: World) -> None:
     """Raise ConfigError where `config` cannot lie over the processes of `world`: before they join each other."""
-    pieces_of(world, config.parallel)
-    context = context_of(world, config.parallel)
-    shares, length = world.size // context, config.train.sequence_length
+    tensor, _, context = split(world, config.parallel)
+    together = tensor * context
+    shares, length = world.size // together, config.train.sequence_length
     if context > 1:
         check_stretches(length, context)
         if config.loss.use == "MultiToken":
@@ -46,7 +46,7 @@ def check_layout(config: RunConfig, world: World) -> None:
                 key="parallel.context",
             )
     if config.sequences_per_step % shares:
-        among = f"{world.size} processes" if context == 1 else f"{shares} groups of {context} processes"
+        among = f"{world.size} processes" if together == 1 else f"{shares} groups of {together} processes"
         raise ConfigError(
             f"train.batch_tokens: {config.sequences_per_step} sequences a step cannot be shared by {among}; "
             f"make it a multiple of {length * shares}",
@@ -54,27 +54,24 @@ def check_layout(config: RunConfig, world: World) -> None:
         )
 
 
-def pieces_of(world: World, parallel: Parallel) -> int:
-    """Over how many of the processes a model is cut. Raises as `choose_layout`."""
-    if parallel.shard == "all":
-        return world.size
-    return _dividing(world, "shard", parallel.shard, ", or all")
-
-
-def context_of(world: World, parallel: Parallel) -> int:
-    """Over how many of the processes a sequence is cut. Raises as `choose_layout`."""
-    return _dividing(world, "context", parallel.context)
-
-
-def _dividing(world: World, name: str, wanted: int, otherwise: str = "") -> int:
-    """`wanted`, which divides the processes; 1 where there is one."""
+def split(world: World, parallel: Parallel) -> tuple[int, int, int]:
+    """Over how many processes layers are cut, then parameters (among those with the same part of a layer), and each
+    sequence. Raises as `choose_layout`."""
     if world.size == 1:
-        return 1
-    if world.size % wanted:
-        fitting = [number for number in range(1, world.size + 1) if world.size % number == 0]
+        return 1, 1, 1
+    tensor = _dividing(world.size, "tensor", parallel.tensor)
+    rest = world.size // tensor
+    pieces = rest if parallel.shard == "all" else _dividing(rest, "shard", parallel.shard, ", or all")
+    return tensor, pieces, _dividing(rest, "context", parallel.context)
+
+
+def _dividing(processes: int, name: str, wanted: int, otherwise: str = "") -> int:
+    """`wanted`, which divides the processes that are there for it."""
+    if processes % wanted:
+        fitting = [number for number in range(1, processes + 1) if processes % number == 0]
         nearest = min(fitting, key=lambda number: abs(number - wanted))
         raise ConfigError(
-            f"parallel.{name}: {world.size} processes are no multiple of {wanted}; use {nearest}{otherwise}",
+            f"parallel.{name}: {processes} processes are no multiple of {wanted}; use {nearest}{otherwise}",
             key=f"parallel.{name}",
         )
     return wanted

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.distributed.device_mesh import init_device_mesh
 
 from gptlab.loss import TokenBatch
 from gptlab.parallel.layout import Layout, check_stretches
@@ -30,22 +30,24 @@ class ContextParallel(Layout):
     def __init__(self, inner: Layout, pieces: int) -> None:
         super().__init__(inner.world, inner.device)
         self.inner, self.pieces = inner, pieces
-        self.place = inner.world.rank % pieces
-        self.replaces_parameters = inner.replaces_parameters
-        # Every process makes every group, in the same order.
-        starts = range(0, inner.world.size, pieces)
-        groups = [dist.new_group(list(range(start, start + pieces))) for start in starts]
-        self._group = groups[inner.world.rank // pieces]
+        self.place = inner.data_rank % pieces
+        self.replaces_parameters, self.copies = inner.replaces_parameters, inner.copies
+        mesh = init_device_mesh(
+            self.device.type,
+            (self.data_size, pieces, inner.copies),
+            mesh_dim_names=("data", "context", "tensor"),
+        )
+        self._group = mesh["context"].get_group()
 
     @property
     def data_rank(self) -> int:
         """Processes that share sequences are neighbours."""
-        return self.world.rank // self.pieces
+        return self.inner.data_rank // self.pieces
 
     @property
     def data_size(self) -> int:
         """A group of processes reads each sequence."""
-        return self.world.size // self.pieces
+        return self.inner.data_size // self.pieces
 
     @property
     def loss_scale(self) -> float:
@@ -79,6 +81,10 @@ class ContextParallel(Layout):
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """As of `inner`."""
         return self.inner.full_state(model)
+
+    def as_built(self, model: nn.Module) -> nn.Module:
+        """As of `inner`."""
+        return self.inner.as_built(model)
 
     @contextlib.contextmanager
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:

@@ -28,6 +28,9 @@ class Layout(ABC):
     replaces_parameters = False
     """Whether `wrap` puts others in the place of the model's parameters, which an optimizer must be given anew."""
 
+    copies = 1
+    """How many processes compute the same loss, each with a part of the layers."""
+
     def __init__(self, world: World, device: torch.device) -> None:
         self.world, self.device = world, device
 
@@ -75,6 +78,10 @@ class Layout(ABC):
         """The model with all of its weights on every process, to be read and not trained: `model`, or a copy. All
         processes enter it."""
         yield model
+
+    def as_built(self, model: nn.Module) -> nn.Module:
+        """The model to count on: as it was before it was laid over processes."""
+        return model
 
     @abstractmethod
     def unwrap(self, wrapped: nn.Module) -> nn.Module:

@@ -10,33 +10,49 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from gptlab.console import say
 from gptlab.errors import ConfigError
 from gptlab.model.component import declared
+from gptlab.model.pieces import in_order, local
 from gptlab.parallel.layout import Layout
+from gptlab.parallel.sharding import finish_gradients, held_whole, shard
 from gptlab.parallel.world import World
 
 
 class Sharded(Layout):
-    """The model in `pieces`, and as many times as there are groups of so many processes."""
+    """The model in `pieces`, and as many times as there are groups of so many processes; each piece, where `tensor` is
+    above 1, by so many neighbouring processes that compute with a part of its layers each."""
 
     replaces_parameters = True
 
-    def __init__(self, world: World, device: torch.device, pieces: int) -> None:
+    def __init__(self, world: World, device: torch.device, pieces: int, tensor: int = 1) -> None:
         super().__init__(world, device)
-        self.pieces = pieces
+        self.pieces, self.copies = pieces, tensor
         self._hollow: nn.Module | None = None  # the model as it was before it was cut, without memory
+        self._tensor: DeviceMesh | None = None
+
+    @property
+    def data_rank(self) -> int:
+        """Processes that share layers read the same batch."""
+        return self.world.rank // self.copies
+
+    @property
+    def data_size(self) -> int:
+        """One share for the processes that share layers."""
+        return self.world.size // self.copies
 
     @property
     def loss_scale(self) -> float:
-        """Gradients are averaged over all processes, and the loss is the mean over all tokens of the global batch."""
-        return float(self.world.size)
+        """Gradients are averaged over all shares, and the loss is the mean over all tokens of the global batch."""
+        return float(self.data_size)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model`, cut in place: its blocks each by itself, and what is left of it together.
@@ -51,40 +67,64 @@ class Sharded(Layout):
                     key="parallel.shard",
                 )
         self._hollow = _copy_on(torch.device("meta"), model)
+        groups = self.data_size // self.pieces
+        names = ("replicate", "shard", "tensor")
+        mesh = init_device_mesh(self.device.type, (groups, self.pieces, self.copies), mesh_dim_names=names)
+        if self.copies > 1:
+            self._tensor = mesh["tensor"]
+            shard(model, self._tensor)
+            if self.world.is_main and (whole := held_whole(model)):
+                say(f"parallel.tensor: each process has the whole of {', '.join(whole)}")
         said = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}
-        groups = self.world.size // self.pieces
-        shape, names = ((self.pieces,), ("shard",)) if groups == 1 else ((groups, self.pieces), ("replicate", "shard"))
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
-        # What has no gradient, as the biases of a router, is moved by hand and stays whole.
-        still = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-        for block in [*getattr(model, "blocks", ()), *(declared(model, "ahead") or ())]:
-            fully_shard(block, mesh=mesh, ignored_params=still)
-        fully_shard(model, mesh=mesh, ignored_params=still)
+        if self.data_size > 1:
+            self._cut_states(model, mesh["shard"] if groups == 1 else mesh["replicate", "shard"])
         for name, parameter in model.named_parameters():  # what a parameter says of itself, such as `stacked`
             for key, value in said[name].items():
                 setattr(parameter, key, value)
         return model
 
+    def _cut_states(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        # What has no gradient, as the biases of a router, is moved by hand and stays whole.
+        still = {parameter for parameter in model.parameters() if not parameter.requires_grad}
+        for block in [*getattr(model, "blocks", ()), *(declared(model, "ahead") or ())]:
+            fully_shard(block, mesh=mesh, ignored_params=still)
+        fully_shard(model, mesh=mesh, ignored_params=still)
+
     @contextlib.contextmanager
     def backward_sync(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
         """Gradients stay whole, and are exchanged and cut with the last micro-batch."""
-        assert isinstance(wrapped, FSDPModule)
-        wrapped.set_requires_gradient_sync(last)
+        if isinstance(wrapped, FSDPModule):
+            wrapped.set_requires_gradient_sync(last)
         yield
 
     def clip(self, model: nn.Module, limit: float | None) -> Tensor:
         """As of `Layout`; the norm is that of all pieces."""
-        norm = super().clip(model, limit)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._tensor is not None:
+            finish_gradients(model, self._tensor)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        alike: dict[Any, list[Tensor]] = {}  # tensors that lie over the same processes in the same way
+        for gradient in gradients:
+            cut = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+            alike.setdefault(cut, []).append(gradient)
+        norms = [_gathered(nn.utils.get_total_norm(some)) for some in alike.values()]
+        norm = torch.stack(norms).norm()
+        if limit is not None:
+            scale = (limit / (norm + 1e-6)).clamp(max=1.0)  # as of torch's clip_grad_norm_
+            torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
+        return norm
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
         """As of `Layout`: gathered one by one, so that no process holds the model twice."""
         found = {}
         for name, parameter in model.named_parameters():
-            gathered = _gathered(parameter.detach())
+            gathered = in_order(parameter.detach(), parameter)
             if self.world.is_main:
                 found[name] = gathered.cpu().contiguous()
         return found
+
+    def as_built(self, model: nn.Module) -> nn.Module:
+        """The model before it was cut, without memory."""
+        return model if self._hollow is None else self._hollow
 
     @contextlib.contextmanager
     def whole(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -93,12 +133,13 @@ class Sharded(Layout):
         twin = _copy_on(self.device, self._hollow)
         with torch.no_grad():
             for (_, mine), (_, its) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
-                its.copy_(_gathered(mine.detach()))
+                its.copy_(in_order(mine.detach(), mine))
             for (_, mine), (_, its) in zip(model.named_buffers(), twin.named_buffers(), strict=True):
                 its.copy_(mine)
         for mine, its in zip(model.modules(), twin.modules(), strict=True):  # a window that has grown since
+            whole = vars(mine).get("_whole", {})  # numbers that were divided
             for key, value in vars(mine).items():
-                if not key.startswith("_") and key != "training":
+                if not key.startswith("_") and key != "training" and key not in whole:
                     setattr(its, key, value)
         yield twin.train(model.training)
 

@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,8 @@ from gptlab.config.jsonfile import read_json
 from gptlab.console import say
 from gptlab.errors import CheckpointError, GptlabError, option
 from gptlab.files import fsync_directory, fsync_file, sha256_file, write_atomic
+from gptlab.model.component import declared
+from gptlab.model.pieces import in_order, lay_out, local
 from gptlab.parallel import World
 from gptlab.seal import sealed_json
 from gptlab.systems.tensorfile import write_tensors
@@ -213,23 +216,44 @@ def load_tensors(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=world.size == 1)
+    for name, tensor, parameter in _reordered(model, optimizer):
+        local(tensor).copy_(lay_out(tensors[name], parameter))
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters (a shared one once) and saved buffers, by name."""
+    """Parameters (a shared one once) and saved buffers, by name. What lies in another order over processes
+    (`gptlab.model.pieces`) is a whole copy; every process calls this."""
     saved = set(model.state_dict())
-    named = [*model.named_parameters(), *((name, b) for name, b in model.named_buffers() if name in saved)]
-    return {f"model.{name}": tensor.detach() for name, tensor in named}
+    buffers = {f"model.{name}": b.detach() for name, b in model.named_buffers() if name in saved}
+    parameters = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    return parameters | buffers | {name: in_order(tensor, p) for name, tensor, p in _reordered(model, None)}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state, by the name of the parameter it belongs to. Rates and the like follow from the config."""
-    return {
-        f"optimizer.{name}.{key}": value if value.ndim else value.view(1)  # the same memory, so loads land in it
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
+    found = {
+        name: value if value.ndim else value.view(1)  # the same memory, so loads land in it
+        for name, value, _ in _optimizer_state(model, optimizer)
     }
+    names = {name for name, _, _ in _optimizer_state(model, optimizer)}
+    return found | {name: in_order(t, p) for name, t, p in _reordered(model, optimizer) if name in names}
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Names, tensors, and the parameters that they belong to."""
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                yield f"optimizer.{name}.{key}", value, parameter
+
+
+def _reordered(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of these, and of the parameters themselves, what lies in another order than the model's."""
+    own = [(f"model.{name}", parameter.detach(), parameter) for name, parameter in model.named_parameters()]
+    state = [] if optimizer is None else _optimizer_state(model, optimizer)
+    for name, tensor, parameter in (*own, *state):
+        if declared(parameter, "order") is not None and tensor.shape == parameter.shape:
+            yield name, tensor, parameter
 
 
 def _create_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

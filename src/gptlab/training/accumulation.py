@@ -65,10 +65,10 @@ def accumulate(
             (share if scaler is None else scaler.scale(share)).backward()
         if graphs:
             keep_gradients(wrapped, kept)
-        total += out.sum.detach().float() / global_targets
+        total += out.sum.detach().float() / (global_targets * layout.copies)
         count += out.count
         for name, value in out.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value.detach() / global_targets
+            metrics[name] = metrics.get(name, 0.0) + value.detach() / (global_targets * layout.copies)
     return Accumulated(total, count, metrics)
 
 

@@ -91,7 +91,10 @@ def loop(job: Job) -> None:
     flush_every = 1 if job.device.type == "cpu" else 10
     peak = peak_flops(job.device)
     display = TrainingDisplay(
-        total, job.step, training_flops(job.model, config.train.sequence_length), peak and peak * job.world.size
+        total,
+        job.step,
+        training_flops(job.layout.as_built(job.model), config.train.sequence_length),
+        peak and peak * job.world.size,
     )
     first = job.step
     clock = time.monotonic()
@@ -160,7 +163,7 @@ class StepResult:
 def step(job: Job) -> StepResult:
     """One optimizer step on the whole global batch, of as many batches as the run's growth says."""
     config = job.config
-    torch.manual_seed(hash64(config.seed.dropout, job.step, job.world.rank) >> 1)
+    torch.manual_seed(hash64(config.seed.dropout, job.step, job.world.rank // job.layout.copies) >> 1)
     multiplier = job.schedule(job.step)
     set_learning_rate(job.optimizer, multiplier)
     count = min(job.growth(job.step), config.total_steps - job.step)
@@ -302,7 +305,9 @@ def _conclude(job: Job, seconds: float) -> None:
     if job.world.is_main:
         write_views(job.folder)
     if job.world.is_main and job.finished and not (job.folder / runfolder.FACTS).exists():
-        facts = gather_facts(job.folder, job.config, job.model, job.device, job.dtype, job.world, step=job.step)
+        facts = gather_facts(
+            job.folder, job.config, job.layout.as_built(job.model), job.device, job.dtype, job.world, step=job.step
+        )
         measured = replace(facts, seconds=job.seconds, wall_seconds=seconds, peak_memory_bytes=memory)
         write_facts(job.folder, measured)
         runfolder.log_line(job.folder, f"peak memory {format_bytes(memory)}, {format_seconds(job.seconds)} of training")
