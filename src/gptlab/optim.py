@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ def parameter_groups(
     weight_decay: float,
     mup_lr_rule: Callable[[str, float], float] = lambda kind, rate: rate,
 ) -> list[dict[str, Any]]:
-    """One group a kind, a width and the processes it is cut over, in the order of KINDS: `rates` by kind, decay for what
-    has two dimensions.
+    """One group a kind, width and set of processes that it is cut over, in the order of KINDS: `rates` by kind, decay
+    for what has two dimensions.
 
     Under muP a parameter says how its rate falls with width (`gptlab.model.mup`; 1 elsewhere), by a rule for Adam;
     `mup_lr_rule(kind, rate)` is what another optimizer makes of that. The decay of a step, rate · decay, does not
@@ -183,6 +183,31 @@ class AdamW(torch.optim.AdamW):
         return super().step(closure)
 
 
+class World(Protocol):
+    """The processes that share an optimizer's work (the real one is in `gptlab.parallel.world`)."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def all_gather(self, part: Tensor, count: int) -> Tensor:
+        """The first `count` rows of the parts of all, one after the other."""
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def all_gather(self, part: Tensor, count: int) -> Tensor:
+        """`part`"""
+        return part
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for the matrices inside blocks, AdamW for embeddings, head and scalars (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/): momentum, orthogonalized by a Newton–Schulz iteration.
@@ -250,6 +275,7 @@ class Muon(torch.optim.Optimizer):
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.momentum_warmup, self.momentum_start = momentum_warmup, momentum_start
         self.adjust_lr, self.unstack = adjust_lr, unstack
+        self._world: World = Alone()
         self._adamw = torch.optim.AdamW(others, adamw_lr, betas, eps, fused=_can_fuse(others)) if others else None
         super().__init__([*matrices, *(self._adamw.param_groups if self._adamw is not None else [])], {})
         self._share()
@@ -307,15 +333,27 @@ class Muon(torch.optim.Optimizer):
         for shape, pairs in alike.items():
             rate = group["lr"] * self._spectral_rate(*shape)
             at_once = max(1, _ELEMENTS // shape.numel())
-            for start in range(0, len(pairs), at_once):
-                some = pairs[start : start + at_once]
-                steps = orthogonalize(torch.stack([direction for _, direction in some]), self.ns_steps)
+            for start in range(0, len(pairs), at_once * self._world.size):
+                some = pairs[start : start + at_once * self._world.size]
+                steps = self._orthogonalize(torch.stack([direction for _, direction in some]))
                 torch._foreach_add_([matrix for matrix, _ in some], list(steps.unbind()), alpha=-rate)
         if pieces:
             from gptlab.model.pieces import lay_out
 
             for weight, change in pieces:
                 weight.to_local().add_(lay_out(change, weight))
+
+    def _orthogonalize(self, matrices_NRC: Tensor) -> Tensor:
+        """All of them, each by one process, which gives it to the others."""
+        world = self._world
+        count = -(-len(matrices_NRC) // world.size)
+        own = orthogonalize(matrices_NRC[world.rank * count : (world.rank + 1) * count], self.ns_steps)
+        return world.all_gather(own, len(matrices_NRC))
+
+    def share_work(self, world: World) -> None:
+        """Let each process of `world` orthogonalize its part of the matrices. All of them step together, with the same
+        gradients."""
+        self._world = world
 
     def _momentum(self, state: dict[str, Any]) -> float:
         """Of this step, which is counted where momentum is warmed up."""

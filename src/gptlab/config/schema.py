@@ -187,12 +187,18 @@ class System(Section):
 
 
 class Parallel(Section):
-    """How a run lies over the processes that torchrun starts. Nothing here changes results beyond rounding."""
+    """How a run lies in memory and over the processes that torchrun starts. Nothing here changes results beyond
+    rounding."""
 
     shard: Literal["all"] | PositiveInteger = Field(
         1,
         description="over how many processes parameters, gradients and optimizer state are cut (FSDP); all: over every "
         "one; 1: each has them whole",
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="what a block computes again in the backward pass and does not keep; selective: all but matrix "
+        "products and attention; of one process too",
     )
     tensor: PositiveInteger = Field(
         1,

@@ -214,6 +214,14 @@ PROTOCOL = (
         "called before each step with the mean loss of its tokens, a scalar on the device, the same on all processes",
     ),
     Attribute(
+        "share_work",
+        "optimizer",
+        "(world) → None",
+        None,
+        "training.setup",
+        "called once where several processes train: they may each do a part of what all would do alike",
+    ),
+    Attribute(
         "observe",
         "growth",
         "(gradient_norm: Tensor) → None",
@@ -275,6 +283,11 @@ def window_width(module: nn.Module) -> int | None:
     window = declared(module, "window")
     width = window if isinstance(window, int) else getattr(window, "now", None)
     return width if isinstance(width, int) and not isinstance(width, bool) else None
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model, as its `blocks` and those for tokens further `ahead` have them; none where it has none."""
+    return [*getattr(model, "blocks", ()), *declared(model, "ahead")]
 
 
 # ---------------------------------------------------------------- what layers are given

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from gptlab.console import say
 from gptlab.errors import ConfigError
-from gptlab.model.component import declared
+from gptlab.model.component import blocks_of
 from gptlab.model.pieces import in_order, local
 from gptlab.parallel.layout import Layout
 from gptlab.parallel.sharding import finish_gradients, held_whole, shard
@@ -86,7 +86,7 @@ class Sharded(Layout):
     def _cut_states(self, model: nn.Module, mesh: DeviceMesh) -> None:
         # What has no gradient, as the biases of a router, is moved by hand and stays whole.
         still = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-        for block in [*getattr(model, "blocks", ()), *(declared(model, "ahead") or ())]:
+        for block in blocks_of(model):
             fully_shard(block, mesh=mesh, ignored_params=still)
         fully_shard(model, mesh=mesh, ignored_params=still)
 
@@ -137,9 +137,9 @@ class Sharded(Layout):
             for (_, mine), (_, its) in zip(model.named_buffers(), twin.named_buffers(), strict=True):
                 its.copy_(mine)
         for mine, its in zip(model.modules(), twin.modules(), strict=True):  # a window that has grown since
-            whole = vars(mine).get("_whole", {})  # numbers that were divided
+            own = {"training", "forward", *vars(mine).get("_whole", ())}  # `_whole`: numbers that were divided
             for key, value in vars(mine).items():
-                if not key.startswith("_") and key != "training" and key not in whole:
+                if not key.startswith("_") and key not in own:
                     setattr(its, key, value)
         yield twin.train(model.training)
 

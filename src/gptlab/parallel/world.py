@@ -39,6 +39,17 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def all_gather(self, part: Tensor, count: int) -> Tensor:
+        """Parts of `count` rows, one after the other: of equal numbers of rows, the last ones with fewer or none."""
+        if self.size == 1:
+            return part
+        rows = -(-count // self.size)
+        padded = part.new_zeros(rows, *part.shape[1:])
+        padded[: len(part)] = part
+        found = part.new_empty(rows * self.size, *part.shape[1:])
+        dist.all_gather_into_tensor(found, padded)
+        return found[:count]
+
     def all_reduce_min(self, value: int) -> int:
         """The smallest `value` of all processes."""
         if self.size == 1:

@@ -20,10 +20,11 @@ from gptlab.config import RunConfig, build
 from gptlab.errors import ConfigError
 from gptlab.hardware.device import available_memory
 from gptlab.hardware.precision import autocast, pick_dtype
+from gptlab.hardware.recompute import recompute_blocks
 from gptlab.loss import TokenBatch
 from gptlab.model import build_model
 from gptlab.model.backends import Scores, View, override
-from gptlab.model.component import before_step, declared, modules_with, training_flops
+from gptlab.model.component import before_step, blocks_of, declared, modules_with, training_flops
 from gptlab.planning.formatting import format_bytes
 from gptlab.planning.plan import Footprint, largest_fit
 
@@ -47,7 +48,7 @@ def footprint(
     `accelerator`: count what a GPU would keep, where attention is one fused kernel (it keeps queries, keys, values,
     output and a float32 a query and head; Dao 2023, arXiv:2307.08691, section 3.1) and logits are whole. `compiled`:
     what torch.compile is taken to keep of that: what matrix products and attention put out, all else being computed
-    again; and of the logits, themselves and their gradient in `dtype`. Raises ConfigError where the model cannot be
+    again, or what `parallel.recompute` leaves where that is less; and of the logits, themselves and their gradient in `dtype`. Raises ConfigError where the model cannot be
     built.
     """
     model = build_model(config, vocab_size, device="meta")
@@ -60,6 +61,7 @@ def footprint(
         override(_fused_attention) if accelerator else contextlib.nullcontext(),
     ):
         _materialize(model)
+        recompute_blocks(blocks_of(model), config.parallel.recompute)
         loss = build("loss", config.loss)
         if accelerator:
             _reset_device_choices(model, loss)
@@ -78,7 +80,7 @@ def footprint(
         weights=_bytes([*model.parameters(), *model.buffers()]),
         gradients=_bytes([p for p in model.parameters() if p.requires_grad]),
         optimizer=_bytes(state),
-        activations=bytes_of.products if compiled else bytes_of.kept,
+        activations=min(bytes_of.products, bytes_of.kept) if compiled else bytes_of.kept,
         logits=bytes_of.head_products if compiled else bytes_of.peak - bytes_of.kept,
     )
 

@@ -23,8 +23,9 @@ from gptlab.hardware.compile import GRAPHS, choose_compile, try_compile
 from gptlab.hardware.device import describe
 from gptlab.hardware.memory import largest_micro_batch
 from gptlab.hardware.precision import pick_dtype
+from gptlab.hardware.recompute import recompute_blocks
 from gptlab.model import build_model
-from gptlab.model.component import declared
+from gptlab.model.component import blocks_of, declared
 from gptlab.model.float8 import require_float8
 from gptlab.model.smoke_test import smoke_test_components
 from gptlab.parallel import Layout, World, check_layout, choose_layout
@@ -231,6 +232,7 @@ def _build(
     assert vocab_size is not None
     require_memory(config, vocab_size, device, world_size=layout.data_size)
     model = build_model(config, vocab_size, device=device)
+    recompute_blocks(blocks_of(model), config.parallel.recompute)
     require_float8(model, device, heard=world.is_main)
     if config.validation_length > model.context_length:
         raise ConfigError(
@@ -271,6 +273,8 @@ def _spread(job: Job) -> None:
     job.wrapped = job.layout.wrap(job.model)
     if job.layout.replaces_parameters:
         job.optimizer = _build_optimizer(job.config, job.model)
+    if job.world.size > 1 and (share := declared(job.optimizer, "share_work")) is not None:
+        share(job.world)
 
 
 def build_growth(config: RunConfig, model: nn.Module) -> Any:
