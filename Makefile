@@ -11,10 +11,10 @@ demo: $(VENV)/.installed ## five minutes, no GPU, no network: corpus, tokenizer,
 	@bash scripts/demo.sh
 
 test: $(VENV)/.installed-dev ## the whole test suite; prints the 20 slowest
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 test-fast: $(VENV)/.installed-dev ## what is not slow (tests/slow.txt): a minute or so, while you work
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 -m 'not slow'
 
 lint: $(VENV)/.installed-dev ## style, types, layers
 	$(BIN)/ruff check .

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import torch
 from helpers import gptlab, make_data, make_questions, rows
 from safetensors.numpy import load_file
 
-from gptlab.config import Parallel, dump_yaml
+from gptlab.config import Parallel, config_from, dump_yaml
 from gptlab.errors import ConfigError
-from gptlab.parallel import World, choose_layout
+from gptlab.parallel import World, check_layout, choose_layout
 from gptlab.parallel.layout import DataParallel, SingleProcess
 from gptlab.parallel.sharded import Sharded
 
@@ -56,6 +58,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "muP": {"model": {**TINY, "mup": {"dim": 16, "heads": 1}}},
     "a batch that grows, by the norm": {"model": TINY, "train": {"growth": {"use": "GradientNorm"}}},
     "decay by perplexity": {"model": TINY, "optimizer": {"use": "AdamW", "perplexity_power": 1.0}},
+    "documents and the key before": {
+        "model": {
+            **TINY,
+            "head_dim": 16,
+            "position": {"use": "RoPE", "fraction": 0.5},
+            "block": {"attention": {"document_mask": True, "window": 20, "key_offset": True}},
+        }
+    },
+    "slopes": {"model": {**TINY, "position": "ALiBi"}},
+    "latent block": {"model": {**TINY, "block": "LatentAttentionBlock", "position": "NoPosition"}},
     "a window that grows": {
         "model": {**TINY, "block": {"attention": {"window": 24, "window_start": 8, "window_step": 8}}},
         "log": {"samples": {"every": 5, "tokens": 4}},
@@ -81,13 +93,18 @@ destroy_distributed(joined)
 Job = tuple[str, str, list[str], bool]
 
 
-def run_all(place: Path, processes: int, jobs: list[Job]) -> None:
-    """Train each of `jobs` (config, folder, settings, whether to resume) by so many processes."""
+def launch(processes: int, jobs: list[Job]) -> list[str]:
+    """The command that trains each of `jobs`: config, folder, settings, whether to resume."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, "script.py", json.dumps(jobs)]
+
+
+def run_all(place: Path, processes: int, jobs: list[Job]) -> None:
+    """Train each of `jobs` by so many processes."""
     done = subprocess.run(
-        [*launcher, "script.py", json.dumps(jobs)],
+        launch(processes, jobs),
         cwd=place,
         capture_output=True,
         text=True,
@@ -109,26 +126,37 @@ SHARDS = ["parallel.shard=all"]
 GROUPS = ["parallel.shard=2", "system.micro_batch=1"]
 STRETCHES = ["parallel.context=2"]
 BOTH = ["parallel.context=2", "parallel.shard=all", "system.micro_batch=1"]
-LAYOUTS = {
-    "two": (2, SHARDS),
-    "groups": (4, GROUPS),
-    "stretches": (2, STRETCHES),
-    "four stretches": (4, ["parallel.context=4"]),
-    "stretches of pieces": (4, BOTH),
+TENSOR = ["parallel.tensor=2"]
+SOME = ["modded", "muon, q k v apart", "experts", "MLA"]
+LAYOUTS: dict[str, tuple[int, list[str], list[str]]] = {  # processes, settings, models
+    "two": (2, SHARDS, list(MODELS)),
+    "groups": (4, GROUPS, SOME),
+    "stretches": (2, STRETCHES, list(MODELS)),
+    "four stretches": (4, ["parallel.context=4"], ["documents and the key before", "modded"]),
+    "stretches of pieces": (4, BOTH, SOME),
+    "tensor": (2, TENSOR, [name for name in MODELS if name != "slopes"]),
+    "tensor of pieces": (4, [*TENSOR, "parallel.shard=all"], [*SOME, "llama3"]),
+    "tensor, copied": (4, [*TENSOR, "system.micro_batch=1"], ["gpt2"]),
+    "tensor and stretches": (4, [*TENSOR, *STRETCHES], ["modded", "MLA"]),
+    "three": (8, [*TENSOR, *BOTH], ["modded", "muon, q k v apart"]),
+    "computed again": (1, ["parallel.recompute=full"], SOME),
+    "computed again but for products": (2, ["parallel.recompute=selective", *TENSOR], SOME),
+    "pieces computed again": (2, ["parallel.recompute=full", *SHARDS], SOME),
 }
+CASES = [(where, name) for where, (_, _, names) in LAYOUTS.items() for name in names]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with each model trained by one process, by two with a piece each, and by two groups of two."""
+    """A folder with each model trained by one process, and in every layout that it is tested in."""
     folder = tmp_path_factory.mktemp("sharded")
     make_data(folder)
     make_questions(folder / "data/benchmarks", 8)
     (folder / "script.py").write_text(SCRIPT)
     for name, values in MODELS.items():
         write(folder, name, values)
-    for where, (processes, settings) in {"one": (1, []), **LAYOUTS}.items():
-        run_all(folder, processes, [(f"{name}.yaml", f"{where}/{name}", settings, False) for name in MODELS])
+    for where, (processes, settings, names) in {"one": (1, [], list(MODELS)), **LAYOUTS}.items():
+        run_all(folder, processes, [(f"{name}.yaml", f"{where}/{name}", settings, False) for name in names])
     return folder
 
 
@@ -143,16 +171,15 @@ def equal_runs(found: Path, expected: Path) -> None:
             assert row[key] == pytest.approx(its[key], abs=1e-5, rel=1e-5), key
 
 
-@pytest.mark.parametrize("where", LAYOUTS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("where", "name"), CASES)
 def test_the_curve_is_that_of_one_process(place: Path, name: str, where: str) -> None:
     equal_runs(place / where / name, place / "one" / name)
 
 
 def test_what_is_drawn_while_training_is_drawn_from_whole_weights(place: Path) -> None:
     name = "a window that grows"
-    drawn = [(place / where / name / "samples.jsonl").read_text() for where in ("one", "two", "groups")]
-    assert drawn[0] == drawn[1] == drawn[2]
+    drawn = [(place / where / name / "samples.jsonl").read_text() for where in ("one", "two", "stretches", "tensor")]
+    assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
     assert "val/hellaswag/acc" in rows(place / "two" / name)[-1]
 
 
@@ -170,6 +197,10 @@ MOVES = [
     ("two", 4, GROUPS),
     ("groups", 2, ["parallel.shard=1"]),
     ("groups", 4, ["parallel.shard=all", "system.micro_batch=1"]),
+    ("one", 4, [*TENSOR, "parallel.shard=all"]),
+    ("tensor", 2, STRETCHES),
+    ("tensor of pieces", 1, []),
+    ("stretches of pieces", 2, TENSOR),
 ]
 
 
@@ -180,7 +211,7 @@ def test_a_checkpoint_goes_to_any_other_layout(
     """Its runs lose what came after their eighth step, and go on in another layout."""
     for part in ("data", "script.py"):
         (tmp_path / part).symlink_to(place / part)
-    names = ["gpt2", "muon, q k v apart"]
+    names = [name for name in ("gpt2", "muon, q k v apart") if (place / where / name).is_dir()]
     for name in names:
         shutil.copy(place / f"{name}.yaml", tmp_path)
         shutil.copytree(place / where / name, tmp_path / name)
@@ -193,6 +224,35 @@ def test_a_checkpoint_goes_to_any_other_layout(
         equal_runs(tmp_path / name, place / "one" / name)
 
 
+KILLS = [("tensor of pieces", "two"), ("stretches", "tensor"), ("three", "tensor, copied"), ("two", "two")]
+
+
+@pytest.mark.parametrize(("where", "then"), KILLS)
+def test_killed_in_one_layout_it_goes_on_in_another(place: Path, tmp_path: Path, where: str, then: str) -> None:
+    """All processes at once, by SIGKILL, at a moment after the first checkpoint that nobody chose."""
+    name = "muon, q k v apart"
+    for part in ("data", "script.py", f"{name}.yaml"):
+        (tmp_path / part).symlink_to(place / part)
+    processes, settings, _ = LAYOUTS[where]
+    run = tmp_path / name
+    with subprocess.Popen(
+        launch(processes, [(f"{name}.yaml", name, settings, False)]),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as training:
+        deadline = time.monotonic() + 300
+        while not list(run.glob("checkpoints/step-*")) and training.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(training.pid, signal.SIGKILL)
+    processes, settings, _ = LAYOUTS[then]
+    run_all(tmp_path, processes, [(f"{name}.yaml", name, settings, True)])
+    equal_runs(run, place / "one" / name)
+
+
 def test_layouts_are_chosen_by_world_and_config() -> None:
     cpu, pieces = torch.device("cpu"), Parallel(shard="all")
     assert isinstance(choose_layout(World(), cpu, pieces), SingleProcess)
@@ -202,12 +262,48 @@ def test_layouts_are_chosen_by_world_and_config() -> None:
         layout = choose_layout(World(0, 4), cpu, Parallel(shard=shard))
         assert isinstance(layout, Sharded)
         assert layout.pieces == expected
+    layout = choose_layout(World(5, 8), cpu, Parallel(tensor=2))
+    assert (layout.copies, layout.data_rank, layout.data_size) == (2, 2, 4)
 
 
-@pytest.mark.parametrize(("shard", "advice"), [(3, "use 2, or all"), (8, "use 4, or all")])
-def test_processes_that_are_no_multiple_are_refused(shard: int, advice: str) -> None:
-    with pytest.raises(ConfigError, match=f"parallel.shard: 4 processes are no multiple of {shard}; {advice}"):
-        choose_layout(World(0, 4), torch.device("cpu"), Parallel(shard=shard))
+REFUSED = [
+    (["parallel.shard=3"], "parallel.shard: 4 processes are no multiple of 3; use 2, or all"),
+    (["parallel.shard=8"], "parallel.shard: 4 processes are no multiple of 8; use 4, or all"),
+    (["parallel.tensor=3"], "parallel.tensor: 4 processes are no multiple of 3; use 2"),
+    (["parallel.tensor=2", "parallel.shard=4"], "parallel.shard: 2 processes are no multiple of 4; use 2, or all"),
+    (["parallel.tensor=2", "parallel.context=4"], "parallel.context: 2 processes are no multiple of 4; use 2"),
+    (
+        ["parallel.context=4", "train.sequence_length=30", "train.batch_tokens=240"],
+        "30 tokens cannot be cut .* 32",
+    ),
+    (["parallel.context=2", "loss=MultiToken", "model.ahead=1"], "parallel.context: MultiToken looks for targets"),
+    (["train.batch_tokens=192"], "6 sequences a step cannot be shared by 4 processes; make it a multiple of 128"),
+    (
+        ["parallel.tensor=2", "train.batch_tokens=96"],
+        "3 sequences .* by 2 groups of 2 processes; .* of 64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_layouts_that_cannot_be_are_refused_before_processes_meet(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_layout(config_from(SMALL, settings), World(0, 4))
+
+
+def table() -> str:
+    """Which model was trained in which layout, for the manual."""
+    lines = ["| | " + " | ".join(MODELS) + " |", "|---|" + "---|" * len(MODELS)]
+    for where, (processes, settings, names) in LAYOUTS.items():
+        how = ", ".join(setting.removeprefix("parallel.") for setting in settings if setting.startswith("parallel."))
+        marks = ["yes" if name in names else "" for name in MODELS]
+        lines.append(f"| {where}: {processes} × `{how or 'shard=1'}` | " + " | ".join(marks) + " |")
+    return "\n".join(lines)
+
+
+def test_the_manual_shows_what_is_tested() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/distributed.md").read_text("utf-8")
+    assert table() in page, table()
 
 
 def test_from_the_command_line_in_one_line(place: Path) -> None:

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from torch.distributed.device_mesh import init_device_mesh
 
 from gptlab.loss import TokenBatch
@@ -99,7 +99,7 @@ class ContextParallel(Layout):
     def gather(self, tensor: Tensor) -> Tensor:
         """(B, K, T, C) of each process → (B, K, S, C) up to the end of this one's; gradients go back to their owners.
         All processes of the group call it, in the same order."""
-        whole = all_gather_tensor_autograd(tensor.contiguous(), 2, self._group)
+        whole: Tensor = _Gather.apply(tensor, self._group)
         return whole[:, :, : tensor.shape[2] * (self.place + 1)]
 
 
@@ -147,3 +147,23 @@ class _Stretch:
 def _stretch(wrapped: Any) -> _Stretch:
     assert isinstance(wrapped, _Stretch)
     return wrapped
+
+
+class _Gather(torch.autograd.Function):
+    """The parts of a group's processes, one after the other along the third dimension; the gradient of each part is
+    the sum of what all ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group, size = group, group.size()
+        first = part.movedim(2, 0).contiguous()
+        found = first.new_empty(size * len(first), *first.shape[1:])
+        dist.all_gather_into_tensor(found, first, group=group)
+        return found.movedim(0, 2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        whole = grad.movedim(2, 0).contiguous()
+        found = whole.new_empty(len(whole) // ctx.group.size(), *whole.shape[1:])
+        dist.reduce_scatter_tensor(found, whole, group=ctx.group)
+        return found.movedim(0, 2), None

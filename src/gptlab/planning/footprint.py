@@ -48,8 +48,8 @@ def footprint(
     `accelerator`: count what a GPU would keep, where attention is one fused kernel (it keeps queries, keys, values,
     output and a float32 a query and head; Dao 2023, arXiv:2307.08691, section 3.1) and logits are whole. `compiled`:
     what torch.compile is taken to keep of that: what matrix products and attention put out, all else being computed
-    again, or what `parallel.recompute` leaves where that is less; and of the logits, themselves and their gradient in `dtype`. Raises ConfigError where the model cannot be
-    built.
+    again, or what `parallel.recompute` leaves where that is less; and of the logits, themselves and their gradient in
+    `dtype`. Raises ConfigError where the model cannot be built.
     """
     model = build_model(config, vocab_size, device="meta")
     flops = training_flops(model, config.train.sequence_length)
