@@ -53,6 +53,7 @@ OTHERS: list[Any] = [
         "gptlab.data.batches:BatchStream",
         "GradientNorm",
         "auto",
+        "full",
     ),
     ["accuracy"],
     ["mine.py:Mine"],

@@ -12,7 +12,7 @@ from gptlab.model import build_model
 from gptlab.model.mlp import GELU
 from gptlab.parallel import World, choose_layout
 from gptlab.parallel.layout import DataParallel, SingleProcess
-from gptlab.parallel.sharding import sharding_plan
+from gptlab.parallel.sharding import held_whole, sharding_plan
 
 CPU = torch.device("cpu")
 
@@ -53,14 +53,16 @@ def test_whole_weights_are_the_main_process_s() -> None:
 
 def test_the_plan_of_a_model_is_that_of_its_components() -> None:
     model = build_model(config_from({"model": {"dim": 32, "layers": 2, "heads": 2, "block": {"mlp": "SwiGLU"}}}), 97)
-    layers = {"gate": "column", "up": "column", "down": "row"}
-    assert sharding_plan(model) == {f"blocks.{i}.mlp.{name}": way for i in range(2) for name, way in layers.items()}
+    mlp = {"mlp.gate": "column", "mlp.up": "column", "mlp.down": "row"}
+    layers = {"attention.qkv": "column", "attention.out": "row", **mlp}
+    assert sharding_plan(model) == {f"blocks.{i}.{name}": way for i in range(2) for name, way in layers.items()}
 
 
 def test_a_component_speaks_for_all_inside_it() -> None:
     """The experts of a mixture are MLPs with plans of their own, which hold only where they stand alone."""
     model = build_model(config_from({"model": {"dim": 32, "layers": 1, "heads": 2, "block": {"mlp": "MoE"}}}), 97)
-    assert sharding_plan(model) == {}
+    assert all(name.startswith("blocks.0.attention.") for name in sharding_plan(model))
+    assert held_whole(model) == ["embedding", "SwiGLU", "MoE", "head"]
 
 
 class Widened(GELU):

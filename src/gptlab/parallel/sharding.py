@@ -48,12 +48,12 @@ def sharding_plan(model: nn.Module) -> dict[str, str]:
 def held_whole(model: nn.Module) -> list[str]:
     """The classes of what no plan cuts and has matrices, in the order in which they come."""
     cut = {id(part) for _, component, plan in _components(model) if plan for part in component.modules()}
-    kinds = [
-        type(part).__name__ if type(part) not in (nn.Linear, nn.Embedding) else name
-        for name, part in model.named_modules()
-        if id(part) not in cut and any(p.ndim > 1 for p in part.parameters(recurse=False))
-    ]
-    return list(dict.fromkeys(kinds))
+    kinds: dict[str, None] = {}
+    for name, part in model.named_modules():
+        if id(part) not in cut and any(p.ndim > 1 for p in part.parameters(recurse=False)):
+            above = model.get_submodule(name.rpartition(".")[0])
+            kinds[name if above is model else type(above).__name__] = None
+    return list(kinds)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
