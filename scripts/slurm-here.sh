@@ -47,7 +47,7 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
-KillWait=20
+KillWait=5
 InactiveLimit=0
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$(free_port) CPUs=4 State=UNKNOWN
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$(free_port) CPUs=4 State=UNKNOWN
