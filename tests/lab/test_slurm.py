@@ -79,12 +79,15 @@ def in_queue(job: str) -> str:
 
 def wait_for_end(job: str) -> None:
     """Wait until a job has left the queue. One that queues again would wait two minutes, which it is spared."""
-    until = time.monotonic() + 180
-    while (state := in_queue(job)) and time.monotonic() < until:
+    until, away = time.monotonic() + 180, 0
+    while away < 5 and time.monotonic() < until:  # one that queues again is out of it for an instant
+        state = in_queue(job)
+        away = 0 if state else away + 1
         if state == "PENDING":
+            time.sleep(4)  # Slurm revokes the credential of its last turn, and one made in that second too
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False)
         time.sleep(0.3)
-    assert not state, f"job {job} is {state}"
+    assert away, f"job {job} is {state}"
 
 
 def logs(place: Path) -> str:
