@@ -1,4 +1,4 @@
-"""`gptlab submit` on a real Slurm: scripts/slurm-here.sh starts one where Debian's slurm-wlm and munge are installed."""
+"""`gptlab submit` on a real Slurm: scripts/slurm-here.sh starts one where slurm-wlm and munge are installed."""
 
 from __future__ import annotations
 

@@ -142,8 +142,11 @@ def train_on_two(place: Path, *differences: tuple[list[str], dict[str, str]]) ->
             cwd=place,
             env={
                 **os.environ,
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
                 **variables,
             },
             stderr=subprocess.PIPE,
