@@ -57,7 +57,7 @@ class Agents:
                 [
                     *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1"),
                     *("--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{self.port}"),
-                    *("--rdzv-id=elastic", f"--rdzv-conf={self.rules}"),
+                    *("--rdzv-id=elastic", f"--rdzv-conf={self.rules},is_host={int(not self.started)}"),
                     *("-m", "gptlab", "train", "base.yaml", "--out", "runs/elastic"),
                 ],
                 cwd=self.place,
@@ -99,11 +99,9 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
-@pytest.mark.parametrize(("agents", "comes_back"), [(5, False), (12, True)], indirect=["agents"])
+@pytest.mark.parametrize(("agents", "comes_back"), [(10, False), (40, True)], indirect=["agents"])
 def test_a_lost_machine_costs_the_steps_since_the_checkpoint(place: Path, agents: Agents, comes_back: bool) -> None:
-    first = agents.start()
-    time.sleep(1)  # the first one holds the meeting place
-    second = agents.start()
+    first, second = agents.start(), agents.start()  # the first one holds the meeting place
     run = place / "runs/elastic"
     wait_for_step(run, KILLED_AFTER)
     agents.lose(second)
