@@ -276,6 +276,21 @@ def test_a_signal_is_a_request_and_a_second_ctrl_c_ends() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_scheduler_s_warning_is_a_request_unless_it_is_ignored(name: str) -> None:
+    number = signal.Signals[name]
+    with stop_signals() as request:
+        signal.raise_signal(number)
+    assert request.signal == name
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_signals() as request:
+            signal.raise_signal(number)
+        assert not request.requested
+    finally:
+        signal.signal(number, before)
+
+
 def test_in_another_thread_signals_are_left_alone() -> None:
     before = signal.getsignal(signal.SIGINT)
     seen: list[bool] = []

@@ -39,6 +39,7 @@ from gptlab.cli.run import run
 from gptlab.cli.sample import sample
 from gptlab.cli.serve import serve
 from gptlab.cli.soup import soup
+from gptlab.cli.submit import submit
 from gptlab.cli.sweep import sweep
 from gptlab.cli.tokenizer import app as tokenizer_app
 from gptlab.cli.trace import trace
@@ -52,7 +53,15 @@ from gptlab.version import __version__
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Prepare": {"tokenizer": tokenizer_app, "data": data_app, "config": config_app},
     "Build": {"new": new_app, "check": check, "trace": trace},
-    "Train": {"plan": plan, "train": train, "sample": sample, "chat": chat, "serve": serve, "soup": soup},
+    "Train": {
+        "plan": plan,
+        "train": train,
+        "submit": submit,
+        "sample": sample,
+        "chat": chat,
+        "serve": serve,
+        "soup": soup,
+    },
     "Tune": {"lr-find": lr_find, "sweep": sweep, "mup": mup_app, "ladder": ladder},
     "Judge": {
         "experiment": experiment_app,

@@ -63,3 +63,20 @@ def component(
     made = write_component(kind, name, base=base, folder=out or Path("experiments") / name)
     say(f"wrote {made.code}, {made.config.name} (the diff against {base}) and {made.test.name}")
     say(f"next: gptlab check {made.use}\n      gptlab train {made.config}")
+
+
+@app.command()
+def cluster(
+    out: Annotated[Path, typer.Option(help="the file to write")] = Path("cluster.yaml"),
+) -> None:
+    """Write a cluster file to begin with, for `gptlab submit`."""
+    from gptlab.files import check_place, write_atomic
+    from gptlab.lab.cluster.spec import TEMPLATE
+
+    check_place(out, "--out")
+    if out.exists():
+        raise ConfigError(f"--out {out}: something is there already; name another file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, TEMPLATE.format(name=out))
+    say(f"wrote {out}: set partition and account there as your cluster's manual says")
+    say(f"next: gptlab submit CONFIG --cluster {out} --dry-run")

@@ -6,7 +6,10 @@ decide what to compute: how a model lies over them is a `Layout`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptlab.errors import GptlabError
+from gptlab.errors import GptlabError, option
 
 T = TypeVar("T")
 _VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -70,6 +73,22 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def check_alike(self, values: Mapping[str, str]) -> None:
+        """Raise GptlabError, on every process, where one of them has other `values` than the main one, by what they are
+        called: a machine that was not brought up to date would train something else without a word."""
+        if self.size == 1:
+            return
+        said: list[tuple[str, Mapping[str, str]]] = [(socket.gethostname(), values)] * self.size
+        dist.all_gather_object(said, said[0])
+        (host, main), *others = said
+        for rank, (other, theirs) in enumerate(others, start=1):
+            for name in main:
+                if main[name] != theirs.get(name):
+                    raise GptlabError(
+                        f"process {rank} on {other} has another {name} ({theirs.get(name)}) than process 0 on {host} "
+                        f"({main[name]}); give every machine the same, and start again"
+                    )
+
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
@@ -93,6 +112,12 @@ def find_world() -> World:
     return World(rank=rank, size=size, local_rank=local_rank)
 
 
+def restarts() -> int:
+    """How often torchrun has started the processes anew, after one of them was lost; 0 without torchrun."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return int(count) if count.isdecimal() else 0
+
+
 def init_distributed(world: World, device: torch.device) -> bool:
     """Join the other processes: NCCL between GPUs, gloo between CPUs. Nothing to do for one process.
 
@@ -109,6 +134,21 @@ def init_distributed(world: World, device: torch.device) -> bool:
         )
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return True
+
+
+@contextlib.contextmanager
+def noticing_losses(world: World) -> Iterator[None]:
+    """Within: a process that finds another one gone raises GptlabError, where torch says so in its own words."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no class for it: what it raises is a RuntimeError that names the file it is from
+        if world.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise GptlabError(
+                "another process of this run is gone; its own words say why. torchrun goes on by itself with "
+                f"--max-restarts, else the same command goes on with {option('resume', True)}"
+            ) from None
+        raise
 
 
 def destroy_distributed(joined: bool) -> None:

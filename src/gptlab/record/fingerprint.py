@@ -48,6 +48,7 @@ NO_RESULT = (
     "systems.sinks",
     "tokenizer",  # as preparation
     "training.conclusion",
+    "training.processes",
     "training.samples",
     "training.tasks",
     "version",

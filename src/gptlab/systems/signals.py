@@ -1,4 +1,5 @@
-"""Being told to stop: SIGTERM from a scheduler, SIGHUP from a connection that was lost, Ctrl-C from a person."""
+"""Being told to stop: SIGTERM from a scheduler, SIGUSR1 or SIGUSR2 from one that warns before its time limit, SIGHUP
+from a connection that was lost, Ctrl-C from a person."""
 
 from __future__ import annotations
 
@@ -55,9 +56,9 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Turn SIGTERM, SIGHUP and SIGINT into a request; a second Ctrl-C ends at once, as always.
+    """Turn SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 into a request; a second Ctrl-C ends at once, as always.
 
-    What `nohup` has made to be ignored stays so.
+    What is ignored of the last three stays so, as `nohup` has it, or who hears a scheduler's warnings for all.
     """
     request = StopRequest()
 
@@ -68,8 +69,8 @@ def stop_signals() -> Iterator[StopRequest]:
 
     try:
         kinds = [signal.SIGTERM, signal.SIGINT]
-        if getattr(signal, "SIGHUP", None) is not None and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            kinds.append(signal.SIGHUP)
+        others = [getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+        kinds += [number for number in others if signal.getsignal(number) != signal.SIG_IGN]
         previous = {number: signal.signal(number, handle) for number in kinds}
     except ValueError:  # not the main thread: signals are somebody else's
         yield request

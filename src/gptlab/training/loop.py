@@ -29,7 +29,14 @@ from gptlab.hardware.device import peak_flops, pick_device
 from gptlab.hardware.memory import peak_memory
 from gptlab.model.component import after_step, before_step, declared, training_flops
 from gptlab.optim import set_learning_rate, show_loss
-from gptlab.parallel import check_layout, destroy_distributed, find_world, init_distributed
+from gptlab.parallel import (
+    check_layout,
+    destroy_distributed,
+    find_world,
+    init_distributed,
+    noticing_losses,
+    restarts,
+)
 from gptlab.planning.formatting import format_bytes, format_seconds
 from gptlab.record import runfolder
 from gptlab.record.facts import write_facts
@@ -51,7 +58,8 @@ def train(
     """Train what `config` describes and return the run, finished or cleanly interrupted.
 
     `folder`: the run's folder; by default runs/NAME-HASH-seedN. `resume` continues from the newest whole checkpoint
-    there, starts where there is none, and extends a finished run whose config asks for more tokens. `hooks`: functions
+    there, starts where there is none, and extends a finished run whose config asks for more tokens; processes that
+    torchrun has started anew do so unasked. `hooks`: functions
     that are given each row of metrics.jsonl, or objects with `write(row)`, `samples(step, texts)`, `close()`. Raises
     GptlabError for everything a user can mend: before any training where that can be known. Where `folder` is given
     and there, failed.json in it says what was raised, for a program that trains by a process of its own.
@@ -64,7 +72,8 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     try:
-        with contextlib.ExitStack() as exit_stack:
+        resume = world.all_reduce_max(resume or restarts() > 0) > 0  # a machine that has just joined follows the others
+        with noticing_losses(world), contextlib.ExitStack() as exit_stack:
             job = build_job(config, world, device, resume=resume, folder=folder, exit_stack=exit_stack, hooks=hooks)
             with stop_signals() as job.stop:
                 loop(job)

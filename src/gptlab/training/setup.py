@@ -40,6 +40,7 @@ from gptlab.systems.signals import StopRequest
 from gptlab.systems.sinks import open_sinks, require_sinks
 from gptlab.tokenizer import Tokenizer
 from gptlab.training.accumulation import accumulate, to_device
+from gptlab.training.processes import check_alike, check_data_alike, lock_run, lost_line
 from gptlab.training.tasks import require_tasks
 
 
@@ -112,6 +113,7 @@ def build_job(
 
     Raises GptlabError, before anything is written, for everything a user can mend that can be known by now.
     """
+    check_alike(config, world)
     if config.system.threads is not None:
         torch.set_num_threads(config.system.threads)
     require_sinks(config.log)
@@ -125,6 +127,7 @@ def build_job(
             if world.is_main and there < (config.eval.tokens or 0):
                 say(f"{dataset.path}: has {there:,} validation tokens, fewer than eval.tokens; all of them are read")
     fingerprints = {name: dataset.fingerprint for name, dataset in train_sets.items()}
+    check_data_alike(fingerprints, world)
     named = folder is None
     folder = Path("runs") / run_name(config, fingerprints) if folder is None else Path(folder)
     origin = folder
@@ -136,7 +139,7 @@ def build_job(
         )
     check_layout(config, world)
     if exit_stack is not None and world.is_main:
-        exit_stack.enter_context(runfolder.training_lock(folder))
+        lock_run(folder, exit_stack)
     if folder != origin and runfolder.state(folder) is runfolder.State.ABSENT:
         _begin_from(origin, folder, config, identity_of(config, fingerprints), world)
     identity = identity_of(config, fingerprints)
@@ -359,6 +362,7 @@ def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | N
         if row["step"] <= job.step and (value := row.get("val/loss")) is not None:
             job.evaluated = row["step"]
             job.note_validation(row["step"], value)
+    lost = "" if resume_step is None else lost_line(job.folder, rows, resume_step, job.seconds, job.world.size)
     if not job.finished or runfolder.state(job.folder) is not runfolder.State.FINISHED:
         runfolder.reopen(job.folder)
         runfolder.write_run_folder(job.folder, job.config, session)
@@ -373,6 +377,8 @@ def _open_folder(job: Job, fingerprints: Mapping[str, str], resume_step: int | N
         f"{job.config.total_steps} steps of {job.config.train.batch_tokens} tokens, {job.micro_batch} sequences at once"
         + (f", from step {resume_step}" if resume_step else ""),
     )
+    if lost:
+        announce(job, lost)
 
 
 def announce(job: Job, text: str) -> None:
