@@ -122,7 +122,7 @@ class MinHash(ComparingStep):
     Documents of fewer words meet where they are equal.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("datatrove", "spacy", "xxhash")
+    needs: ClassVar[tuple[str, ...]] = ("datatrove", "spacy")
 
     n_grams: Count = 5
     bands: Count = 14
@@ -162,9 +162,15 @@ class MinHash(ComparingStep):
     @functools.cached_property
     def _signature(self) -> Any:
         from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+        from datatrove.utils.hashing import HashConfig
 
+        # SHA-1 and not its default, xxhash: the versions of that from 4 on refuse what datatrove hands to it
         config = MinhashConfig(
-            n_grams=self.n_grams, num_buckets=self.bands, hashes_per_bucket=self.rows, seed=self.seed
+            n_grams=self.n_grams,
+            num_buckets=self.bands,
+            hashes_per_bucket=self.rows,
+            seed=self.seed,
+            hash_config=HashConfig(hash_fc="sha1"),
         )
         return MinhashDedupSignature(output_folder=".", config=config)  # it writes only where it is run as a pipeline
 
