@@ -11,7 +11,7 @@ medians of text per second, the range, the ratio, and the most memory that all p
     python benchmarks/prepare.py --jsonl 300 --tokenizer byte
 
 Memory and speed on one file of so many MB of JSON lines, made here of random words: as one stream with one worker and
-two, in units with two tasks, and with steps before tokenizing.
+two, in units with two tasks, and with duplicates taken out.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ WAYS: dict[str, list[str]] = {
     "units, 1 task": ["--engine", "local", "--tasks", "1"],
     "units, 2 tasks": ["--engine", "local", "--tasks", "2"],
     "units, 2 tasks, ExactDuplicates": ["--engine", "local", "--tasks", "2", "--step", "ExactDuplicates"],
-    "units, 2 tasks, MaskPII, MinHash": ["--engine", "local", "--tasks", "2", "--step", "MaskPII", "--step", "MinHash"],
 }
 
 

@@ -150,7 +150,7 @@ def test_repeating_and_taking_out_repeats_exclude_each_other(tmp_path: Path) -> 
 
 @needs_data
 def test_filters_leave_prose_and_take_what_is_none(tmp_path: Path, passages: list[str]) -> None:
-    lines = "\n".join(f"# item {number} | {number * 7} | ..." for number in range(80))
+    lines = "\n".join(f"# entry number {number}" for number in range(80))
     repeated = "\n".join(["Buy the best of all the things that we have here today."] * 40)
     marks = {text: sum(not (c.isalnum() or c.isspace()) for c in text) for text in passages}
     prose_of_a_book = sorted(passages, key=marks.__getitem__)[:10]  # in dialogue, marks outweigh words for Gopher

@@ -79,9 +79,8 @@ class Job:
         write_atomic(self.file(number), content)
 
     def begin(self) -> None:
-        """Forget what failed last time, and what a kill left half written."""
-        for left in (self.folder / _FAILED, *self.folder.glob(".*.tmp")):
-            left.unlink(missing_ok=True)
+        """Forget what failed last time. What a kill left half written stays: tasks in a queue may be writing now."""
+        (self.folder / _FAILED).unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raise DataError for what a worker found wrong."""
