@@ -118,7 +118,7 @@ class ExactDuplicates(ComparingStep):
 class MinHash(ComparingStep):
     """Leaves out documents that are nearly one before (Broder 1997), inside and across inputs and splits.
 
-    Of the n-grams of words of a document, letters small and marks left out, `bands` × `rows` minima of hashes are taken.
+    Of the n-grams of words, letters small and marks left out, `bands` × `rows` minima of hashes are taken.
     Documents that share all minima of one band are one group, and the first of a group stays. Where a share s of all
     n-grams is common to both, two documents meet with probability 1 − (1 − s^rows)^bands: 92% at 0.8, 5% at 0.5, by
     default, as in FineWeb's recipe. Documents of fewer words meet where they are equal.
