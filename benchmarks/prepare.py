@@ -7,11 +7,17 @@ timed without starting them or reading. Against it the whole command as a user r
 checksummed shards out, starting the interpreter included (the data is read `--copies` times over, so that this
 start-up of about a second does not stand for what longer jobs reach). The two take turns; printed are the
 medians of text per second, the range, the ratio, and the most memory that all processes of a prepare held together.
+
+    python benchmarks/prepare.py --jsonl 300 --tokenizer byte
+
+Memory and speed on one file of so many MB of JSON lines, made here of random words: as one stream with one worker and
+two, in units with two tasks, and with duplicates taken out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import resource
 import shutil
@@ -23,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pyarrow.parquet as pq
 
@@ -62,17 +69,50 @@ def whole(inputs: str, copies: int, tokenizer: Path, workers: int, size: int) ->
         command = [str(Path(sys.executable).with_name("gptlab")), "data", "prepare", "--out", str(out)]
         command += ["--input", inputs] * copies
         command += ["--tokenizer", str(tokenizer), "--workers", str(workers), "--shard-size", "5M"]
-        began, worked = time.perf_counter(), cpu_of_children()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        peak = 0.0
-        while process.poll() is None:
-            peak = max(peak, memory(process.pid))
-            time.sleep(0.05)
-        seconds = time.perf_counter() - began
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+        worked = cpu_of_children()
+        seconds, peak = watched(command)
         shutil.rmtree(out)
     return size * copies / seconds, size * copies / (cpu_of_children() - worked), peak
+
+
+WAYS: dict[str, list[str]] = {
+    "one stream, 1 worker": ["--workers", "1"],
+    "one stream, 2 workers": ["--workers", "2"],
+    "units, 1 task": ["--engine", "local", "--tasks", "1"],
+    "units, 2 tasks": ["--engine", "local", "--tasks", "2"],
+    "units, 2 tasks, ExactDuplicates": ["--engine", "local", "--tasks", "2", "--step", "ExactDuplicates"],
+}
+
+
+def one_file(megabytes: int, tokenizer: str) -> None:
+    """Print for each of `WAYS` the MB of a JSON-lines file a second, and the peak of memory."""
+    random = numpy.random.default_rng(0)
+    words = numpy.array(
+        ["".join(random.choice(list("abcdefghijklmnop"), random.integers(2, 10))) for _ in range(20_000)]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "one.jsonl", Path(folder) / "out"
+        with open(file, "w") as lines:
+            while lines.tell() < megabytes * 1_000_000:
+                lines.write(json.dumps({"text": " ".join(random.choice(words, random.integers(50, 800)))}) + "\n")
+        for name, options in WAYS.items():
+            command = [str(Path(sys.executable).with_name("gptlab")), "data", "prepare", "--input", str(file)]
+            command += ["--out", str(out), "--tokenizer", tokenizer, "--force", *options]
+            seconds, peak = watched(command)
+            size = file.stat().st_size / 1e6
+            print(f"{name}: {size / seconds:.1f} MB/s, {seconds:.1f} s, peak memory {peak:.0f} MB", flush=True)
+
+
+def watched(command: list[str]) -> tuple[float, float]:
+    """Seconds that a command took, and the peak of its processes' memory in MB."""
+    began, peak = time.perf_counter(), 0.0
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, memory(process.pid))
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - began, peak
 
 
 def cpu_of_children() -> float:
@@ -95,12 +135,18 @@ def memory(pid: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with train-*.parquet, column text")
+    parser.add_argument("--data", type=Path, help="folder with train-*.parquet, column text")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of a bpe tokenizer")
+    parser.add_argument("--jsonl", type=int, metavar="MB", help="one file of so many MB, in place of --data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--copies", type=int, default=4, help="times that prepare reads the data")
     options = parser.parse_args()
+    if options.jsonl:
+        one_file(options.jsonl, str(options.tokenizer))
+        return
+    if options.data is None:
+        parser.error("give --data FOLDER, or --jsonl MB")
     inputs = str(options.data / "train-*.parquet")
     files = sorted(options.data.glob("train-*.parquet"))
     texts = [text for file in files for text in pq.read_table(file, columns=["text"])["text"].to_pylist()]

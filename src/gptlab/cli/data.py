@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from gptlab.config import RunConfig
+    from gptlab.data.preparation import Engine
     from gptlab.data.preset import Preset
     from gptlab.data.sources import Input, Reading
     from gptlab.tokenizer import Tokenizer
@@ -36,6 +37,27 @@ IdsColumn = Annotated[str | None, typer.Option(help="Column or field that holds 
 IdsRows = Annotated[
     str | None, typer.Option(metavar="documents|packed", help="Its rows: a document each, or parts of one packed run.")
 ]
+Steps = Annotated[
+    list[str] | None,
+    typer.Option("--step", metavar="NAME|'{use: NAME, …}'", help="A step before tokenizing, like MinHash; repeatable."),
+]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", metavar="local|ray|slurm", help="Where text is tokenized, in units.")
+]
+Tasks = Annotated[int | None, typer.Option(help="Of the engine: processes, or tasks of the cluster.")]
+Partition = Annotated[str | None, typer.Option(help="Of Slurm.")]
+TimeLimit = Annotated[str, typer.Option(help="Of each of Slurm's tasks.")]
+TaskData = Annotated[Path | None, typer.Option(help="Folder of evaluation questions, for the step Decontaminate.")]
+Errors = Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")]
+DocumentStart = Annotated[
+    str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")
+]
+ValidationTokens = Annotated[
+    str | None, typer.Option(help="The first documents, as many as fit in so many tokens, for validation.")
+]
+ValidationFraction = Annotated[
+    float | None, typer.Option(help="Share for validation: the last documents, or a single text's end.")
+]
 
 
 @app.command()
@@ -48,12 +70,8 @@ def prepare(
         typer.Option(help="File, folder, glob, URL, hf://NAME[:CONFIG][@SPLIT], text:WORDS, - for a pipe; repeatable."),
     ] = None,
     validation: Annotated[list[str] | None, typer.Option(help="The same, for the validation split.")] = None,
-    validation_fraction: Annotated[
-        float | None, typer.Option(help="Share for validation: the last documents, or a single text's end.")
-    ] = None,
-    validation_tokens: Annotated[
-        str | None, typer.Option(help="The first documents, as many as fit in so many tokens, for validation.")
-    ] = None,
+    validation_fraction: ValidationFraction = None,
+    validation_tokens: ValidationTokens = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer: a name, OpenAI's, the hub's, a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to make; default: data/PRESET.")] = None,
     shard_size: Annotated[str, typer.Option(help="Tokens of a shard.")] = "100M",
@@ -63,19 +81,24 @@ def prepare(
     ids_column: IdsColumn = None,
     ids_rows: IdsRows = None,
     separator: Annotated[str | None, typer.Option(help="What stands between documents in text files.")] = None,
-    document_start: Annotated[
-        str | None, typer.Option(help="Regular expression of rows, or lines of a text, that begin a document.")
-    ] = None,
-    errors: Annotated[str, typer.Option(help="Invalid text: 'strict' refuses it, 'replace' puts U+FFFD.")] = "strict",
+    document_start: DocumentStart = None,
+    errors: Errors = "strict",
     special_tokens: SpecialTokens = None,
     without: Without = None,
     min_length: MinLength = 0,
     keep: Keep = None,
+    step: Steps = None,
+    task_data: TaskData = None,
+    engine: EngineName = None,
+    tasks: Tasks = None,
+    partition: Partition = None,
+    time_limit: TimeLimit = "04:00:00",
     limit_bytes: Annotated[str | None, typer.Option(help="Stop after so much text, like 20M.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished data set.")] = False,
 ) -> None:
     """Tokenize text into shards that training reads; goes on where a killed run stopped."""
-    from gptlab.data import prepare as prepare_data
+    import functools
+
     from gptlab.data.preset import load_preset
     from gptlab.data.sources.selection import with_filters
 
@@ -97,7 +120,7 @@ def prepare(
     reading = _reading(known, text_column, separator, document_start, errors, special_tokens)
     reading = _with_ids(reading, text_column, ids_column, ids_rows)
     folder = out or Path("data") / Path(str(preset)).stem
-    manifest = prepare_data(
+    _prepare_and_show(
         inputs,
         folder,
         tokenizer=_tokenizer(tokenizer, known, str(preset), inputs, reading),
@@ -110,7 +133,34 @@ def prepare(
         limit_bytes=parse_count(limit_bytes, "--limit-bytes"),
         workers=workers,
         force=force,
+        steps=[*(known.steps if known else ()), *_steps(step or ())],
+        engine=_engine(engine, tasks, workers, partition, time_limit),
+        questions=functools.partial(_questions, folder=task_data),
     )
+
+
+def _prepare_and_show(inputs: Sequence[str | Input], folder: Path, **arguments: Any) -> None:
+    """Prepare, and show what was made, and what each step did."""
+    from gptlab.data import prepare as prepare_data
+    from gptlab.data.preparation import SubmittedError
+
+    try:
+        manifest = prepare_data(inputs, folder, **arguments)
+    except SubmittedError as submitted:
+        say(str(submitted))
+        return
+    if steps := manifest.options.get("steps"):
+        from rich.table import Table
+
+        table = Table()
+        table.add_column("step")
+        for heading in ("documents", "removed", "MB", "removed", "changed"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for one in steps:
+            did = one["did"]
+            megabytes = (f"{did[key] / 1e6:,.1f}" for key in ("bytes", "removed_bytes"))
+            table.add_row(one["use"], f"{did['documents']:,}", f"{did['removed']:,}", *megabytes, f"{did['changed']:,}")
+        output().print(table)
     for name, split in manifest.splits.items():
         output().print(
             f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {len(split.shards)} shard(s) in {folder}",
@@ -118,6 +168,40 @@ def prepare(
         )
     if "validation" not in manifest.splits:
         say("no validation split; training needs one: add --validation FILES or --validation-fraction 0.1")
+
+
+def _steps(given: Sequence[str]) -> list[Any]:
+    """Steps as the command line writes them: NAME, or a mapping of YAML."""
+    import yaml
+
+    found = []
+    for each in given:
+        try:
+            found.append(yaml.safe_load(each))
+        except yaml.YAMLError:
+            raise DataError(f"--step {each!r}: is no YAML; write NAME or '{{use: NAME, argument: value}}'") from None
+    return found
+
+
+def _engine(
+    name: str | None, tasks: int | None, workers: int | None, partition: str | None, time_limit: str
+) -> Engine | None:
+    from gptlab.data.preparation import Engine
+
+    if name is None:
+        for option, value in (("--tasks", tasks), ("--partition", partition)):
+            if value is not None:
+                raise DataError(f"{option} is of an engine; name one with --engine local, ray or slurm")
+        return None
+    if workers is not None:
+        raise DataError("--workers and --engine both say who tokenizes; with an engine it is --tasks")
+    return Engine(name, tasks, partition, time_limit)
+
+
+def _questions(task: str, folder: Path | None) -> list[tuple[str, str]]:
+    from gptlab.evals.passages import passages
+
+    return passages(task, folder)
 
 
 def _reading(

@@ -57,6 +57,7 @@ class Preset(BaseModel):
         tokenizer: the one to use when none is asked for; None: one has to be named.
         train_tokenizer: "char" makes a character tokenizer of the inputs when none is asked for.
         vocab_size: a byte-pair tokenizer of so many ids is trained on the inputs when none is asked for.
+        steps: before tokenizing, as of `prepare`.
         tokens: how many the whole of it has, about, where that is more than most runs read.
     """
 
@@ -75,6 +76,7 @@ class Preset(BaseModel):
     train_tokenizer: Literal["char"] | None = None
     vocab_size: Annotated[int | None, BeforeValidator(_count)] = None
     tokens: Annotated[int | None, BeforeValidator(_count)] = None
+    steps: list[str | dict[str, Any]] = []
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gptlab.console import say, track
+from gptlab.data.ngrams import ngrams
 from gptlab.evals.benchmark import Evaluation
 from gptlab.evals.multiple_choice import Question, summary
 from gptlab.evals.validation import data_sets
@@ -26,7 +26,6 @@ N = 13
 _CHUNK = 2**20  # tokens that are hashed at once
 _BITS = 24
 _SHIFT = np.uint64(64 - _BITS)
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # any large odd number; sums wrap at 2⁶⁴
 
 
 def mark_seen(run: Run, found: Evaluation, questions: Sequence[Question], *, shown: bool) -> dict[str, Any]:
@@ -56,8 +55,8 @@ def seen_questions(run: Run, questions: Sequence[Question]) -> tuple[list[bool |
     Raises DataError where the run names no data, or they are gone or were made with another tokenizer.
     """
     sets = data_sets(run.folder, run.config.data, run.tokenizer, None, "train")
-    asked = [np.array(run.tokenizer.encode(_text(question)), dtype=np.uint64) for question in questions]
-    grams = [ngrams(ids) for ids in asked]
+    asked = [np.array(run.tokenizer.encode(question_text(question)), dtype=np.uint64) for question in questions]
+    grams = [ngrams(ids, N) for ids in asked]
     known = np.unique(np.concatenate([*grams, np.zeros(0, dtype=np.uint64)]))
     found = np.zeros(len(known), dtype=bool)
     maybe = np.zeros(1 << _BITS, dtype=bool)  # nearly all N-grams of the data end here, at one reading
@@ -67,7 +66,7 @@ def seen_questions(run: Run, questions: Sequence[Question]) -> tuple[list[bool |
         title = f"{run.folder.name}: looking for questions in {'the training data' if name == 'data' else name}"
         for start in track(starts, title, total=len(starts), unit="M tokens"):
             ids = dataset.read(start, min(_CHUNK + N - 1, dataset.tokens - start)).astype(np.uint64)
-            likely = ngrams(ids)
+            likely = ngrams(ids, N)
             likely = likely[maybe[likely >> _SHIFT]]
             places = np.searchsorted(known, likely).clip(max=max(0, len(known) - 1))
             found[places[known[places] == likely]] = True
@@ -76,14 +75,6 @@ def seen_questions(run: Run, questions: Sequence[Question]) -> tuple[list[bool |
     return seen, {"tokens_in_a_row": N, "training_data": read}
 
 
-def _text(question: Question) -> str:
+def question_text(question: Question) -> str:
+    """A question with its right answer."""
     return question.contexts[question.gold] + question.delimiter + question.choices[question.gold]
-
-
-def ngrams(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A number of each N ids in a row, (T,) → (T − N + 1,): equal for equal ones, and hardly ever for others."""
-    count = max(0, len(ids) - N + 1)
-    sums = np.zeros(count, dtype=np.uint64)
-    for place in range(N):
-        sums = sums * _BASE + ids[place : place + count] + np.uint64(1)
-    return sums ^ (sums >> np.uint64(29))

@@ -23,6 +23,7 @@ _FACE = "__init__"  # `import gptlab` names everything and imports nothing
 NO_RESULT = (
     "config",  # its values are hashed into the run's own name
     "console",
+    "data.ngrams",  # to look for questions in training data
     "data.preparation",  # what it makes is known by its checksums
     "data.preset",
     "data.sources",

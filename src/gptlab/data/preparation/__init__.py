@@ -13,18 +13,25 @@ run with the same inputs and options goes on from there; with others it starts o
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptlab.console import say
 from gptlab.data.dataset import MANIFEST, Manifest, Split, SplitEntry, TokenDataset, checked_shard
+from gptlab.data.preparation.apart import Apart
+from gptlab.data.preparation.engines import Engine, SubmittedError
 from gptlab.data.preparation.ids import check_ids
 from gptlab.data.preparation.overlap import shared_documents
-from gptlab.data.preparation.plan import check_options, plan_fingerprint, plan_passes
-from gptlab.data.preparation.writer import JOURNAL, DatasetWriter, remove
-from gptlab.data.sources.base import Reading
+from gptlab.data.preparation.plan import Pass, check_options, plan_fingerprint, plan_passes
+from gptlab.data.preparation.screening import load_steps
+from gptlab.data.preparation.steps import Questions
+from gptlab.data.preparation.unit_files import DoneUnits
+from gptlab.data.preparation.units import UNIT_BYTES
+from gptlab.data.preparation.writer import JOURNAL, UNITS, DatasetWriter, remove
+from gptlab.data.sources.base import Reading, Source
 from gptlab.data.sources.resolve import block_bytes_for, names_of, resolve
 from gptlab.data.sources.selection import Input
 from gptlab.errors import BusyError, DataError, GptlabError, option
@@ -34,7 +41,7 @@ from gptlab.processes import usable_cores
 if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
 
-__all__ = ["prepare"]
+__all__ = ["Engine", "SubmittedError", "prepare"]
 
 
 def prepare(
@@ -52,6 +59,10 @@ def prepare(
     workers: int | None = None,
     force: bool = False,
     cache: Path | None = None,
+    steps: Sequence[Any] = (),
+    engine: Engine | None = None,
+    questions: Questions | None = None,
+    unit_bytes: int = UNIT_BYTES,
 ) -> Manifest:
     """Tokenize `inputs` into a data set in folder `out`; see `sources.resolve.resolve` for what inputs can be, and
     `Input` for what of one is taken.
@@ -71,6 +82,12 @@ def prepare(
         workers: processes; default: one a CPU core. 1 works in this process.
         force: replace a finished data set in `out`.
         cache: folder of downloads.
+        steps: before tokenizing: names, or mappings with `use` and arguments (`preparation.steps`). They change the
+            data, so they are part of what `dataset.json` says of it, and so is what each did.
+        engine: where the text is encoded in units; None: read and encoded here, in one stream where no step asks
+            for units.
+        questions: of evaluation tasks, for a step that asks for them.
+        unit_bytes: of a unit, about; it changes nothing that is written.
 
     Returns what it wrote to `out/dataset.json`. Raises DataError for inputs, options and tokenizers that cannot give a
     data set. Finished shards are kept for the next try then; where there is none, nothing is left.
@@ -83,40 +100,44 @@ def prepare(
     checked = resolve(validation, cache=cache) if validation else None
     encoder = _load(tokenizer)
     check_ids((sources, checked or []), reading, encoder, limit_bytes, validation_fraction)
-    passes = plan_passes(sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
+    apart = None
+    if engine is not None or steps:
+        where = engine or Engine(tasks=workers)
+        apart = Apart(where, load_steps(steps), encoder, _saved(tokenizer), reading, questions, unit_bytes)
+    limits: dict[str, Any] = {"shard_size": shard_size, "num_shards": num_shards, "limit_bytes": limit_bytes}
+    options = {
+        **limits,
+        "validation_fraction": validation_fraction,
+        "validation_tokens": validation_tokens,
+        **reading.options(),
+        **_selections(inputs, validation or ()),
+        **({} if apart is None else apart.options()),
+    }
+    planned = (sources, checked, validation_fraction, validation_tokens, reading, limit_bytes)
+    plan = functools.partial(plan_passes, *planned)
+    passes = plan() if apart is None else []
     with _working_folder(out, force) as folder:
-        options = {
-            "shard_size": shard_size,
-            "num_shards": num_shards,
-            "limit_bytes": limit_bytes,
-            "validation_fraction": validation_fraction,
-            "validation_tokens": validation_tokens,
-            **reading.options(),
-            **_selections(inputs, validation or ()),
-        }
-        writer = DatasetWriter(
-            folder,
-            passes,
-            encoder,
-            _saved(tokenizer),
-            reading,
-            shard_size=shard_size,
-            num_shards=num_shards,
-            limit_bytes=limit_bytes,
-            workers=workers or usable_cores(),
-        )
-        writer.run(plan_fingerprint(passes, encoder, options))
-        manifest = Manifest(
-            tokenizer={"name": encoder.name, "kind": encoder.kind, "hash": encoder.hash},
-            vocab_size=encoder.vocab_size,
-            end_of_text=encoder.end_of_text,
-            splits=dict(sorted(writer.state.splits.items())),
-            shared_documents=_count_shared(folder, writer.state.splits, encoder.end_of_text),
-            sources=names_of([*sources, *(checked or [])]),
-            options=options,
-        )
-        _finish(folder, out, manifest)
-    return manifest
+        done = None
+        if apart is not None:
+            passes, done = _encode_apart(apart, folder, sources, plan, limit_bytes)
+        saved, processes = _saved(tokenizer), workers or usable_cores()
+        writer = DatasetWriter(folder, passes, encoder, saved, reading, **limits, workers=processes, done=done)
+        writer.run(plan_fingerprint(passes, encoder, options | ({} if done is None else {"units": done.digest})))
+        return _finish(folder, out, writer, names_of([*sources, *(checked or [])]), options, apart)
+
+
+def _encode_apart(
+    apart: Apart, folder: Path, sources: list[Source], plan: Callable[..., list[Pass]], limit_bytes: int | None
+) -> tuple[list[Pass], DoneUnits]:
+    """The passes, and their text encoded. A share for validation is one of the documents that the steps leave."""
+    done: list[DoneUnits] = []
+
+    def count() -> int:
+        done.append(apart.encoded(folder, [sources]))
+        return done[0].count(limit_bytes)
+
+    passes = plan(count, whole=bool(apart.steps))
+    return passes, done[0] if done else apart.encoded(folder, [one.sources for one in passes])
 
 
 def _selections(inputs: Sequence[str | Input], validation: Sequence[str | Input]) -> dict[str, Any]:
@@ -194,10 +215,12 @@ def _working_folder(out: Path, force: bool) -> Iterator[Path]:
                 yield folder
             except BaseException as error:
                 remove(folder.glob(".*.tmp"))
-                if not (folder / JOURNAL).exists():
+                if isinstance(error, SubmittedError):
+                    raise
+                if not (folder / JOURNAL).exists() and not any((folder / UNITS).glob("unit_*.npz")):
                     shutil.rmtree(folder, ignore_errors=True)
                     raise
-                kept = f"finished shards are kept in {folder}: the same command goes on from there"
+                kept = f"what is finished is kept in {folder}: the same command goes on from there"
                 if isinstance(error, GptlabError | OSError):
                     raise DataError(f"{_told(error, out)} ({kept})") from None
                 say(f"stopped ({kept})")
@@ -222,8 +245,22 @@ def _told(error: GptlabError | OSError, out: Path) -> str:
     return f"{out}: cannot be written ({error.strerror or error}); make room or choose another {option('out')}"
 
 
-def _finish(folder: Path, out: Path, manifest: Manifest) -> None:
+def _finish(
+    folder: Path, out: Path, writer: DatasetWriter, names: list[str], options: dict[str, Any], apart: Apart | None
+) -> Manifest:
     """Make the working folder the data set."""
+    encoder, splits = writer.tokenizer, writer.state.splits
+    manifest = Manifest(
+        tokenizer={"name": encoder.name, "kind": encoder.kind, "hash": encoder.hash},
+        vocab_size=encoder.vocab_size,
+        end_of_text=encoder.end_of_text,
+        splits=dict(sorted(splits.items())),
+        shared_documents=_count_shared(folder, splits, encoder.end_of_text),
+        sources=names,
+        options=options if apart is None else apart.reported(options),
+    )
+    shutil.rmtree(folder / UNITS, ignore_errors=True)
     write_atomic(folder / MANIFEST, manifest.to_json())
     (folder / JOURNAL).unlink(missing_ok=True)
     replace_folder(folder, out)
+    return manifest

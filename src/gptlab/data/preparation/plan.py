@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +93,15 @@ def plan_passes(
     tokens: int | None,
     reading: Reading,
     limit_bytes: int | None,
+    count: Callable[[], int] | None = None,
+    *,
+    whole: bool = False,
 ) -> list[Pass]:
     """The passes that make the data set. Counting the documents for a fraction takes a walk over the text.
+
+    Args:
+        count: counts the documents in another way.
+        whole: a single text is one document, and is not divided by characters.
 
     Raises DataError where there is nothing to divide, or a file is for both splits.
     """
@@ -116,10 +123,10 @@ def plan_passes(
         return [Pass("train", sources, validation_tokens=tokens)]
     if fraction is None:
         return [Pass("train", sources)]
-    whole = reading.separator is None and reading.document_start is None
-    if len(sources) == 1 and whole and (parts := character_split(sources[0], fraction)):
+    one = not whole and len(sources) == 1 and reading.separator is None and reading.document_start is None
+    if one and (parts := character_split(sources[0], fraction)):
         return [Pass("train", [parts[0]]), Pass("validation", [parts[1]])]
-    documents = _count_documents(sources, reading, limit_bytes)
+    documents = count() if count is not None else _count_documents(sources, reading, limit_bytes)
     if documents < 2:
         raise DataError(
             f"{sources[0].name}: {documents} document(s) cannot be split into training and validation; give"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +19,7 @@ import numpy as np
 from gptlab.console import progress, say
 from gptlab.data.dataset import ShardEntry, Split, SplitEntry, checked_shard
 from gptlab.data.preparation.plan import Pass
+from gptlab.data.preparation.unit_files import DoneBlock, DoneUnits
 from gptlab.data.preparation.workers import EncodedBlock, encoding_workers
 from gptlab.data.shards import MAX_SHARDS, ShardWriter, token_dtype
 from gptlab.data.sources.base import Block, Cursor, Reading, Source
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from gptlab.tokenizer import Tokenizer
 
 JOURNAL = "journal.json"
+UNITS = "units"
+"""In the working folder: the folder of units that are done."""
 _BLOCKS_PER_WORKER = 4  # in flight: enough that no worker waits for the parent, few enough to bound memory
 
 
@@ -75,6 +79,7 @@ class DatasetWriter:
         num_shards: training shards at most.
         limit_bytes: UTF-8 bytes of text to read at most.
         workers: processes.
+        done: what is encoded already, in place of the text of the passes' sources.
     """
 
     def __init__(
@@ -89,7 +94,9 @@ class DatasetWriter:
         num_shards: int | None,
         limit_bytes: int | None,
         workers: int,
+        done: DoneUnits | None = None,
     ) -> None:
+        self.done = done
         self.folder, self.passes, self.reading = folder, passes, reading
         self.tokenizer, self.saved = tokenizer, saved
         self.shard_size, self.num_shards = shard_size, num_shards
@@ -107,15 +114,16 @@ class DatasetWriter:
         self.fingerprint = fingerprint
         resumed = self._resume()
         if not (self.folder / "tokenizer").is_dir():
-            self._save_tokenizer(self.folder / "tokenizer")
+            save_tokenizer(self.tokenizer, self.saved, self.folder / "tokenizer")
         started = time.monotonic()
         done = sum(entry.bytes for entry in self.state.splits.values())
         sizes = [total_size(one.sources, self.reading) for one in self.passes]
         known = [size for size in sizes if size is not None]
         try:
-            with progress() as bar, encoding_workers(self.workers, self.folder / "tokenizer", self.reading) as submit:
+            with progress() as bar, self._encoding() as submit:
                 total = sum(known) if len(known) == len(sizes) and self.limit_bytes is None else None
-                task = bar.add_task("tokenizing", total=total, completed=resumed if total else 0)
+                doing = "tokenizing" if self.done is None else "writing shards"
+                task = bar.add_task(doing, total=total, completed=resumed if total else 0)
                 for number in range(self.state.number, len(self.passes)):
                     self._run_pass(number, submit, bar, task)
         except BaseException:
@@ -124,6 +132,12 @@ class DatasetWriter:
             raise
         self._check_not_empty()
         self._report(time.monotonic() - started, done)
+
+    def _encoding(self) -> contextlib.AbstractContextManager[Callable[[Block], Future[EncodedBlock]]]:
+        """What gives the ids of a block."""
+        if self.done is not None:
+            return contextlib.nullcontext(_encoded_already)
+        return encoding_workers(self.workers, self.folder / "tokenizer", self.reading)
 
     def _report(self, seconds: float, done: int) -> None:
         from gptlab.config.numbers import format_count  # its package is slow to import: kept out of the workers
@@ -134,13 +148,6 @@ class DatasetWriter:
             f"{text / 1e6:.1f} MB of text, {format_count(tokens)} tokens, {text / max(1, tokens):.3f} bytes a token; "
             f"{(text - done) / 1e6 / max(seconds, 1e-9):.1f} MB/s with {self.workers} worker(s)"
         )
-
-    def _save_tokenizer(self, folder: Path) -> None:
-        with atomic_folder(folder) as aside:
-            if self.saved is not None:
-                shutil.copytree(self.saved, aside, dirs_exist_ok=True)
-            else:
-                self.tokenizer.save(aside)
 
     def _check_not_empty(self) -> None:
         for one in self.passes:
@@ -154,7 +161,7 @@ class DatasetWriter:
         """Resume from the journal of an earlier run, or clear the folder. Returns the bytes of text that are done."""
         journal = self._read_journal()
         if journal is None:
-            remove(self.folder.iterdir())
+            remove(path for path in self.folder.iterdir() if path.name != UNITS)
             return 0
         remove(self.folder.glob(".*.tmp"))
         self.state = journal
@@ -190,7 +197,11 @@ class DatasetWriter:
             self.state = ResumeState(number, splits=self.state.splits)
         self.at_block_end = None
         self.full.clear()
-        blocks = read_blocks(self.passes[number].sources, self.reading, self.state.cursor, self.full)
+        blocks: Iterator[Block]
+        if self.done is not None:
+            blocks = self.done.blocks(number, self.state.cursor, self.full)
+        else:
+            blocks = read_blocks(self.passes[number].sources, self.reading, self.state.cursor, self.full)
         window: collections.deque[tuple[Block, Future[EncodedBlock]]] = collections.deque()
         more = True
         try:
@@ -338,6 +349,22 @@ class DatasetWriter:
         entry.tokens += writer.tokens
         journal = {"fingerprint": self.fingerprint, **asdict(self.state)}
         write_atomic(self.folder / JOURNAL, sealed_json(journal))
+
+
+def save_tokenizer(tokenizer: Tokenizer, saved: Path | None, folder: Path) -> None:
+    """Save `tokenizer` to `folder`; of `saved`, a folder of the same one, a copy is made."""
+    with atomic_folder(folder) as aside:
+        if saved is not None:
+            shutil.copytree(saved, aside, dirs_exist_ok=True)
+        else:
+            tokenizer.save(aside)
+
+
+def _encoded_already(block: Block) -> Future[EncodedBlock]:
+    assert isinstance(block, DoneBlock)
+    future: Future[EncodedBlock] = Future()
+    future.set_result(block.encoded)
+    return future
 
 
 class _Documents:
