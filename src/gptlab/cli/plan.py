@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptlab.cli.options import OneStage, Overrides, Scale, apply_scale, load_one, vocabulary_of
+from gptlab.cli.plan_ranks import LINK, NETWORK, plan_ranks
 from gptlab.cli.tables import add_row, new_table, show
 from gptlab.console import output, waiting
 from gptlab.errors import ConfigError, GptlabError
@@ -29,6 +30,10 @@ def plan(
     stage: OneStage = None,
     gpu: Annotated[str | None, typer.Option(help="a card of the table of GPUs, such as 'RTX 4090'")] = None,
     gpus: Annotated[int, typer.Option(help="how many of them", min=1)] = 1,
+    nodes: Annotated[int | None, typer.Option(help="machines: what one process of many holds and sends", min=1)] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="with --nodes: processes of each machine", min=1)] = 8,
+    link: Annotated[float, typer.Option(help="with --nodes: GB/s between cards of a machine")] = LINK,
+    network: Annotated[float, typer.Option(help="with --nodes: GB/s of each card to other machines")] = NETWORK,
     budget: Annotated[float | None, typer.Option(help="dollars: also say what they train best")] = None,
     rate: Annotated[float | None, typer.Option(help="dollars an hour of one device; default: the table's")] = None,
     overhead: Annotated[float, typer.Option(help="minutes paid for beside the run: renting, setting up", min=0)] = 60,
@@ -57,6 +62,11 @@ def plan(
     loaded = load_one(config, apply_scale(config, overrides, scale), stage)
     cards = read_gpus(gpu_table)
     card = find_gpu(gpu, cards) if gpu is not None else None
+    if nodes is not None:
+        _require_alone(gpus, budget, probe, nodes * gpus_per_node, link, network)
+        shared = {"nodes": nodes, "per_node": gpus_per_node, "card": card, "link": link, "network": network}
+        plan_ranks(loaded, vocab_size or vocabulary_of(config, loaded), **shared)
+        return
     measured = None
     if card is None and (_has_data(loaded) if probe is None else probe):
         # Before torch is imported here, so that there is one torch in memory and not two.
@@ -103,6 +113,22 @@ def _check_options(gpu: str | None, gpus: int, rate: float | None, budget: float
     for name, dollars in (("--rate", rate), ("--budget", budget)):
         if dollars is not None and not 0 <= dollars <= BOUNDS["metric"]:
             raise GptlabError(f"{name} {dollars:g}: give dollars, 0 or more")
+
+
+def _require_alone(
+    gpus: int, budget: float | None, probe: bool | None, processes: int, link: float, network: float
+) -> None:
+    """What --nodes does not go with, and cannot be."""
+    from gptlab.config.numbers import BOUNDS
+
+    for name, given in (("--gpus", gpus > 1), ("--budget", budget is not None), ("--probe", bool(probe))):
+        if given:
+            raise GptlabError(f"--nodes plans one process of many, and {name} a whole run; give one of them")
+    if processes > BOUNDS["processes"]:
+        raise GptlabError(f"--nodes: {processes:,} processes; at most {BOUNDS['processes']:,}")
+    for name, speed in (("--link", link), ("--network", network)):
+        if not 0 < speed < 1e6:
+            raise GptlabError(f"{name} {speed:g}: give billions of bytes a second, above 0")
 
 
 # ---------------------------------------------------------------- what a plan is made of

@@ -6,6 +6,7 @@ that is stacked in them is one stretch; they say so by the attribute `order` of 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -33,11 +34,9 @@ def in_order(tensor: Any, parameter: Tensor) -> Tensor:
 
 def lay_out(whole: Tensor, parameter: Any) -> Tensor:
     """This process's part of `whole`, cut like `parameter`: the other way of `in_order`. Nothing is exchanged."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     order = declared(parameter, "order")
     laid = whole if order is None else whole[order.to(whole.device)]
-    shape, offset = compute_local_shape_and_global_offset(whole.shape, parameter.device_mesh, parameter.placements)
+    shape, offset = _stretch(whole.shape, parameter.device_mesh, tuple(parameter.placements))
     for dimension, (size, start) in enumerate(zip(shape, offset, strict=True)):
         laid = laid.narrow(dimension, start if size else 0, size)
     return laid
@@ -47,3 +46,12 @@ def local(tensor: Any) -> Tensor:
     """The part of a tensor that this process has."""
     here: Tensor = tensor.to_local() if is_cut(tensor) else tensor
     return here
+
+
+@functools.cache
+def _stretch(shape: torch.Size, mesh: Any, placements: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of this process's part of a whole of `shape`, and where it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    found: tuple[tuple[int, ...], tuple[int, ...]] = compute_local_shape_and_global_offset(shape, mesh, placements)
+    return found

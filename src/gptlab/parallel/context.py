@@ -66,6 +66,10 @@ class ContextParallel(Layout):
             batch, inputs=batch.inputs[:, own], targets=batch.targets[:, own], documents=batch.documents[:, :end]
         )
 
+    def meet(self) -> None:
+        """As of `Layout`; its own are made at once."""
+        self.inner.meet()
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """What `inner` makes of it, called with keys and values of the processes before this one."""
         return _Stretch(self.inner.wrap(model), self)  # type: ignore[return-value]

@@ -54,6 +54,9 @@ class Layout(ABC):
         """What a process's share of the loss is multiplied by before `backward`, so that gradients are those of the sum
         over all processes."""
 
+    def meet(self) -> None:  # noqa: B027 - most have no groups of their own
+        """Make the groups of processes that it needs; they are made at the latest when needed. All call it."""
+
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
         """What is called in a training step in the place of `model`; it has the attributes of `model` too."""

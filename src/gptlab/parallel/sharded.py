@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,14 @@ class Sharded(Layout):
         super().__init__(world, device)
         self.pieces, self.copies = pieces, tensor
         self._hollow: nn.Module | None = None  # the model as it was before it was cut, without memory
-        self._tensor: DeviceMesh | None = None
+
+    @functools.cached_property
+    def meshes(self) -> tuple[DeviceMesh, DeviceMesh]:
+        """The processes among which parameters are cut and copied, and those that share layers. All ask for it."""
+        groups = self.data_size // self.pieces
+        names = ("replicate", "shard", "tensor")
+        mesh = init_device_mesh(self.device.type, (groups, self.pieces, self.copies), mesh_dim_names=names)
+        return mesh["shard"] if groups == 1 else mesh["replicate", "shard"], mesh["tensor"]
 
     @property
     def data_rank(self) -> int:
@@ -54,6 +62,10 @@ class Sharded(Layout):
         """Gradients are averaged over all shares, and the loss is the mean over all tokens of the global batch."""
         return float(self.data_size)
 
+    def meet(self) -> None:
+        """As of `Layout`."""
+        _ = self.meshes
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model`, cut in place: its blocks each by itself, and what is left of it together.
 
@@ -67,17 +79,14 @@ class Sharded(Layout):
                     key="parallel.shard",
                 )
         self._hollow = _copy_on(torch.device("meta"), model)
-        groups = self.data_size // self.pieces
-        names = ("replicate", "shard", "tensor")
-        mesh = init_device_mesh(self.device.type, (groups, self.pieces, self.copies), mesh_dim_names=names)
+        data, tensor = self.meshes
         if self.copies > 1:
-            self._tensor = mesh["tensor"]
-            shard(model, self._tensor)
+            shard(model, tensor)
             if self.world.is_main and (whole := held_whole(model)):
                 say(f"parallel.tensor: each process has the whole of {', '.join(whole)}")
         said = {name: dict(vars(parameter)) for name, parameter in model.named_parameters()}
         if self.data_size > 1:
-            self._cut_states(model, mesh["shard"] if groups == 1 else mesh["replicate", "shard"])
+            self._cut_states(model, data)
         for name, parameter in model.named_parameters():  # what a parameter says of itself, such as `stacked`
             for key, value in said[name].items():
                 setattr(parameter, key, value)
@@ -99,8 +108,8 @@ class Sharded(Layout):
 
     def clip(self, model: nn.Module, limit: float | None) -> Tensor:
         """As of `Layout`; the norm is that of all pieces."""
-        if self._tensor is not None:
-            finish_gradients(model, self._tensor)
+        if self.copies > 1:
+            finish_gradients(model, self.meshes[1])
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         alike: dict[Any, list[Tensor]] = {}  # tensors that lie over the same processes in the same way
         for gradient in gradients:

@@ -58,13 +58,13 @@ def footprint(
     counts = [sum(p.numel() for p in model.parameters() if p not in skip) for skip in (set(), tables)]
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
-        override(_fused_attention) if accelerator else contextlib.nullcontext(),
+        override(fused_attention) if accelerator else contextlib.nullcontext(),
     ):
-        _materialize(model)
+        materialize(model)
         recompute_blocks(blocks_of(model), config.parallel.recompute)
         loss = build("loss", config.loss)
         if accelerator:
-            _reset_device_choices(model, loss)
+            reset_device_choices(model, loss)
         before_step(model.train(), 1.0)  # windows at their widest
         bytes_of = _Step(model, loss, config.train.sequence_length, micro_batch, dtype)
         optimizer = build("optimizer", config.optimizer, named_parameters=list(model.named_parameters()))
@@ -186,7 +186,7 @@ class _Step:
         self.kept = self.products = self.head_products = 0
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)  # as from the second micro-batch on
-        with _LiveBytes() as live:
+        with LiveBytes() as live:
             ids = torch.zeros(micro_batch, length, dtype=torch.int64)
             batch = TokenBatch(ids, torch.zeros_like(ids), torch.zeros_like(ids))
 
@@ -202,7 +202,7 @@ class _Step:
             self.peak = live.peak
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of live storages that were allocated while it is active."""
 
     def __init__(self) -> None:
@@ -250,14 +250,15 @@ class _FusedAttention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None if bias is None else bias.clone()
 
 
-def _fused_attention(q: Tensor, k: Tensor, v: Tensor, view: View, scores: Scores, dropout: float) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, view: View, scores: Scores, dropout: float) -> Tensor:
+    """A kernel for `override`: what one fused kernel keeps, (B, H, T, C)."""
     slopes = scores.slopes_H
     learned = slopes is not None and slopes.requires_grad  # then the mask is a tensor with a gradient: (1, H, T, S)
     bias = slopes.to(q.dtype)[None, :, None, None].expand(1, -1, q.shape[2], k.shape[2]).clone() if learned else None
     return _FusedAttention.apply(q, k, v, bias)
 
 
-def _materialize(model: nn.Module) -> None:
+def materialize(model: nn.Module) -> None:
     """Put fake tensors in the place of meta ones; what is shared (a tied head) stays shared, unlike with `to_empty`."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
@@ -270,7 +271,7 @@ def _materialize(model: nn.Module) -> None:
                 held[name] = made.get(old) if old is not None else None
 
 
-def _reset_device_choices(model: nn.Module, loss: Any) -> None:
+def reset_device_choices(model: nn.Module, loss: Any) -> None:
     """Reset what was chosen because fake tensors claim to be on a CPU."""
     for module in modules_with(model, "backend"):
         module.backend = "auto"
