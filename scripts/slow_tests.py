@@ -1,6 +1,6 @@
 """Which tests `make test-fast` leaves out: written anew from the times of a whole run, so that the rest fits.
 
-    python -m pytest -n 2 --dist loadgroup --junitxml=times.xml && python scripts/slow_tests.py times.xml
+    python -m pytest -n 2 --dist loadfile --junitxml=times.xml && python scripts/slow_tests.py times.xml
 
 Writes tests/slow.txt, a test function a line: those that take most (over all their parameters, fixtures included),
 until what is left takes no longer than BUDGET. tests/conftest.py marks them `slow`.

@@ -58,9 +58,9 @@ BREAKS: dict[str, set[str]] = {
 }
 
 
-def grouped(name: str, *values: str) -> Any:
-    """A parameter set whose tests run where the component of this name was held to its contracts already."""
-    return pytest.param(*values, marks=pytest.mark.xdist_group(f"broken {name}"), id="-".join(values[:2]))
+def grouped(*values: str) -> Any:
+    """A parameter set called by its first two values."""
+    return pytest.param(*values, id="-".join(values[:2]))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def outcomes(held: dict[str, list[Outcome]], name: str) -> list[Outcome]:
     return held[name]
 
 
-@pytest.mark.parametrize("name", [grouped(name, name) for name in BREAKS])
+@pytest.mark.parametrize("name", [grouped(name) for name in BREAKS])
 def test_a_broken_component_is_caught_by_name(held: dict[str, list[Outcome]], name: str) -> None:
     broken = {outcome.contract.name for outcome in outcomes(held, name) if outcome.status == "broken"}
     assert broken == BREAKS[name]
@@ -112,7 +112,7 @@ REASONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "contract", "what", "where"), [grouped(row[0], *row) for row in REASONS])
+@pytest.mark.parametrize(("name", "contract", "what", "where"), [grouped(*row) for row in REASONS])
 def test_it_is_caught_for_its_own_reason(
     held: dict[str, list[Outcome]], name: str, contract: str, what: str, where: str
 ) -> None:

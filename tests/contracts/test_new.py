@@ -14,7 +14,7 @@ from helpers import TINY, gptlab, make_data
 from gptlab.config import SLOTS, load_config
 from gptlab.training.loop import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("new")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,6 @@ decision: {smallest_effect: 0.001, minimum_seeds: 3}
 BASE = TINY.replace("5120", "2560") + "data: {path: data}\ncheckpoint: {every: 3}\n"
 
 pytestmark = pytest.mark.slow
-shared = pytest.mark.xdist_group("lab-execution")  # on one worker, for the runs that they share
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,6 @@ def sessions(place: Path) -> dict[str, int]:
     return {path.parent.name: len(json.loads(path.read_text())) for path in place.glob("runs/*/env.json")}
 
 
-@shared
 def test_an_arm_more_trains_that_arm_only(finished: tuple[Path, str], tmp_path: Path) -> None:
     place = tmp_path / "place"
     shutil.copytree(finished[0], place)
@@ -116,7 +114,6 @@ def test_an_arm_more_trains_that_arm_only(finished: tuple[Path, str], tmp_path: 
     assert len(list(place.glob("runs/*"))) == 9
 
 
-@shared
 def test_other_code_is_said_and_can_be_refused(finished: tuple[Path, str], tmp_path: Path) -> None:
     place = tmp_path / "place"
     shutil.copytree(finished[0], place)
@@ -128,7 +125,6 @@ def test_other_code_is_said_and_can_be_refused(finished: tuple[Path, str], tmp_p
     assert "arm 'gated', seed 1: torch" in refused.stderr
 
 
-@shared
 def test_killed_three_times_it_ends_with_the_same_verdict(place: Path, finished: tuple[Path, str]) -> None:
     rng = random.Random(7)
     for how in ("all", "parent", "interrupt"):
@@ -149,7 +145,6 @@ def test_killed_three_times_it_ends_with_the_same_verdict(place: Path, finished:
     assert not list(place.glob("runs/.*.lock"))
 
 
-@shared
 def test_two_at_once_share_the_work(place: Path, finished: tuple[Path, str]) -> None:
     both = [start(place), start(place)]
     said = [process.communicate(timeout=240) for process in both]

@@ -18,7 +18,7 @@ from gptlab.lab.experiment.spec import load_experiment
 from gptlab.lab.stats.crossed import mean_estimate
 from gptlab.record.evaluation import read_evaluation
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lab-grade")]
+pytestmark = pytest.mark.slow
 
 STATEMENT = """\
 hypothesis: a higher rate writes better

@@ -28,7 +28,7 @@ decision: {smallest_effect: 0.001, minimum_seeds: 2}
 """
 LONG = ("--set", "train.tokens=100K")  # 391 steps: some seconds, in which it can be stopped
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.xdist_group("lab-slurm")]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 
 @pytest.fixture(scope="module")

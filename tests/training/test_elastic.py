@@ -18,7 +18,7 @@ from helpers import TINY, gptlab, make_data, rows
 
 import gptlab as package
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training-elastic")]
+pytestmark = pytest.mark.slow
 
 STEPS, EVERY, KILLED_AFTER = 90, 20, 30
 BASE = TINY.replace("5120", str(STEPS * 256)) + f"data: {{path: data}}\ncheckpoint: {{every: {EVERY}}}\n"

@@ -13,7 +13,7 @@ import pytest
 from helpers import TINY, gptlab, make_data, make_questions, only_run, rows
 from safetensors.numpy import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training-parallel")]  # on one worker, for the runs they share
+pytestmark = pytest.mark.slow
 
 MOE = "model.block.mlp={use: MoE, experts: 4, expert: {use: SwiGLU, hidden: 16}, balance_rate: 0.01}"
 OPTIONS = ["data.path=data", "eval.every=7", "eval.tasks=[hellaswag]", "checkpoint.every=11", MOE]

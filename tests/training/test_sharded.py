@@ -24,7 +24,7 @@ from gptlab.parallel import World, check_layout, choose_layout
 from gptlab.parallel.layout import DataParallel, SingleProcess
 from gptlab.parallel.sharded import Sharded
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training-sharded")]  # on one worker, for the runs they share
+pytestmark = pytest.mark.slow
 
 SMALL: dict[str, Any] = {
     "data": {"path": "data"},
