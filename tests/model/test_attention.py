@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 VIEWS: dict[str, dict[str, Any]] = {
     "causal": {},
     "window": {"window": 5},
-    "documents": {"documents_BT": DOCUMENTS},
-    "both": {"window": 5, "documents_BT": DOCUMENTS},
+    "documents": {"documents_BS": DOCUMENTS},
+    "both": {"window": 5, "documents_BS": DOCUMENTS},
 }
 
 
@@ -185,7 +185,7 @@ def test_a_window_that_covers_everything_is_no_window() -> None:
 
 
 def test_documents_laid_end_to_end() -> None:
-    starts = View(T, CPU, documents_BT=DOCUMENTS).sequences(2)
+    starts = View(T, CPU, documents_BS=DOCUMENTS).sequences(2)
     assert starts[:4].tolist() == [0, 10, 24, 48]
     assert starts[3:].eq(48).all()
     assert len(starts) == 2 * T + 1

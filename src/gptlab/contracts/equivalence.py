@@ -33,9 +33,9 @@ from gptlab.contracts.subject import (
     gradients,
     loss_sum,
 )
-from gptlab.errors import GptlabError
+from gptlab.errors import ConfigError, GptlabError
 from gptlab.model.component import after_step, before_step
-from gptlab.parallel.sharding import sharding_plan
+from gptlab.parallel.sharding import check_divides, sharding_plan
 from gptlab.run import save_weights
 
 _ROUNDING = 1e-4  # of the largest gradient
@@ -117,6 +117,10 @@ def sharded(subject: Subject) -> None:
     plan = {name: style for module in own for name, style in sharding_plan(module).items()}
     if not plan:
         raise Skipped("it does not say how to cut its weights; a class attribute `sharding` would")
+    try:
+        check_divides(model, 2)
+    except ConfigError as error:
+        raise Skipped(str(error)) from None
     found = rank_pool().run(subject, "sharded")
     fix = "cut the layers that read the input by column and those that write the output by row, nothing else between"
     if isinstance(found, str):

@@ -174,7 +174,8 @@ class Attention(nn.Module):
         if value_residual and layer_index > 0:
             self.residual_mix = nn.Parameter(torch.full((2,), 0.5))
         self.gate = _build_gate(gate, gate_width, dim, heads, head_dim)
-        self.sharding = self._sharding()
+        # Of what a subclass adds it would know nothing.
+        self.sharding = self._sharding() if type(self) is Attention else None
 
     def _sharding(self) -> dict[str, str]:
         """Heads are divided, with all that is theirs; not where they are normalized together."""
@@ -338,7 +339,8 @@ class MLA(nn.Module):
         self.out = nn.Linear(heads * head_dim, dim, bias=False)
         self.out.writes_residual = True
         query = "q" if q_rank is None else "q.2"
-        self.sharding = {query: "column", "kv_up": "column", "out": "row", "heads": "divided"}
+        plan = {query: "column", "kv_up": "column", "out": "row", "heads": "divided"}
+        self.sharding = plan if type(self) is MLA else None
         self.score_width = head_dim + rope_dim
         self.scale = self.score_width**-0.5
 

@@ -65,27 +65,48 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
     Raises ConfigError where what is to be cut is no multiple of the processes.
     """
-    sharding_plan(model)
+    check_divides(model, mesh.size())
     if any(part.slopes() is not None for part in model.modules() if isinstance(part, NoPosition)):
         raise ConfigError(
             "parallel.tensor: slopes of a head each (ALiBi) are not cut; use another model.position, or set "
             "parallel.tensor to 1",
             key="parallel.tensor",
         )
-    for path, component, plan in list(_components(model)):
+    for _, component, plan in list(_components(model)):
         if not plan:
             continue
         after_sums = {component.get_submodule(name).bias for name, way in plan.items() if way == "row"}
         for name, way in plan.items():
             if way == "divided":
-                _divide(component, f"{path}{name}", name, mesh.size())
+                _divide(component, name, mesh.size())
             else:
-                _cut(component, f"{path}{name}", name, way, mesh)
+                _cut(component, name, way, mesh)
         for parameter in component.parameters():
             if parameter.requires_grad and not isinstance(parameter, DTensor) and parameter not in after_sums:
                 parameter.partial = True
         component.register_forward_pre_hook(_Entrance(mesh))
     return model
+
+
+def check_divides(model: nn.Module, pieces: int) -> None:
+    """Raise ConfigError where `shard` would, for so many processes."""
+    for path, component, plan in _components(model):
+        for name, way in plan.items():
+            _check(component, name, way)
+            if way == "divided":
+                _require_multiple(getattr(component, name), f"{path}{name}", "", pieces)
+                continue
+            layer = component.get_submodule(name)
+            for size in _sizes(layer, way):
+                _require_multiple(size, f"{path}{name}", f" {'rows' if way == 'row' else 'columns'}", pieces)
+
+
+def _sizes(layer: nn.Module, way: str) -> tuple[int, ...]:
+    """What is cut of a layer: each of the matrices that are stacked in it, its inputs, or a table's columns."""
+    if isinstance(layer, nn.Embedding):
+        return (layer.embedding_dim,)
+    assert isinstance(layer, nn.Linear)
+    return declared(layer.weight, "stacked") or (layer.out_features,) if way == "column" else (layer.in_features,)
 
 
 def finish_gradients(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -121,9 +142,8 @@ def _check(component: nn.Module, name: str, way: str) -> None:
         raise ConfigError(f"{kind}.sharding: it has no linear layer {name!r}")
 
 
-def _divide(component: nn.Module, path: str, name: str, pieces: int) -> None:
+def _divide(component: nn.Module, name: str, pieces: int) -> None:
     whole = getattr(component, name)
-    _require_multiple(whole, path, "", pieces)
     vars(component).setdefault("_whole", {})[name] = whole
     setattr(component, name, whole // pieces)
 
@@ -138,24 +158,20 @@ def _require_multiple(size: int, path: str, what: str, pieces: int) -> None:
         )
 
 
-def _cut(component: nn.Module, path: str, name: str, way: str, mesh: DeviceMesh) -> None:
+def _cut(component: nn.Module, name: str, way: str, mesh: DeviceMesh) -> None:
     """Put in the place of a layer one that has its part of the weights."""
     layer = component.get_submodule(name)
     pieces, stacked = mesh.size(), declared(layer.weight, "stacked")
     if isinstance(layer, nn.Embedding):
-        _require_multiple(layer.embedding_dim, path, " columns", pieces)
         found: nn.Module = _like(_ColumnEmbedding, layer, mesh)
         _place(found, "weight", Shard(1), mesh, None)
     elif way == "column":
-        for rows in stacked or (layer.out_features,):
-            _require_multiple(rows, path, " columns", pieces)
         order = None if stacked is None else _order(stacked, pieces)
         found = _like(_Column, layer, mesh)
         _place(found, "weight", Shard(0), mesh, order)
         if layer.bias is not None:
             _place(found, "bias", Shard(0), mesh, order)
     else:
-        _require_multiple(layer.in_features, path, " rows", pieces)
         found = _like(_Row, layer, mesh)
         _place(found, "weight", Shard(1), mesh, None)
     parent, _, own = name.rpartition(".")

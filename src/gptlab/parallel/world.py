@@ -145,8 +145,8 @@ def noticing_losses(world: World) -> Iterator[None]:
         # gloo has no class for it: what it raises is a RuntimeError that names the file it is from
         if world.size > 1 and (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise GptlabError(
-                "another process of this run is gone; its own words say why. torchrun goes on by itself with "
-                f"--max-restarts, else the same command goes on with {option('resume', True)}"
+                "another process of this run is gone; its own words say why. torchrun goes on by itself where it may "
+                f"restart, else the same command goes on with {option('resume', True)}"
             ) from None
         raise
 
