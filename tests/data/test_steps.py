@@ -18,7 +18,7 @@ from gptlab.data.preparation import Engine
 from gptlab.errors import DataError
 from gptlab.tokenizer import load_tokenizer
 
-DATA = Path(os.environ.get("GPTLAB_TEST_DATA", "../shared/data"))
+DATA = Path(os.environ.get("GPTLAB_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")).resolve()
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(module) is None for module in ("datatrove", "spacy", "py3langid")),
