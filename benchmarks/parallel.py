@@ -3,8 +3,8 @@
     python benchmarks/parallel.py [--turns 5] [--steps 12] [--before FOLDER]
 
 A Llama of 6 layers × 256 at V 4096 and T 256, 16 sequences a step, float32, a thread for each process, gloo. 1.00 would
-be two processes that lose nothing; where layers or sequences are cut, part of the work is done twice as well. `--before`:
-another checkout of gptlab, whose one-process step is measured beside this one's.
+be two processes that lose nothing; where layers or sequences are cut, part of the work is done twice as well.
+`--before`: another checkout of gptlab, whose one-process step is measured beside this one's.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def prepare(folder: Path) -> None:
     """Tokens of no text in particular, in a data set as `gptlab data prepare` writes it, and the config."""
     letters = "".join(chr(97 + (i * i + 7 * i) % 26) for i in range(200_000))
     (folder / "text.txt").write_text(letters)
-    command = [sys.executable, "-m", "gptlab", "data", "prepare", "text.txt", "--tokenizer", "byte", "--out", "data"]
-    subprocess.run([*command, "--validation-fraction", "0.1"], cwd=folder, check=True, capture_output=True)
+    command = [sys.executable, "-m", "gptlab", "data", "prepare", "--input", "text.txt", "--tokenizer", "byte"]
+    subprocess.run(
+        [*command, "--out", "data", "--validation-fraction", "0.1"], cwd=folder, check=True, capture_output=True
+    )
 
 
 def worker(name: str, folder: Path, steps: int) -> None:
