@@ -11,7 +11,7 @@ from gptlab.errors import GptlabError
 if TYPE_CHECKING:
     from gptlab.config import RunConfig
     from gptlab.hardware.gpus import Gpu
-    from gptlab.planning.ranks import RankPlan
+    from gptlab.training.ranks import RankPlan
 
 LINK, NETWORK = 300.0, 25.0
 """Billions of bytes that a process sends a second: to others of its machine, as NVLink of an H100 allows, and to other
@@ -35,7 +35,7 @@ def _fitting(config: RunConfig, vocab_size: int, processes: int, per_node: int, 
 
     from gptlab.planning.formatting import format_bytes
     from gptlab.planning.plan import USABLE_MEMORY
-    from gptlab.planning.ranks import plan_rank
+    from gptlab.training.ranks import plan_rank
 
     kind = torch.float32 if config.train.dtype == "float32" else torch.bfloat16
 

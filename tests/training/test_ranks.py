@@ -15,7 +15,7 @@ from helpers import gptlab
 
 from gptlab.config import config_from, dump_yaml
 from gptlab.errors import ConfigError
-from gptlab.planning.ranks import RankPlan, Transfer, plan_rank
+from gptlab.training.ranks import RankPlan, Transfer, plan_rank
 
 VALUES: dict[str, Any] = {
     "data": {"path": "data"},
@@ -39,7 +39,7 @@ import contextlib, dataclasses, json, sys, torch
 from gptlab.config import load_config
 from gptlab.model import build_model
 from gptlab.parallel import choose_layout, destroy_distributed, find_world, init_distributed
-from gptlab.planning.ranks import measure
+from gptlab.training.ranks import measure
 
 cpu, world, found = torch.device("cpu"), find_world(), {}
 joined = init_distributed(world, cpu)
