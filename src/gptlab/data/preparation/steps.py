@@ -9,8 +9,10 @@ are marked. The rules of filters are datatrove's (https://github.com/huggingface
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -76,12 +78,12 @@ class Step(BaseModel):
 class DocumentStep(Step):
     """A step that looks at one document at a time."""
 
+    @abstractmethod
     def apply(self, text: str, folder: Path) -> tuple[str | None, str]:
         """A document's text, as it is to be from here on, or None where it is left out; and the reason, or "".
 
         `folder`: of what `make_ready` has written.
         """
-        raise NotImplementedError
 
 
 class ComparingStep(Step):
@@ -89,13 +91,13 @@ class ComparingStep(Step):
 
     compares: ClassVar[bool] = True
 
+    @abstractmethod
     def mark(self, text: str) -> NDArray[Any]:
         """(width,): what of a document is compared. All marks of a step have one width and one type."""
-        raise NotImplementedError
 
+    @abstractmethod
     def repeated(self, marks: NDArray[Any]) -> NDArray[np.bool_]:
         """(documents, width) → (documents,): which repeat one before them."""
-        raise NotImplementedError
 
 
 class ExactDuplicates(ComparingStep):
@@ -181,9 +183,10 @@ class MinHash(ComparingStep):
 
 
 class _Filter(DocumentStep):
-    """A filter of datatrove's."""
+    """A filter of datatrove's, its class called `rule` there."""
 
     needs: ClassVar[tuple[str, ...]] = ("datatrove", "spacy")
+    rule: ClassVar[str]
 
     def apply(self, text: str, folder: Path) -> tuple[str | None, str]:
         """As of `DocumentStep`."""
@@ -196,15 +199,14 @@ class _Filter(DocumentStep):
 
     @functools.cached_property
     def _rule(self) -> Any:
-        return self.made(self.model_dump())
-
-    def made(self, arguments: dict[str, Any]) -> Any:
-        """The filter with these arguments."""
-        raise NotImplementedError
+        filters = importlib.import_module("datatrove.pipeline.filters")
+        return getattr(filters, self.rule)(**self.model_dump())
 
 
 class GopherQuality(_Filter):
     """Leaves out what does not look like English prose (Rae et al. 2021, Gopher, arXiv:2112.11446, appendix A.1.1)."""
+
+    rule: ClassVar[str] = "GopherQualityFilter"
 
     min_doc_words: Count = 50
     max_doc_words: Count = 100_000
@@ -216,30 +218,22 @@ class GopherQuality(_Filter):
     max_non_alpha_words_ratio: Share = 0.8
     min_stop_words: Annotated[int, Ge(0)] = 2
 
-    def made(self, arguments: dict[str, Any]) -> Any:
-        """As of `_Filter`."""
-        from datatrove.pipeline.filters import GopherQualityFilter
-
-        return GopherQualityFilter(**arguments)
-
 
 class GopherRepetition(_Filter):
     """Leaves out what repeats itself (the same, table A1)."""
+
+    rule: ClassVar[str] = "GopherRepetitionFilter"
 
     dup_line_frac: Share = 0.3
     dup_para_frac: Share = 0.3
     dup_line_char_frac: Share = 0.2
     dup_para_char_frac: Share = 0.2
 
-    def made(self, arguments: dict[str, Any]) -> Any:
-        """As of `_Filter`."""
-        from datatrove.pipeline.filters import GopherRepetitionFilter
-
-        return GopherRepetitionFilter(**arguments)
-
 
 class C4(_Filter):
     """C4's rules (Raffel et al. 2020, arXiv:1910.10683): lines without an end mark go, and then pages without prose."""
+
+    rule: ClassVar[str] = "C4QualityFilter"
 
     filter_no_terminal_punct: bool = True
     min_num_sentences: int = 5
@@ -251,27 +245,17 @@ class C4(_Filter):
     filter_curly_bracket: bool = True
     filter_policy: bool = True
 
-    def made(self, arguments: dict[str, Any]) -> Any:
-        """As of `_Filter`."""
-        from datatrove.pipeline.filters import C4QualityFilter
-
-        return C4QualityFilter(**arguments)
-
 
 class FineWebQuality(_Filter):
     """FineWeb's own rules (Penedo et al. 2024, arXiv:2406.17557): lists, short lines, repeated characters."""
+
+    rule: ClassVar[str] = "FineWebQualityFilter"
 
     line_punct_thr: Share = 0.12
     short_line_thr: Share = 0.67
     short_line_length: Count = 30
     char_duplicates_ratio: Share = 0.01
     new_line_ratio: float = 0.3
-
-    def made(self, arguments: dict[str, Any]) -> Any:
-        """As of `_Filter`."""
-        from datatrove.pipeline.filters import FineWebQualityFilter
-
-        return FineWebQualityFilter(**arguments)
 
 
 class Language(DocumentStep):

@@ -249,10 +249,6 @@ class DoneBlock:
     source_bytes: int
     encoded: EncodedBlock
 
-    def documents(self, reading: Reading) -> Iterator[Document]:
-        """Its text is gone. Raises NotImplementedError."""
-        raise NotImplementedError
-
 
 PLAN = "plan.json"
 

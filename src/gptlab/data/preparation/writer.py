@@ -22,7 +22,7 @@ from gptlab.data.preparation.plan import Pass
 from gptlab.data.preparation.unit_files import DoneBlock, DoneUnits
 from gptlab.data.preparation.workers import EncodedBlock, encoding_workers
 from gptlab.data.shards import MAX_SHARDS, ShardWriter, token_dtype
-from gptlab.data.sources.base import Block, Cursor, Reading, Source
+from gptlab.data.sources.base import BlockPlace, Cursor, Reading, Source
 from gptlab.data.sources.resolve import names_of, read_blocks, source_of, total_size
 from gptlab.data.sources.selection import Selected
 from gptlab.errors import DataError, option
@@ -133,7 +133,7 @@ class DatasetWriter:
         self._check_not_empty()
         self._report(time.monotonic() - started, done)
 
-    def _encoding(self) -> contextlib.AbstractContextManager[Callable[[Block], Future[EncodedBlock]]]:
+    def _encoding(self) -> contextlib.AbstractContextManager[Callable[[Any], Future[EncodedBlock]]]:
         """What gives the ids of a block."""
         if self.done is not None:
             return contextlib.nullcontext(_encoded_already)
@@ -190,28 +190,28 @@ class DatasetWriter:
         return state
 
     def _run_pass(
-        self, number: int, submit: Callable[[Block], Future[EncodedBlock]], bar: Progress, task: TaskID
+        self, number: int, submit: Callable[[Any], Future[EncodedBlock]], bar: Progress, task: TaskID
     ) -> None:
         """Encode and write one pass. A bounded number of blocks is in flight; results are written in order."""
         if number != self.state.number:
             self.state = ResumeState(number, splits=self.state.splits)
         self.at_block_end = None
         self.full.clear()
-        blocks: Iterator[Block]
+        blocks: Iterator[BlockPlace]
         if self.done is not None:
             blocks = self.done.blocks(number, self.state.cursor, self.full)
         else:
             blocks = read_blocks(self.passes[number].sources, self.reading, self.state.cursor, self.full)
-        window: collections.deque[tuple[Block, Future[EncodedBlock]]] = collections.deque()
+        window: collections.deque[tuple[BlockPlace, Future[EncodedBlock]]] = collections.deque()
         more = True
         try:
             while more or window:
                 while more and len(window) < self.workers * _BLOCKS_PER_WORKER:
-                    block = next(blocks, None)
-                    if block is None:
+                    following = next(blocks, None)
+                    if following is None:
                         more = False
                     else:
-                        window.append((block, submit(block)))
+                        window.append((following, submit(following)))
                 if window:
                     block, future = window.popleft()
                     wanted = block.cursor[0] not in self.full
@@ -229,7 +229,7 @@ class DatasetWriter:
                 future.cancel()
         self._close_shard()
 
-    def _write_block(self, number: int, block: Block, encoded: EncodedBlock) -> bool:
+    def _write_block(self, number: int, block: BlockPlace, encoded: EncodedBlock) -> bool:
         """Write a block's ids. Returns whether a limit ends the pass here."""
         one, state = self.passes[number], self.state
         if self.at_block_end is not None:  # the block before is done: what was counted in it holds from here on
@@ -360,8 +360,7 @@ def save_tokenizer(tokenizer: Tokenizer, saved: Path | None, folder: Path) -> No
             tokenizer.save(aside)
 
 
-def _encoded_already(block: Block) -> Future[EncodedBlock]:
-    assert isinstance(block, DoneBlock)
+def _encoded_already(block: DoneBlock) -> Future[EncodedBlock]:
     future: Future[EncodedBlock] = Future()
     future.set_result(block.encoded)
     return future

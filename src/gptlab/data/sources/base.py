@@ -226,8 +226,8 @@ def _field_names(row: Mapping[Any, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{name}"
 
 
-class Block(Protocol):
-    """A run of text that one worker turns into documents."""
+class BlockPlace(Protocol):
+    """Where in the sources a block stands."""
 
     @property
     def source(self) -> str:
@@ -240,6 +240,10 @@ class Block(Protocol):
     @property
     def source_bytes(self) -> int:
         """Bytes of the source that it covers, for progress."""
+
+
+class Block(BlockPlace, Protocol):
+    """A run of text that one worker turns into documents."""
 
     def documents(self, reading: Reading) -> Iterator[Document]:
         """The documents in it. Raises DataError where they are no text."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from gptlab.data.sources.base import BLOCK_BYTES, Block, Cursor, Document, Reading, Source, utf8_length
+from gptlab.data.sources.base import BLOCK_BYTES, Block, BlockPlace, Cursor, Document, Reading, Source, utf8_length
 from gptlab.data.sources.folders import local_files
 from gptlab.data.sources.kinds import kind_of_input, open_file
 from gptlab.data.sources.selection import Input, Selected, parts_of
@@ -74,7 +74,7 @@ def read_documents(sources: Sequence[Source], reading: Reading) -> Iterator[tupl
         yield block, documents()
 
 
-def source_of(block: Block) -> list[object]:
+def source_of(block: BlockPlace) -> list[object]:
     """What tells the files apart that blocks are of: one may be given twice, an archive has several. Files of packed
     ids are one run of them: a document may go on in the next."""
     return ["shards"] if isinstance(block, IdsBlock) else [block.cursor[0], block.source]
