@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,29 @@ def _small_run(folder: Path) -> None:
     config = gpt2_config(dim=16, layers=1, heads=2, context_length=1024)
     save_weights(build_model(config, 257), folder / "model.safetensors")
     (folder / "config.yaml").write_text(dump_yaml(config.plain()), encoding="utf-8")
+
+
+@pytest.fixture
+def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail as a user's mistake does; return its line. Checks that no file came or went."""
+
+    from helpers import snapshot
+
+    from gptlab.cli import main
+
+    def attempt(*arguments: str) -> str:
+        before = snapshot(Path.cwd())
+        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert exit_info.value.code == 2, lines
+        errors = [line for line in lines if line.startswith("error: ")]
+        assert len(errors) == 1, lines
+        assert lines[-1] == errors[0]
+        assert "Traceback" not in "".join(lines)
+        assert snapshot(Path.cwd()) == before
+        return errors[0]
+
+    return attempt

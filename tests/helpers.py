@@ -22,6 +22,35 @@ system: {device: cpu, threads: 1}
 """
 
 
+GATED = """\
+hypothesis: a gate helps
+baseline: ../../base.yaml
+arms:
+  gated: {model: {block: {mlp: {use: SwiGLU, multiple_of: 1}}}}
+seeds: SEEDS
+metric: loss
+match: {tokens: 0%, parameters: 1%, flops: 1%}
+decision: {smallest_effect: 0.001, minimum_seeds: MINIMUM}
+"""
+
+
+def gated(seeds: list[int], minimum: int) -> str:
+    """The experiment.yaml of a gated MLP against a base.yaml two folders up."""
+    return GATED.replace("SEEDS", str(seeds)).replace("MINIMUM", str(minimum))
+
+
+def python_of(processes: int) -> list[str]:
+    """Python, or torchrun where there are several processes: a script or `-m` and a module follow."""
+    if processes == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    """Every file below `folder` with its size."""
+    return {str(path): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def make_data(folder: Path, *, tokens: int = 6000, seed: int = 0) -> Path:
     """A data set of made-up sentences, prepared by gptlab itself with the byte tokenizer."""
     from gptlab.data import prepare

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, gptlab, make_data, only_run, plain_json, rows
-
-from gptlab.cli import main
+from helpers import TINY, gptlab, make_data, only_run, plain_json, rows, snapshot
 
 Mistake = Callable[..., str]
 
@@ -38,32 +36,6 @@ def place(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings(*options: str) -> list[str]:
     return [part for option in ("data.path=data", *options) for part in ("--set", option)]
-
-
-@pytest.fixture
-def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command that must fail as a user's mistake does; return its line. Checks that no file came or went."""
-
-    def attempt(*arguments: str, cwd: Path | None = None) -> str:
-        before = snapshot(Path.cwd())
-        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_info:
-            main()
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert exit_info.value.code == 2, lines
-        errors = [line for line in lines if line.startswith("error: ")]
-        assert len(errors) == 1, lines
-        assert lines[-1] == errors[0]
-        assert "Traceback" not in "".join(lines)
-        assert snapshot(Path.cwd()) == before
-        return errors[0]
-
-    return attempt
-
-
-def snapshot(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_unknown_config_key(place: Path, mistake: Mistake) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import gptlab, make_data
+from helpers import gptlab, make_data, python_of
 from safetensors.torch import load_file, save_file
 
 from gptlab.cli import main
@@ -381,7 +381,7 @@ def test_two_processes_share_the_questions(runs: Path, questions: Path, call, tm
     asked = ["eval", str(runs / "b"), "--tasks", "arc_easy,lambada_openai", "--task-data", str(questions)]
     lines = [{"context": f"In boat {n} there is a", "continuation": "stone"} for n in range(21)]
     (questions / "lambada_openai.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gptlab"]
+    launcher = [*python_of(2), "-m", "gptlab"]
 
     def launched(*words: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import gptlab_here
+from helpers import gptlab_here, python_of
 
 from gptlab.cli import main
 from gptlab.evals import journal, likelihood
@@ -80,13 +80,12 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def kill(folder: Path, moment: int, *arguments: str, processes: int = 1) -> None:
     """Evaluate in a process of its own, or several, until it is killed."""
     (folder / "killed.py").write_text(KILLED)
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     runs = [] if arguments[0].startswith("runs/") else ["runs/b"]
     words = ["killed.py", str(moment), "eval", *runs, *arguments, "--task-data", "questions", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*python_of(processes), *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == (-signal.SIGKILL if processes == 1 else 1), done.stderr
 
 
@@ -162,7 +161,7 @@ def test_another_number_of_processes_goes_on(folder: Path, call: Callable[..., s
     assert results(folder) == undisturbed
 
     kill(folder, 2, *TASKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gptlab"]
+    launcher = [*python_of(2), "-m", "gptlab"]
     words = ["eval", "runs/b", "--task-data", "questions", "--device", "cpu", *TASKS, "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -15,19 +15,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers import TINY, gptlab, make_data, plain_json
+from helpers import TINY, gated, gptlab, make_data, plain_json
 
 ROOT = Path(__file__).parents[2]
-STATEMENT = """\
-hypothesis: a gate helps
-baseline: ../../base.yaml
-arms:
-  gated: {model: {block: {mlp: {use: SwiGLU, multiple_of: 1}}}}
-seeds: [1, 2, 3]
-metric: loss
-match: {tokens: 0%, parameters: 1%, flops: 1%}
-decision: {smallest_effect: 0.001, minimum_seeds: 3}
-"""
+STATEMENT = gated([1, 2, 3], minimum=3)
 BASE = TINY.replace("5120", "2560") + "data: {path: data}\ncheckpoint: {every: 3}\n"
 
 pytestmark = pytest.mark.slow

@@ -12,20 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, gptlab, make_data, rows
+from helpers import TINY, gated, gptlab, make_data, rows
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
-STATEMENT = """\
-hypothesis: a gate helps
-baseline: ../../base.yaml
-arms:
-  gated: {model: {block: {mlp: {use: SwiGLU, multiple_of: 1}}}}
-seeds: [1, 2]
-metric: loss
-match: {tokens: 0%, parameters: 1%, flops: 1%}
-decision: {smallest_effect: 0.001, minimum_seeds: 2}
-"""
+STATEMENT = gated([1, 2], minimum=2)
 LONG = ("--set", "train.tokens=100K")  # 391 steps: some seconds, in which it can be stopped
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]

@@ -8,23 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import TINY, gptlab, gptlab_here, make_data, only_run, rows
+from helpers import TINY, gated, gptlab, gptlab_here, make_data, only_run, rows
 
 from gptlab.cli import main
 from gptlab.errors import ConfigError
 from gptlab.lab.cluster.spec import TEMPLATE, Cluster, read_cluster
 from gptlab.lab.cluster.work import Work
 
-STATEMENT = """\
-hypothesis: a gate helps
-baseline: ../../base.yaml
-arms:
-  gated: {model: {block: {mlp: {use: SwiGLU, multiple_of: 1}}}}
-seeds: [1, 2, 3]
-metric: loss
-match: {tokens: 0%, parameters: 1%, flops: 1%}
-decision: {smallest_effect: 0.001, minimum_seeds: 2}
-"""
+STATEMENT = gated([1, 2, 3], minimum=2)
 Mistake = Callable[..., str]
 
 
@@ -43,25 +34,6 @@ def place(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (tmp_path / "cluster.yaml").write_text("{minutes: 30, memory: 16 gb}\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def mistake(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Run a command that must fail as a user's mistake does; return its line. Checks that nothing was written."""
-
-    def attempt(*arguments: str) -> str:
-        before = sorted(map(str, Path.cwd().rglob("*")))
-        monkeypatch.setattr(sys, "argv", ["gptlab", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert ended.value.code == 2, lines
-        assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-        assert sorted(map(str, Path.cwd().rglob("*"))) == before
-        return lines[-1]
-
-    return attempt
 
 
 # ---------------------------------------------------------------- the cluster file

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import TINY, gptlab, make_data, only_run, rows
+from helpers import TINY, gptlab, make_data, only_run, python_of, rows
 
 from gptlab.config import build, config_from
 from gptlab.config.load import merge
@@ -229,7 +228,7 @@ def test_processes_agree(tmp_path: Path) -> None:
         if processes == 1:
             gptlab(*arguments, cwd=folder)
         else:
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+            launcher = python_of(2)
             command = [*launcher, "-m", "gptlab", *arguments]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
             assert done.returncode == 0, done.stderr[-3000:]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY, gptlab, make_data, make_questions, only_run, rows
+from helpers import TINY, gptlab, make_data, make_questions, only_run, python_of, rows
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.slow
@@ -42,12 +41,14 @@ def run(
     make_questions(folder / "data/benchmarks", 40)
     (folder / "config.yaml").write_text(TINY)
     (folder / "script.py").write_text(RECORD_IDS)
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     options = [*OPTIONS, f"system.micro_batch={micro_batch}"]
     done = subprocess.run(
-        [*launcher, "script.py", *options], cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        [*python_of(processes), "script.py", *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     per_rank = [

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import gptlab
+from helpers import gptlab, python_of
 
 from gptlab.config import config_from, dump_yaml
 from gptlab.errors import ConfigError
@@ -64,9 +63,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     (place / "script.py").write_text(SCRIPT)
     for processes in (2, 4):
         asked = {name: settings for name, (count, settings) in LAYOUTS.items() if count == processes}
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         done = subprocess.run(
-            [*launcher, "script.py", json.dumps(asked)],
+            [*python_of(processes), "script.py", json.dumps(asked)],
             cwd=place,
             capture_output=True,
             text=True,

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import gptlab, make_data, make_questions, rows
+from helpers import gptlab, make_data, make_questions, python_of, rows
 from safetensors.numpy import load_file
 
 from gptlab.config import Parallel, config_from, dump_yaml
@@ -95,10 +94,7 @@ Job = tuple[str, str, list[str], bool]
 
 def launch(processes: int, jobs: list[Job]) -> list[str]:
     """The command that trains each of `jobs`: config, folder, settings, whether to resume."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, "script.py", json.dumps(jobs)]
+    return [*python_of(processes), "script.py", json.dumps(jobs)]
 
 
 def run_all(place: Path, processes: int, jobs: list[Job]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import TINY, gptlab, make_data, rows
+from helpers import TINY, gptlab, make_data, python_of, rows
 
 import gptlab as package
 from gptlab.cli import main
@@ -265,7 +265,7 @@ def test_sigterm_ends_the_whole(place: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_make_the_same_stages(place: Path) -> None:
     write()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = python_of(2)
     done = subprocess.run(
         [*launcher, "-m", "gptlab", "train", "two.yaml"],
         cwd=place,
